@@ -1,0 +1,32 @@
+"""quantkit: quantize Hugging Face causal language models into checkpoints real engines load, and prove what was kept.
+
+    report = quantkit.quantize("path/or/hub-id", "gptq-w4a16", "out/folder")
+    model = quantkit.load("out/folder")
+
+Names are imported on first use: `import quantkit` alone loads neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quantkit.api import quantize
+    from quantkit.errors import RunError, UserError
+    from quantkit.recipe import Recipe
+    from quantkit.runtime.load import load
+
+__all__ = ["Recipe", "RunError", "UserError", "load", "quantize"]
+
+_HOMES = {
+    "Recipe": "quantkit.recipe",
+    "RunError": "quantkit.errors",
+    "UserError": "quantkit.errors",
+    "load": "quantkit.runtime.load",
+    "quantize": "quantkit.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'quantkit' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

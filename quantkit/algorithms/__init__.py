@@ -1,0 +1,1 @@
+"""How codes are chosen: pure functions of tensors, no modules, no files."""

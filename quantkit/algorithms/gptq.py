@@ -1,0 +1,286 @@
+"""GPTQ (arXiv:2210.17323) as linear feedback, with the exact asymmetric re-fit.
+
+Written with a Cholesky factor, the error GPTQ keeps small falls apart into one square per column:
+
+    tr(E H E^T) = |E L|_F^2,   E = W - Q,   H + ridge I = L L^T,   column k of E L = sum over j >= k of E_j L_jk
+
+so walk k from the last column to the first and round w_k + sum over j > k of E_j L_jk / L_kk: every square is then as
+small as rounding allows. That is GPTQ exactly (QuIP, arXiv:2307.13304, theorem 6), with no inverse and no second
+factorisation, and a column only ever reads errors that are final, which makes it matrix products over finished columns.
+act_order sorts the columns by rising E[x^2], so the walk starts at the most important one.
+
+Re-fit ("asymmetric calibration": GPTAQ, arXiv:2504.02692; Qronos, arXiv:2505.11695). With X what the quantized layers
+before produce and Y0 the outputs wanted (those of the original model), |Y0 - X Q^T|^2 = |X W'^T - X Q^T|^2 + constant
+for W' = (Y0^T X)(X^T X)^-1: quantize W' instead of W. Both sides are damped alike: W' = (M + ridge W)(H + ridge I)^-1.
+
+Shapes: N = out features (all linears that share the input, stacked), K = in features, G = groups of a row,
+B = columns of a block. Tensors named _KN are transposed, so that one column of the weight is one run of memory.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from quantkit.errors import RunError, UserError
+from quantkit.grids.integer import IntegerGrid, dequantize
+from quantkit.types import QuantizedWeight
+
+LEAF = 16  # columns rounded one by one between two small matrix products
+MOST_DAMPING = 10.0
+PROBE_ROWS = 128  # rows whose rounding error is measured for comparison: all rows would cost as much as GPTQ itself
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """H + ridge I = L L^T after its columns were put in `order_K`; shared by all weights with this input.
+
+    upper_KK  L^T with its rows divided by the diagonal (unit upper triangular); diagonal_K that diagonal
+    order_K   order_K[i] is the original column at place i; places are walked from the last to the first
+    importance_K  diag(H) + ridge, in the original order
+    damping   ridge / mean(diag H) in the end; attempts counts factorisations (1 = the damping asked for was enough)
+    dead_K    columns that were never active; they are simply rounded
+    """
+
+    upper_KK: Tensor
+    diagonal_K: Tensor
+    order_K: Tensor
+    importance_K: Tensor
+    ridge: float
+    damping: float
+    attempts: int
+    dead_K: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class GptqInfo:
+    """What happened. Errors are tr(E (H + ridge I) E^T) of single rows, E = target - quantized.
+
+    error_N  of every row; rounded_P and energy_P (the target's own, E = target) of the sampled rows probe_P, for
+    rounding to nearest on the same ranges
+    """
+
+    damping: float
+    attempts: int
+    dead_columns: int
+    error_N: Tensor
+    probe_P: Tensor
+    rounded_P: Tensor
+    energy_P: Tensor
+
+    def relative_errors(self, start: int = 0, stop: int | None = None) -> tuple[float, float]:
+        """Rounding's and GPTQ's error over output energy, for rows [start, stop) (one linear of those stacked)."""
+        stop = len(self.error_N) if stop is None else stop
+        inside_P = (self.probe_P >= start) & (self.probe_P < stop)
+        if not inside_P.any():  # fewer rows than the spacing of the sample
+            inside_P = torch.ones_like(inside_P)
+        energy = self.energy_P[inside_P].sum().clamp(min=torch.finfo(torch.float32).tiny)
+        rows = self.probe_P[inside_P]
+        return (self.rounded_P[inside_P].sum() / energy).item(), (self.error_N[rows].sum() / energy).item()
+
+
+def factor(
+    hessian_KK: Tensor,
+    *,
+    damping: float = 0.01,
+    act_order: bool = True,
+    float64: bool = False,
+    overwrite: bool = False,
+) -> Factor:
+    """Factorise hessian_KK = X^T X (sum over tokens, symmetric, float32 or float64) once for all its weights.
+
+    ridge = damping * mean(diag H), raised tenfold as long as the matrix will not factor; the result says so.
+    overwrite lets the Hessian's own memory be used: [K, K] twice instead of three times.
+    RunError where H holds NaN or Inf, or will not factor at all.
+    """
+    K = len(hessian_KK)
+    if hessian_KK.shape != (K, K):
+        raise UserError(f"the Hessian must be square, got {tuple(hessian_KK.shape)}")
+    if not torch.isfinite(hessian_KK.sum()):
+        raise RunError("the Hessian holds NaN or Inf: the inputs of this layer overflowed during calibration")
+    dtype = torch.float64 if float64 else torch.promote_types(hessian_KK.dtype, torch.float32)
+    diag_K = hessian_KK.diagonal().to(dtype, copy=True)
+    dead_K = diag_K <= 0
+    order_K = torch.argsort(diag_K, stable=True) if act_order else torch.arange(K, device=diag_K.device).flip(0)
+    mean = diag_K.double().mean().item() or 1.0  # an input that never was: any ridge turns GPTQ into plain rounding
+
+    matrix_KK = hessian_KK.to(dtype)
+    spare_KK = torch.index_select(matrix_KK, 0, order_K)
+    if overwrite or matrix_KK is not hessian_KK:
+        torch.index_select(spare_KK, 1, order_K, out=matrix_KK)
+    else:
+        matrix_KK = torch.index_select(spare_KK, 1, order_K)
+    failed = torch.empty((), dtype=torch.int32, device=diag_K.device)
+    attempts, ridge = 0, 0.0
+    while True:
+        attempts += 1
+        ridge = damping * mean
+        matrix_KK.diagonal().copy_(diag_K[order_K]).add_(ridge)
+        # LAPACK fills columns: handing it the transpose makes L^T appear as rows in spare_KK, with no further copy
+        torch.linalg.cholesky_ex(matrix_KK, out=(spare_KK.mT, failed))
+        diagonal_K = spare_KK.diagonal().clone()
+        if not failed and torch.isfinite(diagonal_K).all():
+            break
+        if damping >= MOST_DAMPING:
+            raise RunError(
+                f"the Hessian [{K}, {K}] does not factor even with damping {damping:g}: "
+                "calibrate on more tokens, or set float64: true in the gptq options"
+            )
+        damping = min(max(damping * 10, 1e-4), MOST_DAMPING)
+    spare_KK.div_(diagonal_K[:, None])
+    return Factor(spare_KK, diagonal_K, order_K, diag_K.add_(ridge), ridge, ridge / mean, attempts, dead_K)
+
+
+def refit(weight_NK: Tensor, cross_NK: Tensor, factor: Factor) -> Tensor:
+    """W' = (cross + ridge W)(H + ridge I)^-1: the weight whose outputs on X come nearest to the wanted ones.
+
+    cross_NK = Y0^T X, summed over the same tokens as H (see `cross_from_inputs` for the other way to it).
+    """
+    target_KN = _transposed(weight_NK, factor).mul_(factor.ridge).add_(_transposed(cross_NK, factor))
+    # X U = B on the row-major [K, N]: its transpose is what LAPACK calls a matrix, so nothing is copied
+    rows_NK = target_KN.mT
+    upper_KK = factor.upper_KK
+    torch.linalg.solve_triangular(upper_KK, rows_NK, upper=True, left=False, unitriangular=True, out=rows_NK)
+    target_KN.div_(factor.diagonal_K.square()[:, None])
+    torch.linalg.solve_triangular(upper_KK.mT, rows_NK, upper=False, left=False, unitriangular=True, out=rows_NK)
+    result_NK = torch.empty_like(rows_NK, memory_format=torch.contiguous_format)
+    result_NK[:, factor.order_K] = rows_NK
+    return result_NK
+
+
+def gptq(
+    weight_NK: Tensor,
+    hessian: Tensor | Factor,
+    grid: IntegerGrid,
+    *,
+    cross_NK: Tensor | None = None,
+    damping: float = 0.01,
+    act_order: bool = True,
+    ranges: Literal["fixed", "updated"] = "fixed",
+    block_size: int = 128,
+    float64: bool = False,
+) -> tuple[QuantizedWeight, GptqInfo]:
+    """Quantize weight_NK so that its outputs on the inputs behind `hessian` change least.
+
+    hessian  X^T X [K, K], or its `factor` where several weights share it (damping, act_order, float64 are then in it)
+    cross_NK  Y0^T X: what the outputs should have been; None keeps the weight itself as the target
+    ranges   "fixed": every group's range comes from the target weight; "updated": from the target plus the errors fed
+             back to it when its first column is reached (needs act_order off: groups must be walked whole)
+    block_size changes speed only
+    """
+    if not torch.isfinite(weight_NK.sum(dtype=torch.float32)):
+        raise RunError("the weight holds NaN or Inf")
+    if isinstance(hessian, Tensor):
+        hessian = factor(hessian, damping=damping, act_order=act_order, float64=float64)
+    N, K = weight_NK.shape
+    if len(hessian.order_K) != K:
+        raise UserError(f"the Hessian is [{len(hessian.order_K)}, ...], the weight has {K} input features")
+    target_NK = weight_NK if cross_NK is None else refit(weight_NK, cross_NK, hessian)
+    if ranges == "updated" and hessian.order_K[0] != K - 1:
+        raise UserError("gptq: ranges: updated needs act_order: false")
+    scale_NG, zero_NG = grid.fit(target_NK, hessian.importance_K)
+    error_KN = _transposed(target_NK, hessian)
+    codes_NK, error_N = _walk(error_KN, hessian, grid, scale_NG, zero_NG, ranges == "updated", block_size)
+    q = QuantizedWeight(codes_NK, scale_NG, None if grid.spec.symmetric else zero_NG, grid.spec)
+    return q, _compare(target_NK, hessian, grid, scale_NG, zero_NG, error_N)
+
+
+def _transposed(weight_NK: Tensor, factor: Factor) -> Tensor:
+    """[K, N] in the factor's order and dtype, in memory of its own."""
+    return torch.index_select(weight_NK.mT, 0, factor.order_K).to(factor.upper_KK.dtype).contiguous()
+
+
+def _walk(
+    error_KN: Tensor, factor: Factor, grid: IntegerGrid, scale_NG: Tensor, zero_NG: Tensor, updated: bool, block_size: int
+) -> tuple[Tensor, Tensor]:
+    """Codes [N, K] (uint8, original order) and the error of every row. error_KN: the target in, target - Q out.
+
+    With `updated`, scale_NG and zero_NG are overwritten as their groups are reached.
+    """
+    K, N = error_KN.shape
+    upper_KK, group_size = factor.upper_KK, K // scale_NG.shape[1]
+    group_K = factor.order_K // group_size
+    groups = group_K.tolist()
+    scale_GN, zero_GN = scale_NG.mT.to(error_KN.dtype).contiguous(), zero_NG.mT.to(error_KN.dtype).contiguous()
+    codes_KN = torch.empty(K, N, dtype=torch.uint8, device=error_KN.device)
+    error_N = error_KN.new_zeros(N)
+    block_size = group_size if updated else min(block_size, K)
+    code_BN = error_KN.new_empty(block_size, N)
+    rounded_N = torch.empty(N, dtype=grid.scale_dtype, device=error_KN.device)
+    inverse_GN, low_GN, high_GN = 1 / scale_GN, -zero_GN, grid.spec.levels - 1 - zero_GN
+
+    for stop in range(K, 0, -block_size):
+        start = max(0, stop - block_size)
+        wanted_BN = torch.addmm(error_KN[start:stop], upper_KK[start:stop, stop:], error_KN[stop:])
+        if updated:
+            g = groups[start]
+            seen_BN = _seen_by_group(error_KN[start:stop], wanted_BN, upper_KK[start:stop, start:stop])
+            columns_B = factor.order_K[start:stop]
+            assert columns_B[-1] == g * group_size, "groups are walked whole, in their own order"
+            scale_N1, zero_N1 = grid.fit(seen_BN.flip(0).mT, factor.importance_K[columns_B.flip(0)])
+            scale_NG[:, g], zero_NG[:, g] = scale_N1[:, 0], zero_N1[:, 0]
+            scale_GN[g], zero_GN[g] = scale_N1[:, 0], zero_N1[:, 0]
+            inverse_GN[g], low_GN[g], high_GN[g] = 1 / scale_GN[g], -zero_GN[g], grid.spec.levels - 1 - zero_GN[g]
+        for leaf_stop in range(stop, start, -LEAF):
+            leaf = max(start, leaf_stop - LEAF)
+            wanted_BN[leaf - start : leaf_stop - start].addmm_(
+                upper_KK[leaf:leaf_stop, leaf_stop:stop], error_KN[leaf_stop:stop]
+            )
+            for k in range(leaf_stop - 1, leaf - 1, -1):
+                g, wanted_N, code_N = groups[k], wanted_BN[k - start], code_BN[k - start]
+                if k + 1 < leaf_stop:
+                    wanted_N.addmv_(error_KN[k + 1 : leaf_stop].mT, upper_KK[k, k + 1 : leaf_stop])
+                torch.mul(wanted_N, inverse_GN[g], out=code_N).round_()
+                torch.clamp(code_N, low_GN[g], high_GN[g], out=code_N)
+                torch.mul(code_N, scale_GN[g], out=rounded_N)  # rounds as `decode` does: once, to the dtype on file
+                wanted_N.sub_(rounded_N)
+                error_KN[k].sub_(rounded_N)
+        used_BN = code_BN[: stop - start]
+        codes_KN[start:stop] = used_BN.add_(zero_GN[group_K[start:stop]])
+        error_N += wanted_BN.mul_(factor.diagonal_K[start:stop, None]).square_().sum(0)
+
+    codes_NK = torch.empty(N, K, dtype=torch.uint8, device=error_KN.device)
+    codes_NK[:, factor.order_K] = codes_KN.mT
+    return codes_NK, error_N
+
+
+def _seen_by_group(target_BN: Tensor, wanted_BN: Tensor, upper_BB: Tensor) -> Tensor:
+    """The group's weights after all finished columns spread their errors over ALL columns left, as textbook GPTQ does.
+
+    `wanted` counts on the columns in between to pass errors on; undoing that is a solve with the group's own factor.
+    """
+    return target_BN + torch.linalg.solve_triangular(upper_BB, wanted_BN - target_BN, upper=True, unitriangular=True)
+
+
+def _compare(
+    target_NK: Tensor, factor: Factor, grid: IntegerGrid, scale_NG: Tensor, zero_NG: Tensor, error_N: Tensor
+) -> GptqInfo:
+    N = len(target_NK)
+    probe_P = torch.arange(0, N, -(-N // PROBE_ROWS), device=target_NK.device)
+    rounded = dequantize(grid.quantize(target_NK[probe_P], scale_NG[probe_P], zero_NG[probe_P]))
+    both_PK = torch.cat([target_NK[probe_P] - rounded.to(target_NK.dtype), target_NK[probe_P]])
+    # |E L|^2 row by row, L = (diagonal * unit upper)^T
+    errors_P = (_transposed(both_PK, factor).mT @ factor.upper_KK.mT).mul_(factor.diagonal_K).square_().sum(1)
+    rounded_P, energy_P = errors_P.split(len(probe_P))
+    return GptqInfo(
+        factor.damping, factor.attempts, int(factor.dead_K.sum()), error_N, probe_P, rounded_P, energy_P
+    )
+
+
+def accumulate(hessian_KK: Tensor, x_MK: Tensor, *, tile: int = 512) -> None:
+    """hessian_KK += x^T x, its upper triangle only (in tiles): a little over half the arithmetic. `finish` mirrors it."""
+    x_MK = x_MK.to(hessian_KK.dtype)
+    for start in range(0, hessian_KK.shape[0], tile):
+        rows_KM = x_MK[:, start : start + tile].mT
+        hessian_KK[start : start + tile, start:].addmm_(rows_KM, x_MK[:, start:])
+
+
+def finish(hessian_KK: Tensor, *, tile: int = 512) -> Tensor:
+    """Mirror the upper triangle of an accumulated Hessian to the lower one, in place; once, after all tokens."""
+    for start in range(0, hessian_KK.shape[0], tile):
+        stop = start + tile
+        hessian_KK[stop:, start:stop] = hessian_KK[start:stop, stop:].mT
+        corner = hessian_KK[start:stop, start:stop]
+        corner.copy_(corner.triu().add_(corner.triu(1).mT))
+    return hessian_KK

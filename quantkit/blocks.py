@@ -1,0 +1,246 @@
+"""A model that is never whole in memory: parameters on the meta device, one decoder block filled at a time.
+
+The embedding is never loaded either: its rows are read from the file as the calibration tokens ask for them.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.errors import RunError, UserError
+from quantkit.naming import Piece
+
+Sources = dict[str, list[Piece]]
+
+
+def read_config(folder: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The model's configuration; UserError for an unknown architecture or one that needs remote code unasked."""
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError) as error:
+        text = str(error)
+        if "trust_remote_code" in text:
+            raise UserError(
+                f"{folder}: this model needs its own Python code; pass --trust-remote-code if you trust it"
+            ) from error
+        raise UserError(
+            f"{folder}: transformers cannot read this model's config.json: {text.splitlines()[0]}"
+        ) from error
+
+
+def build_meta_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model with every parameter on the meta device and every buffer (rotary tables) real.
+
+    Experts run as the plain loop over experts, so that each expert's matrix product can be observed.
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(module, name, None if param is None else nn.Parameter(param.to("meta"), requires_grad=False))
+
+    nn.Module.register_parameter = register_on_meta
+    try:
+        with no_init_weights():
+            model = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=trust_remote_code, experts_implementation="eager"
+            )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError("this model needs its own Python code; pass --trust-remote-code if you trust it") from error
+        raise UserError(
+            f"transformers cannot build a causal language model from this config.json "
+            f"(model_type {getattr(config, 'model_type', None)!r}): {error}"
+        ) from error
+    finally:
+        nn.Module.register_parameter = register
+    model.tie_weights()
+    return model.eval()
+
+
+def find_blocks(model: nn.Module) -> tuple[str, list[nn.Module]]:
+    """Path and members of the decoder blocks: the heaviest ModuleList that lies in no other one."""
+    lists = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
+    }
+    outer = {n: m for n, m in lists.items() if not any(n.startswith(other + ".") for other in lists)}
+    if not outer:
+        raise UserError("this model has no list of decoder blocks: nothing to quantize block by block")
+    path = max(outer, key=lambda name: sum(p.numel() for p in outer[name].parameters()))
+    return path, list(outer[path])
+
+
+def read_param(checkpoint: Checkpoint, pieces: list[Piece], shape: torch.Size, dtype: torch.dtype | None) -> Tensor:
+    """One parameter put together from its checkpoint tensors; NaN or Inf is a UserError naming the tensor."""
+    whole = None
+    for piece in pieces:
+        source = checkpoint.read(piece.name)
+        check_finite(source, piece.name)
+        part = piece.of(source)
+        if dtype is not None:
+            part = part.to(dtype)
+        if not piece.where:
+            if part.shape != shape:
+                got, expected = tuple(part.shape), tuple(shape)
+                raise UserError(f"{checkpoint.folder}: {piece.name} is {got}, config.json asks for {expected}")
+            return part.contiguous()
+        whole = torch.empty(shape, dtype=part.dtype) if whole is None else whole
+        whole[piece.where] = part
+    assert whole is not None
+    return whole
+
+
+def check_finite(tensor: Tensor, name: str) -> None:
+    """UserError naming the tensor when a value is NaN or infinite."""
+    flat = tensor.reshape(-1)
+    if not flat.is_floating_point():
+        return
+    for start in range(0, flat.numel(), 1 << 22):
+        part = flat[start : start + (1 << 22)]
+        # A sum is NaN or infinite when any term is; only then (or when it overflows) look at each value.
+        if not torch.isfinite(part.float().sum()) and not torch.isfinite(part.float()).all():
+            count = int((~torch.isfinite(flat.float())).sum())
+            raise UserError(f"{name}: {count} of {flat.numel()} values are NaN or infinite; the weights are damaged")
+
+
+def materialize(
+    module: nn.Module,
+    prefix: str,
+    sources: Sources,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> None:
+    """Fill the module's meta parameters from the checkpoint, as `dtype` (None: as on file) on `device`."""
+    for name, param in list(module.named_parameters()):
+        pieces = sources[f"{prefix}{name}"]
+        set_param(module, name, read_param(checkpoint, pieces, param.shape, dtype).to(device))
+
+
+def release(module: nn.Module) -> None:
+    """Put the module's parameters back on the meta device."""
+    for name, param in list(module.named_parameters()):
+        set_param(module, name, param.to("meta"))
+
+
+def set_param(module: nn.Module, name: str, value: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+
+
+class _RowsFromFile(TorchFunctionMode):
+    """F.embedding on a meta weight reads just the rows asked for from the checkpoint."""
+
+    def __init__(self, weights: dict[int, Callable[[Tensor], Tensor]]) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is nn.functional.embedding and id(args[1]) in self.weights:
+            return self.weights[id(args[1])](args[0])
+        return func(*args, **(kwargs or {}))
+
+
+class _Stop(Exception):  # noqa: N818 (control flow, not an error)
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCall:
+    """How the model calls one block: hidden states first, then these."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+
+    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """The block's output hidden states for hidden [batch, seq, hidden]."""
+        with torch.no_grad():
+            output = block(hidden, *self.args, **self.kwargs)
+        return output if isinstance(output, Tensor) else output[0]
+
+
+class Skeleton:
+    """The meta model, its blocks, and what reaches the first of them."""
+
+    def __init__(
+        self, model: PreTrainedModel, sources: Sources, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.model, self.sources, self.checkpoint, self.dtype, self.device = model, sources, checkpoint, dtype, device
+        self.path, self.blocks = find_blocks(model)
+        for name, buffer in model.named_buffers():
+            owner, _, leaf = name.rpartition(".")
+            model.get_submodule(owner)._buffers[leaf] = buffer.to(device)
+        self._tables: dict[int, Callable[[Tensor], Tensor]] = {}
+
+    def prefix(self, index: int) -> str:
+        return f"{self.path}.{index}."
+
+    def fill(self, index: int, *, dtype: torch.dtype | None = None) -> nn.Module:
+        """Block `index` with its weights from the checkpoint."""
+        block = self.blocks[index]
+        materialize(block, self.prefix(index), self.sources, self.checkpoint, dtype or self.dtype, self.device)
+        return block
+
+    def first_call(self, ids: Tensor) -> tuple[Tensor, list[BlockCall]]:
+        """Hidden states [batch, seq, hidden] entering block 0 for ids [batch, seq], and how each block is called."""
+        self._fill_surroundings()
+        for as_tuple in (False, True):  # a few models unpack a tuple from each block
+            record: list[tuple[Tensor, BlockCall]] = []
+            with suppress(_Stop), self._recording(record, as_tuple), _RowsFromFile(self._tables), torch.no_grad():
+                self.model(input_ids=ids.to(self.device), use_cache=False)
+            hidden = [entry[0] for entry in record]
+            if len(record) == len(self.blocks) and all(h is hidden[0] for h in hidden):
+                return hidden[0], [entry[1] for entry in record]
+        raise RunError(
+            f"{self.path}: {len(record)} of {len(self.blocks)} blocks ran in a row on the same hidden states; "
+            "this architecture does not chain its blocks plainly and cannot be quantized block by block"
+        )
+
+    @contextmanager
+    def _recording(self, record: list[tuple[Tensor, BlockCall]], as_tuple: bool) -> Iterator[None]:
+        def recorder(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
+            record.append((hidden_states, BlockCall(args, kwargs)))
+            if len(record) == len(self.blocks):
+                raise _Stop
+            return (hidden_states,) if as_tuple else hidden_states
+
+        try:
+            for block in self.blocks:
+                block.forward = recorder
+            yield
+        finally:
+            for block in self.blocks:
+                del block.forward
+
+    def _fill_surroundings(self) -> None:
+        """Everything outside the blocks but the big tables: those are read row by row, the head is never needed."""
+        if self._tables:
+            return
+        head = self.model.get_output_embeddings()
+        for module_name, module in self.model.named_modules():
+            if module_name == self.path or module_name.startswith(self.path + ".") or module is head:
+                continue
+            for leaf, param in list(module.named_parameters(recurse=False)):
+                name = f"{module_name}.{leaf}" if module_name else leaf
+                pieces = self.sources.get(name)
+                if isinstance(module, nn.Embedding) and pieces is not None:
+                    self._tables[id(param)] = self._rows_reader(pieces[0].name)
+                elif pieces is not None:
+                    set_param(
+                        module, leaf, read_param(self.checkpoint, pieces, param.shape, self.dtype).to(self.device)
+                    )
+
+    def _rows_reader(self, tensor_name: str) -> Callable[[Tensor], Tensor]:
+        def rows(ids: Tensor) -> Tensor:
+            table = self.checkpoint.rows(tensor_name, ids.reshape(-1).cpu())
+            check_finite(table, tensor_name)
+            return table.reshape(*ids.shape, -1).to(self.device, self.dtype)
+
+        return rows

@@ -1,0 +1,75 @@
+"""Bytes between files and tensors' own memory: no maps, no copies in between, any size."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quantkit.errors import UserError
+
+CHUNK = 4 << 20  # bytes held while copying
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A descriptor to read from; UserError when the file cannot be opened any more."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; the file must stay readable while the run goes on") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor of any dtype, writable, without a copy."""
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+
+
+def read_into(fd: int, raw: Tensor, offset: int, path: Path) -> None:
+    """Fill a contiguous uint8 tensor from `offset` of the file; UserError when the file ends before that."""
+    view, done = as_bytes(raw), 0
+    while done < len(view):
+        count = os.preadv(fd, [view[done:]], offset + done)
+        if count == 0:
+            raise UserError(f"{path}: ended at byte {offset + done} while being read; it changed after the run began")
+        done += count
+
+
+def write_at(fd: int, tensor: Tensor, offset: int) -> None:
+    """Write a contiguous CPU tensor's bytes at `offset`; OSError as the system gives it."""
+    write_bytes(fd, as_bytes(tensor), offset)
+
+
+def write_bytes(fd: int, view: memoryview, offset: int) -> None:
+    """Write all of view at `offset`."""
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
+
+
+def copy_range(source: int, start: int, target: int, offset: int, length: int, path: Path) -> None:
+    """Copy `length` bytes between open files, inside the kernel where it can; `path` names the source in errors."""
+    done = 0
+    while done < length and hasattr(os, "copy_file_range"):
+        try:
+            count = os.copy_file_range(source, target, min(length - done, 1 << 30), start + done, offset + done)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+                raise
+            break
+        if count == 0:
+            break  # some file systems answer 0 instead of refusing; the loop below tells a short file apart
+        done += count
+    buffer = torch.empty(min(CHUNK, length - done), dtype=torch.uint8)
+    while done < length:
+        part = buffer[: min(CHUNK, length - done)]
+        read_into(source, part, start + done, path)
+        write_at(target, part, offset + done)
+        done += part.numel()

@@ -1,0 +1,198 @@
+"""Read a Hugging Face model folder tensor by tensor, with nothing left resident and nothing trusted.
+
+Tensors are read with pread into memory of their own: mapped pages would count as resident for as long as the map lives.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit.checkpoint.header import DAMAGED, TensorInfo, read_header, read_json
+from quantkit.checkpoint.rawio import as_bytes, copy_range, opened, read_into, write_at
+from quantkit.errors import UserError
+
+SAMPLE = 64 << 10  # bytes hashed at the start, in the middle and at the end of a tensor
+
+
+class Checkpoint:
+    """A model folder: `config` (config.json) and `tensors` (name -> TensorInfo, by name); weights stay on disk."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], tensors: dict[str, TensorInfo]) -> None:
+        self.folder, self.config = folder, config
+        self.tensors = dict(sorted(tensors.items()))
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Checkpoint":
+        """Read config.json and every header; UserError naming file and remedy for whatever is wrong with them."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give the path of a Hugging Face model folder")
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise UserError(f"{folder}: the folder cannot be read; check its permissions")
+        config = read_json(folder / "config.json", "a model folder needs one; is this the right folder?")
+        return cls(folder, config, _find_tensors(folder))
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The floating dtype that holds most of the bytes: what the model counts as being stored in."""
+        held: dict[torch.dtype, int] = {torch.float32: 0}
+        for info in self.tensors.values():
+            if info.dtype.is_floating_point:
+                held[info.dtype] = held.get(info.dtype, 0) + info.nbytes
+        return max(held, key=lambda dtype: held[dtype])
+
+    def info(self, name: str) -> TensorInfo:
+        """TensorInfo of a tensor; UserError where there is none of that name."""
+        if name not in self.tensors:
+            raise UserError(f"{self.folder}: no tensor named {name}")
+        return self.tensors[name]
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, in memory of its own, contiguous, on the CPU."""
+        info = self.info(name)
+        if info.pickled:
+            return _load_pickled(info.file)[name].clone(memory_format=torch.contiguous_format)
+        raw = torch.empty(info.nbytes, dtype=torch.uint8)
+        with opened(info.file) as fd:
+            read_into(fd, raw, info.start, info.file)
+        return raw.view(info.dtype).reshape(info.shape)
+
+    def rows(self, name: str, index: Tensor) -> Tensor:
+        """tensor[index] for index int64 [R]: only those rows are read, one pread per run of neighbours."""
+        info = self.info(name)
+        if not info.shape:
+            raise ValueError(f"{name} has no rows")
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < info.shape[0]:
+            raise UserError(f"{name}: rows {int(index.min())} to {int(index.max())} asked of {info.shape[0]}")
+        if info.pickled:
+            return _load_pickled(info.file)[name][index].contiguous()
+        wanted, position = torch.unique(index.cpu(), sorted=True, return_inverse=True)
+        row = info.nbytes // max(1, info.shape[0])
+        raw = torch.empty(wanted.numel() * row, dtype=torch.uint8)
+        breaks = (wanted.diff() != 1).nonzero().flatten() + 1
+        edges = [0, *breaks.tolist(), wanted.numel()]
+        with opened(info.file) as fd:
+            for first, last in pairwise(edges):
+                if first < last:
+                    start = info.start + int(wanted[first]) * row
+                    read_into(fd, raw[first * row : last * row], start, info.file)
+        table = raw.view(info.dtype).reshape(wanted.numel(), *info.shape[1:])
+        if torch.equal(position, torch.arange(wanted.numel())):
+            return table
+        # float8 has no indexing kernels on every device, bytes do
+        return table.view(torch.uint8).reshape(-1, max(row, 1))[position].view(info.dtype).reshape(-1, *info.shape[1:])
+
+    def copy(self, name: str, fd: int, offset: int) -> None:
+        """Copy the tensor's bytes to `offset` of the open file `fd`; OSError when that cannot be written."""
+        info = self.info(name)
+        if info.pickled:
+            write_at(fd, self.read(name), offset)
+            return
+        with opened(info.file) as source:
+            copy_range(source, info.start, fd, offset, info.nbytes, info.file)
+
+    def fingerprint(self) -> str:
+        """sha256 over config.json and each tensor's name, dtype, shape and bytes (of a large one three samples).
+
+        Independent of how the tensors are spread over files.
+        """
+        digest = hashlib.sha256((self.folder / "config.json").read_bytes())
+        for name, info in self.tensors.items():
+            digest.update(f"\n{name} {info.dtype} {info.shape} {info.nbytes}\n".encode())
+            for sample in self._samples(name, info):
+                digest.update(sample)
+        return digest.hexdigest()
+
+    def _samples(self, name: str, info: TensorInfo) -> Iterator[memoryview | bytes]:
+        size = info.nbytes
+        starts = [0] if size <= 3 * SAMPLE else [0, size // 2, size - SAMPLE]
+        length = size if len(starts) == 1 else SAMPLE
+        if info.pickled:
+            raw = as_bytes(_load_pickled(info.file)[name].contiguous())
+            yield from (raw[start : start + length] for start in starts)
+            return
+        with opened(info.file) as fd:
+            for start in starts:
+                yield os.pread(fd, length, info.start + start)
+
+
+def _find_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """The weights transformers would load, by its order of preference."""
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        single, index = folder / f"{stem}.{suffix}", folder / f"{stem}.{suffix}.index.json"
+        if single.exists():
+            return _file_tensors(single)
+        if index.exists():
+            return _indexed_tensors(folder, index)
+    if (folder / "adapter_model.safetensors").exists():
+        raise UserError(f"{folder}: this is an adapter (LoRA), not a model; merge it into its base model first")
+    raise UserError(f"{folder}: no weights: neither model.safetensors nor pytorch_model.bin, nor an index of either")
+
+
+def _file_tensors(path: Path) -> dict[str, TensorInfo]:
+    if path.suffix != ".bin":
+        return read_header(path)
+    loaded = _load_pickled(path)
+    return {name: TensorInfo(t.dtype, tuple(t.shape), path, 0, t.numel() * t.itemsize) for name, t in loaded.items()}
+
+
+def _indexed_tensors(folder: Path, index: Path) -> dict[str, TensorInfo]:
+    weight_map = read_json(index, "").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise UserError(f"{index}: no weight_map of tensor names to file names: {DAMAGED}")
+    tensors: dict[str, TensorInfo] = {}
+    for file in sorted(set(weight_map.values())):
+        path = folder / file
+        check_inside(folder, path, f"{index} names {file!r}")
+        if not path.is_file():
+            raise UserError(f"{path}: {index.name} names this file, but it is missing; download it again")
+        for name, info in _file_tensors(path).items():
+            if name in tensors:
+                raise UserError(f"{path}: {name} is also in {tensors[name].file.name}; one of the two files is stale")
+            tensors[name] = info
+    for name, file in weight_map.items():
+        if name not in tensors or tensors[name].file != folder / file:
+            raise UserError(f"{folder / file}: {index.name} says {name} is here, but it is not: {DAMAGED}")
+    return tensors
+
+
+def check_inside(folder: Path, path: Path, who: str) -> None:
+    """UserError when path leaves folder by name or link; links into the Hub cache's own blobs are its layout."""
+    roots = [folder.resolve()]
+    if roots[0].parent.name == "snapshots":
+        roots.append(roots[0].parent.parent / "blobs")
+    named = Path(os.path.normpath(path))
+    if not named.is_relative_to(os.path.normpath(folder)) or not any(path.resolve().is_relative_to(r) for r in roots):
+        raise UserError(f"{who}, which lies outside {folder}; put the file itself into the folder if you trust it")
+
+
+def _load_pickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .bin file, lazily mapped; loaded anew each time so that no pages stay resident."""
+    try:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+            loaded = _load_legacy(path)
+    except Exception as error:  # unpickling damaged bytes raises nearly anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path}: torch.load(weights_only=True) refuses this file: {reason}; convert it to safetensors"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: holds a {type(loaded).__name__}, not a dict of tensors; convert it to safetensors")
+    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+
+
+@lru_cache(maxsize=1)
+def _load_legacy(path: Path) -> Any:
+    """A file from before torch 1.6: it cannot be mapped, so the whole of it is kept rather than read per tensor."""
+    return torch.load(path, map_location="cpu", weights_only=True)

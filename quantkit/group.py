@@ -1,0 +1,144 @@
+"""Quantize the linears that share one input: the step between a block's statistics and the algorithms.
+
+Shapes: N = rows of all linears of a group, K = input features, M = tokens of a batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit.algorithms.gptq import GptqInfo, factor, gptq
+from quantkit.algorithms.rtn import rtn
+from quantkit.calibration import Statistic
+from quantkit.errors import RunError
+from quantkit.grids.integer import IntegerGrid, RangeSearch, dequantize
+from quantkit.plan import Linear
+from quantkit.recipe import GptqOptions
+from quantkit.types import QuantizedWeight
+
+
+def refits(linear: Linear) -> bool:
+    """Whether this linear's weight is re-fitted to the original outputs before rounding (asymmetric calibration)."""
+    return isinstance(linear.weights.options, GptqOptions) and linear.weights.options.refit
+
+
+def needs_hessian(linears: list[Linear]) -> bool:
+    return any(isinstance(linear.weights.options, GptqOptions) for linear in linears)
+
+
+class Drift:
+    """sum over tokens of W (x0 - x) x^T [N, K]: how far the quantized prefix moved this group's outputs.
+
+    With X0 the original model's inputs and X those behind quantized layers, W' = W + drift (X X^T + damping)^-1
+    minimises ||W X0 - W' X||^2. Kept as a difference because W' - W is small: float32 is then enough.
+    Computed as (W (X0 - X)) X^T or as W ((X0 - X) X^T), whichever takes fewer operations.
+    """
+
+    def __init__(self, weights: dict[str, Tensor], original_MK: Tensor) -> None:
+        self.names = list(weights)
+        self.rows = [len(w) for w in weights.values()]
+        self.weight_NK = torch.cat([w.float() for w in weights.values()])
+        self.original_MK = original_MK
+        N, K = self.weight_NK.shape
+        self.by_output = N * 2 < K
+        self.sum = self.weight_NK.new_zeros(N if self.by_output else K, K)
+
+    def add(self, x_MK: Tensor, tokens: slice) -> None:
+        """Add one batch; tokens says where in the original inputs its rows are."""
+        x_MK = x_MK.float()
+        moved_MK = self.original_MK[tokens].to(x_MK) - x_MK
+        if self.by_output:
+            moved_MK = moved_MK @ self.weight_NK.T
+        self.sum.addmm_(moved_MK.T, x_MK)
+
+    def finish(self) -> dict[str, Tensor]:
+        """The drift of each linear by name."""
+        drift_NK = self.sum if self.by_output else self.weight_NK @ self.sum
+        return dict(zip(self.names, drift_NK.split(self.rows), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A linear with its quantized weight and its line for the report."""
+
+    linear: Linear
+    quantized: QuantizedWeight
+    record: dict[str, Any]
+
+
+def quantize_group(
+    weights: dict[str, Tensor],
+    linears: list[Linear],
+    statistic: Statistic | None,
+    drift: dict[str, Tensor],
+    *,
+    signed: bool,
+) -> list[Result]:
+    """Quantize the [N_i, K] weights (by name) of linears with one common input.
+
+    Linears of equal settings are stacked: one factorisation and one column loop serve all of them.
+    statistic is None where there is no calibration or no token came (an expert): then rounding on the plain grid.
+    """
+    stacks: dict[Any, list[Linear]] = {}
+    for linear in linears:
+        stacks.setdefault((linear.spec, linear.scale_dtype, linear.weights.model_dump_json()), []).append(linear)
+    results = []
+    for position, members in enumerate(stacks.values()):
+        w_NK = torch.cat([weights[linear.name].float() for linear in members])
+        moved = [drift[linear.name] for linear in members if linear.name in drift]
+        consume = position == len(stacks) - 1
+        try:
+            q, info = _quantize_stack(w_NK, members[0], statistic, torch.cat(moved) if moved else None, signed, consume)
+        except RunError as error:
+            raise RunError(f"{', '.join(linear.name for linear in members)}: {error}") from error
+        start = 0
+        for linear in members:
+            stop = start + linear.shape[0]
+            part = q.rows(start, stop)
+            results.append(Result(linear, part, _record(linear, part, w_NK[start:stop], info, start, stop)))
+            start = stop
+    return results
+
+
+def _quantize_stack(
+    w_NK: Tensor, linear: Linear, statistic: Statistic | None, drift_NK: Tensor | None, signed: bool, consume: bool
+) -> tuple[QuantizedWeight, dict[str, Any]]:
+    """Quantized rows, and per row what the report needs: error and rounding's error over energy."""
+    options = linear.weights.options
+    search = RangeSearch() if options.range == "mse" else None
+    grid = IntegerGrid(linear.spec, linear.scale_dtype, search, signed)
+    importance_K = None if statistic is None else (statistic.square_sum_K / statistic.count).float()
+    if not isinstance(options, GptqOptions) or statistic is None:
+        return rtn(w_NK, grid, importance_K=importance_K), {"importance_K": importance_K}
+    assert statistic.hessian_KK is not None
+    shared = factor(
+        statistic.hessian_KK,
+        damping=options.damping,
+        act_order=options.act_order,
+        float64=options.float64,
+        overwrite=consume,
+    )
+    q, info = gptq(w_NK, shared, grid, drift_NK=drift_NK, ranges=options.ranges, block_size=options.block_size)
+    return q, {"gptq": info}
+
+
+def _record(
+    linear: Linear, q: QuantizedWeight, w_NK: Tensor, info: dict[str, Any], start: int, stop: int
+) -> dict[str, Any]:
+    record: dict[str, Any] = {"name": linear.name, "scheme": str(linear.spec), "shape": list(linear.shape)}
+    if "gptq" in info:
+        gptq_info: GptqInfo = info["gptq"]
+        rounded, error = gptq_info.relative_errors(start, stop)
+        record |= {"algorithm": "gptq", "error_rounding": rounded, "error": error, "damping": gptq_info.damping}
+        if gptq_info.attempts > 1:
+            record["note"] = f"the Hessian did not factor: damping raised to {gptq_info.damping:g}"
+        if gptq_info.dead_columns:
+            record["dead_columns"] = gptq_info.dead_columns
+        return record
+    # Without correlations the expected output error is the weight error weighted by E[x^2].
+    importance_K = info["importance_K"] if info["importance_K"] is not None else torch.ones(1, device=w_NK.device)
+    lost = (dequantize(q).float() - w_NK).square().mul_(importance_K).sum()
+    record |= {"algorithm": "rtn", "error": (lost / (w_NK.square() * importance_K).sum().clamp(min=1e-38)).item()}
+    return record

@@ -1,0 +1,241 @@
+"""What a model folder holds, told from its headers and config.json alone: no weight is read.
+
+Bits per weight counts codes, scales and zero points of the quantized linears; the model's figure counts every tensor.
+"""
+
+import json
+import re
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from quantkit.checkpoint.reader import Checkpoint, TensorInfo
+from quantkit.errors import UserError
+from quantkit.formats import FORMATS
+from quantkit.types import TensorSpec
+
+REPORT = "quantkit-report.json"
+KINDS = {
+    "weight_packed": "codes",
+    "weight_scale": "scales",
+    "weight_zero_point": "zero points",
+    "weight_shape": "shapes",
+}
+PAYLOAD = ("codes", "scales", "zero points")
+
+
+def inspect_folder(path: str | Path) -> dict[str, Any]:
+    """Scheme of every module, sizes by kind of tensor, what is not quantized and why, and the shards.
+
+    UserError for a folder that is not a readable checkpoint. A way of quantizing that quantkit cannot read is named
+    under "note", and figures that would need it are None.
+    """
+    checkpoint = Checkpoint.open(Path(path))
+    quantization = checkpoint.config.get("quantization_config") or {}
+    tensors = checkpoint.tensors
+    packed = sorted(name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale"))
+    specs, note = _specs(quantization, packed)
+    modules = {name: _module(checkpoint, name, spec) for name, spec in specs.items() if name in packed}
+
+    rest = [name for name in tensors if _owner(name) not in modules or name.endswith(".bias")]
+    weights = sum(prod(module["shape"]) for module in modules.values())
+    parameters = weights + sum(prod(tensors[name].shape) for name in rest)
+    stored = sum(_size(info) for info in tensors.values())
+    payload = sum(module["bytes"] for module in modules.values())
+    return {
+        "path": str(path),
+        "architecture": (checkpoint.config.get("architectures") or ["unknown"])[0],
+        "method": quantization.get("quant_method"),
+        "format": quantization.get("format"),
+        "note": note,
+        "modules": modules,
+        "parameters": None if note else parameters,
+        "bits_per_weight": {
+            "quantized": 8 * payload / weights if weights else None,
+            "model": None if note else 8 * stored / parameters,
+        },
+        "bytes": stored,
+        "bf16_bytes": None if note else 2 * parameters,
+        "kinds": _kinds(tensors, checkpoint.config),
+        "unquantized": _unquantized(checkpoint, rest),
+        "shards": _shards(tensors),
+    }
+
+
+def _specs(quantization: dict[str, Any], packed: list[str]) -> tuple[dict[str, TensorSpec], str | None]:
+    method = quantization.get("quant_method")
+    if method is None:
+        return {}, None
+    if method not in FORMATS:
+        return {}, f"quantkit does not read quant_method {method!r}; it reads {', '.join(FORMATS)}"
+    try:
+        return FORMATS[method].read_config(quantization, packed), None
+    except UserError as error:
+        return {}, str(error)
+
+
+def _module(checkpoint: Checkpoint, name: str, spec: TensorSpec) -> dict[str, Any]:
+    """One quantized linear. Its two-number weight_shape is the only tensor that is read."""
+    tensors = checkpoint.tensors
+    N, G = tensors[f"{name}.weight_scale"].shape
+    if f"{name}.weight_shape" in tensors:
+        N, K = checkpoint.read(f"{name}.weight_shape").tolist()
+    elif spec.group_size != -1:
+        K = G * spec.group_size
+    else:
+        raise UserError(f"{checkpoint.folder}: {name} has no weight_shape: its number of columns is not known")
+    size = sum(_size(tensors[f"{name}.{suffix}"]) for suffix in _suffixes(tensors, name))
+    return {
+        "scheme": str(spec),
+        "bits": spec.bits,
+        "group_size": spec.group_size,
+        "symmetric": spec.symmetric,
+        "shape": [N, K],
+        "bytes": size,
+        "bits_per_weight": 8 * size / (N * K),
+    }
+
+
+def _suffixes(tensors: dict[str, TensorInfo], name: str) -> list[str]:
+    return [suffix for suffix, kind in KINDS.items() if kind in PAYLOAD and f"{name}.{suffix}" in tensors]
+
+
+def _kinds(tensors: dict[str, TensorInfo], config: dict[str, Any]) -> dict[str, dict[str, int]]:
+    kinds: dict[str, dict[str, int]] = {}
+    for name, info in tensors.items():
+        kind = kinds.setdefault(_kind(name, info, config), {"tensors": 0, "bytes": 0})
+        kind["tensors"] += 1
+        kind["bytes"] += _size(info)
+    return dict(sorted(kinds.items(), key=lambda item: -item[1]["bytes"]))
+
+
+def _kind(name: str, info: TensorInfo, config: dict[str, Any]) -> str:
+    suffix = name.rpartition(".")[2]
+    if suffix in KINDS:
+        return KINDS[suffix]
+    if suffix == "bias":
+        return "biases"
+    if len(info.shape) < 2:
+        return "norms and vectors"
+    if info.shape[0] == (config.get("text_config") or config).get("vocab_size"):
+        return "output head" if _owner(name).endswith("lm_head") else "embedding"
+    return "dense weights"
+
+
+def _unquantized(checkpoint: Checkpoint, names: list[str]) -> list[dict[str, Any]]:
+    """Tensors that keep their values, each with the best reason known: the run's report first, then the config."""
+    config = checkpoint.config
+    quantization = config.get("quantization_config")
+    given = _skipped(checkpoint.folder)
+    ignored = (quantization or {}).get("ignore") or []
+    found = []
+    for name in names:
+        info = checkpoint.tensors[name]
+        kind = _kind(name, info, config)
+        reason = given.get(_owner(name)) or given.get(name)
+        if kind in KINDS.values():
+            reason = "packed in a way quantkit does not read"
+        elif reason is None and kind in ("biases", "norms and vectors", "embedding"):
+            reason = kind.removesuffix("s") if kind == "biases" else kind.removesuffix("s and vectors")
+        elif reason is None and not quantization:
+            reason = "the folder is not quantized"
+        elif reason is None:
+            reason = "ignored by the recipe" if _matches(_owner(name), ignored) else "not said"
+        found.append(_entry(name, kind, reason, info))
+    tied = config.get("tie_word_embeddings") and not any(
+        _owner(name).endswith("lm_head") for name in checkpoint.tensors
+    )
+    if tied:
+        found.append({"name": "lm_head", "kind": "output head", "reason": "tied to the embedding", "bytes": 0})
+    return found
+
+
+def _entry(name: str, kind: str, reason: str, info: TensorInfo) -> dict[str, Any]:
+    return {"name": name, "kind": kind, "reason": reason, "shape": list(info.shape), "bytes": _size(info)}
+
+
+def _skipped(folder: Path) -> dict[str, str]:
+    """Reasons of the run that wrote the folder, by module name; a missing or foreign report has none to give."""
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        return {entry["name"]: entry["reason"] for entry in report.get("skipped", [])}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{folder / REPORT}: not a report of quantkit: {error}") from error
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(re.match(p[3:], name) if p.startswith("re:") else p == name for p in patterns)
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _size(info: TensorInfo) -> int:
+    return info.stop - info.start
+
+
+def _shards(tensors: dict[str, TensorInfo]) -> list[dict[str, Any]]:
+    files = sorted({Path(info.file) for info in tensors.values()})
+    counts = {file: sum(Path(info.file) == file for info in tensors.values()) for file in files}
+    return [{"file": file.name, "bytes": file.stat().st_size, "tensors": counts[file]} for file in files]
+
+
+def render(found: dict[str, Any], console: Console) -> None:
+    """Print what inspect_folder() found: sizes, schemes, kinds of tensors, what is not quantized, shards."""
+    bits = found["bits_per_weight"]
+    console.print(f"[bold]{found['path']}[/]: {found['architecture']}, {found['method'] or 'not quantized'}")
+    if found["note"]:
+        console.print(f"[yellow]{found['note']}[/]")
+    size = f"{megabytes(found['bytes'])} of tensors"
+    if found["bf16_bytes"]:
+        share = found["bytes"] / found["bf16_bytes"]
+        size += (
+            f", {100 * share:.1f} % of {megabytes(found['bf16_bytes'])} in bf16; {bits['model']:.3f} bits per parameter"
+        )
+    console.print(size)
+    if found["modules"]:
+        console.print(f"{len(found['modules'])} quantized linears, {bits['quantized']:.3f} bits per weight with scales")
+        console.print(_table(["scheme", "modules", "bits per weight", "count"], _scheme_rows(found["modules"])))
+    rows = [[kind, str(x["tensors"]), megabytes(x["bytes"])] for kind, x in found["kinds"].items()]
+    console.print(_table(["kind", "tensors", "size"], rows))
+    console.print(_table(["not quantized", "reason", "count", "size"], _unquantized_rows(found["unquantized"])))
+    rows = [[shard["file"], str(shard["tensors"]), megabytes(shard["bytes"])] for shard in found["shards"]]
+    console.print(_table(["shard", "tensors", "size"], rows))
+
+
+def megabytes(count: int) -> str:
+    """Bytes for people, in powers of ten as disks count."""
+    return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+
+
+def _scheme_rows(modules: dict[str, dict[str, Any]]) -> list[list[str]]:
+    groups: dict[tuple[str, str, str], int] = {}
+    for name, module in modules.items():
+        key = (module["scheme"], _family(name), f"{module['bits_per_weight']:.3f}")
+        groups[key] = groups.get(key, 0) + 1
+    return [[*key, str(count)] for key, count in groups.items()]
+
+
+def _unquantized_rows(entries: list[dict[str, Any]]) -> list[list[str]]:
+    groups: dict[tuple[str, str], list[int]] = {}
+    for entry in entries:
+        groups.setdefault((_family(entry["name"]), entry["reason"]), []).append(entry["bytes"])
+    return [[*key, str(len(sizes)), megabytes(sum(sizes))] for key, sizes in groups.items()]
+
+
+def _family(name: str) -> str:
+    """model.layers.3.mlp.up_proj -> model.layers.*.mlp.up_proj"""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> Table:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    return table

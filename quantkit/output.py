@@ -1,0 +1,99 @@
+"""Where a run reads from and what it leaves beside the weights: config, tokenizer files, report."""
+
+import json
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.writer import copy_side_files
+from quantkit.errors import UserError
+from quantkit.plan import Plan
+from quantkit.recipe import Recipe
+
+REPORT = "quantkit-report.json"
+WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+
+
+def check_output(output: Path) -> None:
+    """Refuse a target that exists (nothing is ever overwritten) or cannot be made."""
+    if output.exists():
+        what = "a finished quantkit run" if (output / REPORT).exists() else "not ours"
+        raise UserError(f"{output} exists ({what}) and is never overwritten; choose another --output or move it away")
+    parent = output.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{output} cannot be made: {parent} is not a folder that may be written to")
+
+
+def locate_model(recipe: Recipe) -> Path:
+    """The folder of recipe.model, downloaded from the Hub where it is an id and not a folder."""
+    if recipe.model is None:
+        raise UserError("no model: pass --model FOLDER_OR_HUB_ID or set `model:` in the recipe")
+    path = Path(recipe.model).expanduser()
+    if path.exists():
+        return path
+    if recipe.model.count("/") > 1 or recipe.model.startswith((".", "/", "~")) or recipe.model.endswith("/"):
+        raise UserError(f"model folder {recipe.model} does not exist")
+    try:
+        found = Path(snapshot_download(recipe.model, allow_patterns=WEIGHT_FILES))
+        if not any(found.glob("*.safetensors")):
+            found = Path(snapshot_download(recipe.model, allow_patterns=[*WEIGHT_FILES, "pytorch_model*.bin"]))
+        return found
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"model {recipe.model!r} is neither a folder here nor a model the Hub gave us ({reason})"
+        ) from error
+
+
+def locate_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The model folder's own tokenizer; UserError where it has none that loads."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizer files fail in many ways, all of them the folder's
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{folder}: the tokenizer needs its own Python code; pass --trust-remote-code if you trust it"
+            ) from error
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: the tokenizer does not load ({first}); calibration needs it") from error
+
+
+def write_side_files(
+    checkpoint: Checkpoint, folder: Path, format_: ModuleType, plan: Plan, report: dict[str, Any]
+) -> None:
+    """config.json with quantization_config, tokenizer and generation files byte for byte, and the report."""
+    copy_side_files(checkpoint.folder, folder)
+    specs = {linear.name: linear.spec for linear in plan.linears}
+    config = dict(checkpoint.config)
+    config["quantization_config"] = format_.config(specs, [name for name, _ in plan.skipped])
+    _write_json(folder / "config.json", config)
+    _write_json(folder / REPORT, report)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def versions() -> dict[str, str]:
+    """Versions that may change a run's bytes."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        own = version("quantkit")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        own = "checkout"
+    import torch
+
+    return {"quantkit": own, "torch": torch.__version__, "transformers": transformers.__version__}

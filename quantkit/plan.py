@@ -1,0 +1,152 @@
+"""What will be done, decided before any work: which linears, on which grid, by which algorithm, and the files' layout.
+
+Everything here follows from headers, the recipe and one traced run of each distinct kind of block.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.blocks import Skeleton
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.writer import TensorLayout
+from quantkit.errors import UserError
+from quantkit.graph import BlockGraph, Site
+from quantkit.naming import linear_names
+from quantkit.recipe import Recipe, Weights
+from quantkit.types import TensorSpec
+
+SCALE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """One weight matrix as it is named in the checkpoint: rows of a site of a block, and what to do with it."""
+
+    name: str
+    block: int
+    site: Site
+    rows: slice
+    shape: tuple[int, int]
+    weights: Weights
+    spec: TensorSpec
+    scale_dtype: torch.dtype
+
+    def view(self, block: nn.Module) -> Tensor:
+        """The live [N, K] weight inside its block."""
+        return self.site.view(block)[self.rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """linears in execution order per block; skipped and notes are lines for the report."""
+
+    linears: list[Linear]
+    skipped: list[tuple[str, str]]
+    notes: list[str]
+
+    def of_block(self, block: int) -> list[Linear]:
+        return [linear for linear in self.linears if linear.block == block]
+
+
+def make_plan(recipe: Recipe, graphs: list[BlockGraph], skeleton: Skeleton) -> Plan:
+    """Resolve the recipe against every linear of the model; every misfit is reported in one UserError."""
+    checkpoint, found = skeleton.checkpoint, list[tuple[str, int, Site, slice]]()
+    skipped = [
+        (name, "outside the decoder blocks")
+        for name, module in skeleton.model.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(skeleton.path + ".")
+    ]
+    for block, graph in enumerate(graphs):
+        prefix = skeleton.prefix(block)
+        for site in graph.sites:
+            found += [(name, block, site, rows) for name, rows in linear_names(skeleton.sources, prefix.rstrip("."), site)]
+        skipped += [(prefix + path, reason) for path, reason in graph.skipped]
+    classes = {name: site.class_name for name, _, site, _ in found} | {name: "Linear" for name, _ in skipped}
+    unmatched = recipe.unmatched(classes)
+    if unmatched:
+        raise UserError("\n".join(unmatched))
+
+    linears, notes, misfits = [], [], []
+    for name, block, site, rows in found:
+        weights = recipe.weights_for(name, site.class_name)
+        if weights is None:
+            skipped.append((name, "the recipe says so"))
+            continue
+        info = checkpoint.tensors[f"{name}.weight"]
+        N, K = (info.shape[1], info.shape[0]) if site.transposed and site.index is None else info.shape
+        size = weights.group_columns
+        if size != -1 and K % size:
+            if weights.on_misfit == "error":
+                misfits.append((name, K, size))
+                continue
+            if weights.on_misfit == "skip":
+                skipped.append((name, f"group_size {size} does not divide {K} input features"))
+                continue
+            fitting = -1 if weights.on_misfit == "channel" else _smaller_group(K, size)
+            notes.append(
+                f"{name}: group_size {size} does not divide {K}, uses {'channel' if fitting == -1 else fitting}"
+            )
+            size = fitting
+        spec = TensorSpec(weights.bits, size, weights.symmetric)
+        scale_dtype = info.dtype if info.dtype in SCALE_DTYPES else torch.bfloat16
+        linears.append(Linear(name, block, site, rows, (N, K), weights, spec, scale_dtype))
+    if misfits:
+        raise UserError(_misfit_message(misfits, len(found)))
+    if not linears:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
+        raise UserError(f"no linear is left to quantize ({reasons or 'none was found in the decoder blocks'})")
+    return Plan(linears, skipped, notes)
+
+
+def _smaller_group(in_features: int, size: int) -> int:
+    """The largest divisor of in_features below size that is at least 8, else one group per channel."""
+    return next((g for g in range(size - 1, 7, -1) if in_features % g == 0), -1)
+
+
+def _misfit_message(misfits: list[tuple[str, int, int]], total: int) -> str:
+    widths = sorted({K for _, K, _ in misfits})
+    size = misfits[0][2]
+    common = [g for g in (256, 128, 64, 32, 16, 8) if all(K % g == 0 for K in widths) and g < size]
+    names = ", ".join(f"{name} ({K})" for name, K, _ in misfits[:4]) + (", ..." if len(misfits) > 4 else "")
+    advice = (
+        f"group_size {' or '.join(map(str, common))} divides all of these; or"
+        if common
+        else "no usual group size divides these;"
+    )
+    return (
+        f"weights.group_size {size} does not divide the input features of {len(misfits)} of {total} linears: {names}; "
+        f"{advice} set weights.group_size: channel, or weights.on_misfit to channel, skip or smaller-group"
+    )
+
+
+def file_layout(checkpoint: Checkpoint, plan: Plan, format_: ModuleType) -> list[list[TensorLayout]]:
+    """Every tensor of the output in the source's natural order; units (modules) are never cut by a shard."""
+    quantized = {f"{linear.name}.weight": linear for linear in plan.linears}
+    units: dict[str, list[TensorLayout]] = {}
+    for name in sorted(checkpoint.tensors, key=_natural):
+        info = checkpoint.tensors[name]
+        unit = units.setdefault(name.rpartition(".")[0], [])
+        if name in quantized:
+            linear = quantized[name]
+            for suffix, (dtype, shape) in format_.layout(linear.shape, linear.spec, linear.scale_dtype).items():
+                unit.append(TensorLayout(f"{linear.name}.{suffix}", dtype, shape))
+        else:
+            unit.append(TensorLayout(name, info.dtype, tuple(info.shape)))
+    return list(units.values())
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in name.split(".")]
+
+
+def output_bytes(units: Iterable[list[TensorLayout]]) -> int:
+    """Bytes of tensor data the layout will hold."""
+    return sum(_numel(t.shape) * t.dtype.itemsize for unit in units for t in unit)
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())

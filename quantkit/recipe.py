@@ -1,0 +1,246 @@
+"""The recipe: everything a run depends on, as plain data. Strict at every level; the field descriptions are its manual.
+
+load() reads YAML 1.2 and reports every problem of a file at once, each as `file:line: key: message`. No torch here:
+checking a recipe must be instant.
+
+Relative `model` and `calibration.data` paths are looked for in the current folder first, then in the folder above the
+recipe's own (a checkout's root, for the shipped recipes). What is found in neither is taken for a Hub name.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from quantkit.errors import UserError
+from quantkit.settings import (
+    Algorithm,
+    AwqOptions,
+    Calibration,
+    GptqOptions,
+    Output,
+    Override,
+    Pattern,
+    RtnOptions,
+    Strict,
+    Transform,
+    Weights,
+    matches,
+    merged,
+)
+from quantkit.wording import did_you_mean, explain
+from quantkit.yamlfile import AFTER_THE_FILE, Document, KeyPath, apply_setting, parse
+
+__all__ = [
+    "Algorithm",
+    "AwqOptions",
+    "Calibration",
+    "GptqOptions",
+    "Output",
+    "Override",
+    "Recipe",
+    "RtnOptions",
+    "Transform",
+    "Weights",
+    "load",
+    "recipe_names",
+    "recipe_text",
+    "schema",
+    "shipped",
+]
+NEEDS_CALIBRATION = ("gptq", "awq")
+MAX_RECIPE_BYTES = 1 << 20
+
+
+class Recipe(Strict):
+    """What `quantkit quantize` does to a model."""
+
+    model: str | None = Field(default=None, min_length=1)
+    """A model folder or Hub id; --model overrides it."""
+    calibration: Calibration | None = None
+    transforms: list[Transform] = Field(default=[])
+    """Applied in order before the weights are quantized."""
+    weights: Weights = Weights()
+    overrides: list[Override] = Field(default=[])
+    """The first one that matches a linear counts."""
+    ignore: list[Pattern] = Field(default=["lm_head"])
+    """Linears left as they are: exact names, `re:` expressions or class names, as in overrides."""
+    propagate: Literal["quantized", "original"] = "quantized"
+    """Whether a block is calibrated on the outputs of the quantized blocks before it, or of the original ones."""
+    output: Output = Output()
+
+    @model_validator(mode="after")
+    def _calibrated(self) -> "Recipe":
+        missing = uncalibrated(self.resolved())
+        if missing:
+            raise ValueError(missing[0][1])
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data with every default filled in: for reports and hashes, and a valid recipe itself."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def weights_for(self, name: str, class_name: str) -> Weights | None:
+        """The settings of one linear by its full module name and class; None where it is ignored or skipped."""
+        if any(matches(pattern, name, class_name) for pattern in self.ignore):
+            return None
+        override = next((o for o in self.overrides if matches(o.match, name, class_name)), None)
+        if override is None:
+            return self.weights
+        return None if override.skip or override.weights is None else merged(self.weights, override.weights)
+
+    def unmatched(self, names: Mapping[str, str]) -> list[str]:
+        """A message for each pattern that has no effect on the linears `names` (full name -> class name).
+
+        The default ignore entry lm_head is always fine: not every model has one.
+        """
+        problems = []
+        for i, pattern in enumerate(self.ignore):
+            if pattern != "lm_head" and not any(matches(pattern, *linear) for linear in names.items()):
+                problems.append(f"ignore.{i}: {pattern!r} matches no linear{_nearest_linear(pattern, names)}")
+        for i, override in enumerate(self.overrides):
+            found = [name for name, kind in names.items() if matches(override.match, name, kind)]
+            if not found:
+                hint = _nearest_linear(override.match, names)
+                problems.append(f"overrides.{i}.match: {override.match!r} matches no linear{hint}")
+            elif all(any(matches(pattern, name, names[name]) for pattern in self.ignore) for name in found):
+                hint = f"matches only what `ignore` leaves out ({found[0]}): take that out of `ignore`"
+                problems.append(f"overrides.{i}.match: {override.match!r} {hint}")
+        return problems
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a recipe file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Recipe.model_json_schema(by_alias=True)
+
+
+def shipped() -> dict[str, Path]:
+    """Name -> file of the recipes that come along: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    folder = next((f for f in (package / "recipes", package.parent / "recipes") if f.is_dir()), package)
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return list(shipped())
+
+
+def recipe_text(path_or_name: str | Path) -> str:
+    """A recipe file as it is written; UserError where there is none."""
+    return _read(_find(path_or_name))
+
+
+def load(path_or_name: str | Path, sets: Iterable[str] = (), model: str | None = None) -> Recipe:
+    """Read a shipped recipe by name, or any file, with `key.path=value` settings applied on top.
+
+    Raises UserError with every problem, one `file:line: key: message` per line.
+    """
+    path = _find(path_or_name)
+    document = parse(_read(path), str(path))
+    if document.data is None and not document.problems:
+        document.problems.append((1, f"{path}:1: the file is empty: a recipe is a mapping of keys like weights:"))
+    if document.data is not None and not isinstance(document.data, dict):
+        kind = type(document.data).__name__
+        document.problems.append((1, f"{path}:1: a recipe is a mapping of keys like weights:, this is a {kind}"))
+    if isinstance(document.data, dict):
+        for setting in sets:
+            apply_setting(document, setting)
+        if model is not None:
+            document.data["model"] = model
+            document.where["model",] = (AFTER_THE_FILE, "--model")
+        recipe = _check(document)
+        if recipe is not None and not document.problems:
+            return _with_paths(recipe, path)
+    messages = document.messages()
+    count = "a problem" if len(messages) == 1 else f"{len(messages)} problems"
+    raise UserError(f"recipe {path_or_name} has {count}:\n" + "\n".join(messages))
+
+
+def _find(path_or_name: str | Path) -> Path:
+    known = shipped()
+    if str(path_or_name) in known:
+        return known[str(path_or_name)]
+    path = Path(path_or_name).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a recipe file; the shipped recipes are {', '.join(known)}")
+    hint = did_you_mean(path.stem, known)
+    raise UserError(f"no recipe {str(path_or_name)!r}: no such file, and the shipped ones are {', '.join(known)}{hint}")
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_RECIPE_BYTES + 1)
+        if len(raw) > MAX_RECIPE_BYTES:
+            raise UserError(f"{path} is larger than {MAX_RECIPE_BYTES} bytes: this is not a recipe")
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}): this is not a recipe") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _check(document: Document) -> Recipe | None:
+    """Validate the data; problems are added to the document."""
+    for path, message in uncalibrated(document.data):
+        document.report(path, message)
+    try:
+        return Recipe.model_validate(document.data)
+    except ValidationError as failure:
+        for error in failure.errors(include_url=False):
+            # The only check of the whole recipe, at loc (), is uncalibrated: reported above, with its line.
+            if error["loc"] and error["loc"] not in document.unread:
+                document.report(error["loc"], explain(error, Recipe))
+        return None
+
+
+def uncalibrated(data: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
+    """The first thing that needs calibration text in a recipe without any, tolerant of otherwise wrong data."""
+    if data.get("calibration") is not None:
+        return []
+
+    def items(value: Any) -> Sequence[Any]:
+        return value if isinstance(value, list) else []
+
+    def algorithm(holder: Any) -> Any:
+        weights = holder.get("weights") if isinstance(holder, Mapping) else None
+        return weights.get("algorithm") if isinstance(weights, Mapping) else None
+
+    places: list[tuple[KeyPath, Any]] = [(("weights", "algorithm"), algorithm(data))]
+    places += [(("transforms", i), item) for i, item in enumerate(items(data.get("transforms")))]
+    overrides = enumerate(items(data.get("overrides")))
+    places += [(("overrides", i, "weights", "algorithm"), algorithm(item)) for i, item in overrides]
+    add = "add a section like calibration: {data: FILE.txt, samples: 128, seq_len: 512}"
+    return [
+        (path, f"{name} needs calibration text: {add}")
+        for path, value in places
+        for name in NEEDS_CALIBRATION
+        if value == name or (isinstance(value, Mapping) and name in value)
+    ][:1]
+
+
+def _nearest_linear(pattern: str, names: Mapping[str, str]) -> str:
+    if not pattern.startswith("re:"):
+        return did_you_mean(pattern, {*names, *names.values()})
+    leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
+    words = re.findall(r"[A-Za-z]\w+", pattern[3:])
+    hint = did_you_mean(words[-1], leaves) if words else ""
+    return hint or f"; names end in {', '.join(leaves[:12])}"
+
+
+def _with_paths(recipe: Recipe, file: Path) -> Recipe:
+    def found(value: str) -> str:
+        path, beside = Path(value).expanduser(), file.resolve().parent.parent / value
+        return str(path if path.exists() or not beside.exists() else beside)
+
+    update: dict[str, Any] = {}
+    if recipe.model is not None:
+        update["model"] = found(recipe.model)
+    if recipe.calibration is not None:
+        update["calibration"] = recipe.calibration.model_copy(update={"data": found(recipe.calibration.data)})
+    return recipe.model_copy(update=update)

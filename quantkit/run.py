@@ -1,0 +1,253 @@
+"""One run over the decoder blocks: two streams of calibration states, and what happens to a block.
+
+states:   what the blocks see behind the quantized ones before them (or the original ones, `propagate: original`).
+original: what the original model's blocks see, kept only where the re-fit needs it as its target.
+"""
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantkit import calibration as cal
+from quantkit.blocks import Skeleton, check_finite, release
+from quantkit.checkpoint.writer import ShardWriter
+from quantkit.graph import BlockGraph
+from quantkit.grids.integer import dequantize
+from quantkit.group import Drift, needs_hessian, quantize_group, refits
+from quantkit.naming import Piece
+from quantkit.plan import Linear, Plan
+from quantkit.recipe import Recipe
+from quantkit.transforms import apply_transforms
+
+Members = tuple[int, list[Linear]]  # an input group of a block and its linears
+
+
+class Clock:
+    """Seconds by stage, and the process's peak resident memory."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, float] = {}
+        self.begin = self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    @staticmethod
+    def peak_bytes() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Run:
+    """The parts of one run; blocks are quantized or replayed strictly in order."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        skeleton: Skeleton,
+        graphs: list[BlockGraph],
+        plan: Plan,
+        format_: ModuleType,
+        writer: ShardWriter,
+        folder: Path,
+        clock: Clock,
+    ) -> None:
+        self.recipe, self.skeleton, self.graphs, self.plan = recipe, skeleton, graphs, plan
+        self.format, self.writer, self.folder, self.clock = format_, writer, folder, clock
+        self.states: cal.States | None = None
+        self.original: cal.States | None = None
+
+    def copy_outside(self) -> None:
+        """Copy every tensor that belongs to no block's parameter, bytes as they are, NaN and Inf refused."""
+        checkpoint = self.skeleton.checkpoint
+        in_blocks = {
+            piece.name
+            for index, block in enumerate(self.skeleton.blocks)
+            for name, _ in block.named_parameters()
+            for piece in self.skeleton.sources[self.skeleton.prefix(index) + name]
+        }
+        for name, info in checkpoint.tensors.items():
+            if name in in_blocks:
+                continue
+            if len(info.shape) == 2:
+                step = max(1, (64 << 20) // max(1, info.shape[1] * info.dtype.itemsize))
+                for start in range(0, info.shape[0], step):
+                    check_finite(checkpoint.rows(name, torch.arange(start, min(start + step, info.shape[0]))), name)
+            else:
+                check_finite(checkpoint.read(name), name)
+            self.writer.copy_from(checkpoint, name, name)
+        self.clock.lap("copy")
+
+    def start_states(self, ids_ST: Tensor | None) -> None:
+        """Compute what reaches block 0 from the calibration tokens [samples, seq]."""
+        if ids_ST is None:
+            return
+        self.states = cal.States(self.skeleton, ids_ST, self.folder)
+        if self.recipe.propagate == "quantized" and any(refits(linear) for linear in self.plan.linears):
+            self.original = self.states.fork(self.folder)
+        self.clock.lap("embed")
+
+    def replay(self, index: int) -> None:
+        """Run a block finished before a kill again, from the written tensors: the states go on as they were."""
+        if self.states is None:
+            return
+        block = self.skeleton.fill(index)
+        if self.original is not None:
+            self.original.advance(block, index)
+        if self.recipe.propagate == "quantized":
+            self._fill_written(block, index)
+        self.states.advance(block, index)
+        release(block)
+        self.clock.lap("replay")
+
+    def quantize_block(self, index: int, note: Callable[[str], None]) -> dict[str, Any]:
+        """Transform, quantize and write one block; returns its lines for the report."""
+        block, graph, linears = self.skeleton.fill(index), self.graphs[index], self.plan.of_block(index)
+        self.clock.lap("read")
+        originals = self._run_original(block, graph, index, linears)
+        folds: list[dict[str, Any]] = []
+        if self.recipe.transforms and self.states is not None:
+            note("transforms")
+            folds, scales = apply_transforms(self.recipe.transforms, self.states, block, graph, index, linears)
+            for group in originals.keys() & scales.keys():
+                originals[group] /= scales[group].to(originals[group])
+            self._round_plain(block, index)
+            self.clock.lap("transforms")
+        records = []
+        for stage in self._stages(graph, linears):
+            note(stage[0][1][0].site.name)
+            records += self._quantize_stage(block, graph, index, stage, originals)
+        for piece, value in self._plain_pieces(block, index):
+            dtype = self.skeleton.checkpoint.tensors[piece.name].dtype
+            if piece.part:  # one of several parameters in one tensor of the file
+                whole = self.writer.read(piece.name)
+                piece.of(whole).copy_(value)
+                self.writer.write(piece.name, whole)
+            else:
+                self.writer.write(piece.name, (value.mT if piece.transposed else value).to(dtype))
+        self.clock.lap("write")
+        if self.states is not None and self.recipe.propagate == "quantized" and index + 1 < len(self.skeleton.blocks):
+            self.states.advance(block, index)
+            self.clock.lap("propagate")
+        release(block)
+        return {"folds": folds, "linears": records}
+
+    def _run_original(
+        self, block: nn.Module, graph: BlockGraph, index: int, linears: list[Linear]
+    ) -> dict[int, Tensor]:
+        """Advance the original stream; returns the inputs [tokens, K] of every group that will be re-fitted."""
+        if self.original is None:
+            return {}
+        states = self.original
+        wanted = {
+            group
+            for group, members in _by_group(graph, linears)
+            # An expert's tokens differ between the two streams, so there is no pair to compare.
+            if any(refits(linear) for linear in members) and members[0].site.index is None
+        }
+        if index == 0:
+            wanted -= {0}  # nothing is quantized before it: both streams are the same
+        inputs: dict[int, Tensor] = {}
+
+        def keep(group: int, tokens: slice, x_MK: Tensor) -> None:
+            if group not in inputs:
+                inputs[group] = cal.allocate((states.tokens, x_MK.shape[1]), x_MK.dtype, self.folder)
+            inputs[group][tokens] = x_MK.cpu()
+
+        if wanted:
+            cal.run(states, block, graph, index, wanted, keep, advance=True)
+        else:
+            states.advance(block, index)
+        self.clock.lap("original")
+        return inputs
+
+    def _stages(self, graph: BlockGraph, linears: list[Linear]) -> list[list[Members]]:
+        """Groups in execution order, those that may share one run of the block together.
+
+        GPTQ wants each group to see the quantized ones before it; rounding does not look, nor does
+        `propagate: original`. All experts of a layer run side by side.
+        """
+        groups = _by_group(graph, linears)
+        if self.states is None or self.recipe.propagate == "original" or not needs_hessian(linears):
+            return [groups]
+        stages = [[(group, members) for group, members in groups if group in stage] for stage in graph.stages]
+        return [stage for stage in stages if stage]
+
+    def _quantize_stage(
+        self, block: nn.Module, graph: BlockGraph, index: int, stage: list[Members], originals: dict[int, Tensor]
+    ) -> list[dict[str, Any]]:
+        """Gather the statistics of a stage's groups behind everything quantized so far, quantize and write them."""
+        statistics: dict[int, cal.Statistic] = {}
+        drifts = {
+            group: Drift(
+                {linear.name: linear.view(block) for linear in members if refits(linear)}, originals.pop(group)
+            )
+            for group, members in stage
+            if group in originals
+        }
+        if self.states is not None:
+            hessian = {group for group, members in stage if needs_hessian(members)}
+
+            def observe(group: int, tokens: slice, x_MK: Tensor) -> None:
+                if group not in statistics:
+                    statistics[group] = cal.Statistic.empty(x_MK, hessian=group in hessian)
+                statistics[group].add(x_MK)
+                if group in drifts:
+                    drifts[group].add(x_MK, tokens)
+
+            advance = self.recipe.propagate == "original" and index + 1 < len(self.skeleton.blocks)
+            cal.run(self.states, block, graph, index, {group for group, _ in stage}, observe, advance=advance)
+            for statistic in statistics.values():
+                statistic.finish()
+            self.clock.lap("statistics")
+        records = []
+        for group, linears in stage:
+            drift = drifts.pop(group).finish() if group in drifts else {}
+            weights = {linear.name: linear.view(block) for linear in linears}
+            statistic = statistics.pop(group, None)
+            for result in quantize_group(weights, linears, statistic, drift, signed=self.format.SIGNED_SCALES):
+                linear = result.linear
+                linear.view(block).copy_(dequantize(result.quantized))
+                for suffix, tensor in self.format.pack(result.quantized).items():
+                    self.writer.write(f"{linear.name}.{suffix}", tensor.cpu())
+                if self.states is not None and statistic is None:
+                    result.record["note"] = "no calibration token reached it: rounded on the range of its weights alone"
+                records.append(result.record)
+        self.clock.lap("quantize")
+        return records
+
+    def _plain_pieces(self, block: nn.Module, index: int) -> Iterator[tuple[Piece, Tensor]]:
+        """Every piece of a checkpoint tensor of the block that stays unquantized, with its live values."""
+        quantized = {f"{linear.name}.weight" for linear in self.plan.of_block(index)}
+        for name, param in block.named_parameters():
+            for piece in self.skeleton.sources[self.skeleton.prefix(index) + name]:
+                if piece.name not in quantized:
+                    yield piece, param.data[piece.where] if piece.where else param.data
+
+    def _round_plain(self, block: nn.Module, index: int) -> None:
+        """Round transformed norms and biases to what the file will hold, so that calibration sees the same."""
+        for piece, value in self._plain_pieces(block, index):
+            value.copy_(value.to(self.skeleton.checkpoint.tensors[piece.name].dtype))
+
+    def _fill_written(self, block: nn.Module, index: int) -> None:
+        for piece, value in self._plain_pieces(block, index):
+            value.copy_(piece.of(self.writer.read(piece.name)))
+        for linear in self.plan.of_block(index):
+            layout = self.format.layout(linear.shape, linear.spec, linear.scale_dtype)
+            tensors = {suffix: self.writer.read(f"{linear.name}.{suffix}") for suffix in layout}
+            linear.view(block).copy_(dequantize(self.format.unpack(tensors, linear.spec)))
+
+
+def _by_group(graph: BlockGraph, linears: list[Linear]) -> list[Members]:
+    """The block's linears by the input they share, in execution order."""
+    groups: dict[int, list[Linear]] = {}
+    for linear in linears:
+        groups.setdefault(graph.group_of(linear.site.name), []).append(linear)
+    return sorted(groups.items())
