@@ -28,7 +28,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=16, help="sequences per step")
     parser.add_argument("--context", type=int, default=256, help="tokens per sequence")
-    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="for the matrices")
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), help="of the matrices; default: by device")
     parser.add_argument("--schedule", choices=("linear", "cosine"), default="linear", help="decay after the warm-up")
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="more UTF-8 text files to train on")
     parser.add_argument("--hidden", type=int, default=256)
@@ -38,7 +38,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    # torch's Muon iterates in bfloat16, which takes a CPU without such units ten times as long as the model itself
+    args.optimizer = args.optimizer or ("adamw" if args.device == "cpu" else "muon")
+    return args
 
 
 def train_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:

@@ -145,3 +145,16 @@ class Statistic:
         """Complete the hessian, of which `add` fills only one half."""
         if self.hessian_KK is not None:
             finish(self.hessian_KK)
+
+
+def merged(statistics: list[Statistic]) -> Statistic:
+    """The sum of statistics of inputs with the same features; the first one is added to in place."""
+    total = statistics[0]
+    for other in statistics[1:]:
+        total.count += other.count
+        total.square_sum_K += other.square_sum_K
+        total.abs_sum_K += other.abs_sum_K
+        if total.hessian_KK is not None and other.hessian_KK is not None:
+            total.hessian_KK += other.hessian_KK
+    total.finish()
+    return total

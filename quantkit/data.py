@@ -16,6 +16,7 @@ POOL times as many as are asked for, kept in their order. So a file of any size 
 import codecs
 import difflib
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -31,6 +32,7 @@ from quantkit.errors import UserError
 from quantkit.recipe import Calibration
 
 POOL = 16  # windows to draw from, per window asked for
+GUESS = 6  # characters per token read at first
 TAIL = 256  # tokens before a cut in the text that the cut may have changed
 BATCH = 64  # documents tokenized at once
 SEPARATOR = "<|endoftext|>"
@@ -114,7 +116,7 @@ def _stream_ids(path: Path, tokenizer: Any, need: int) -> list[int]:
     The text is cut after a guess of characters, with TAIL tokens to spare as the cut can change the last ones; too few
     tokens double the guess. Tokenizers decide locally, so the rest of the file has no say in the tokens kept.
     """
-    characters = 6 * (need + TAIL)
+    characters = GUESS * (need + TAIL)
     while True:
         text = _read_text(path, characters)
         ids = _encode(tokenizer, text, special=False)
@@ -236,15 +238,10 @@ def _hub_rows(data: str) -> Iterator[tuple[str, Any]]:
 
 
 def _batches(documents: Iterable[Document], tokenizer: Any, special: bool) -> Iterator[list[int]]:
-    """Tokens of each document, BATCH of them tokenized at once."""
-    held: list[Document] = []
-    for document in documents:
-        if held and (len(held) == BATCH or held[0].templated != document.templated):
-            yield from _encode(tokenizer, [d.text for d in held], special and not held[0].templated)
-            held = []
-        held.append(document)
-    if held:
-        yield from _encode(tokenizer, [d.text for d in held], special and not held[0].templated)
+    """Tokens of each document, up to BATCH of a kind tokenized at once."""
+    for templated, alike in itertools.groupby(documents, key=lambda document: document.templated):
+        while texts := [document.text for document in itertools.islice(alike, BATCH)]:
+            yield from _encode(tokenizer, texts, special and not templated)
 
 
 def _joined_ids(documents: Iterable[Document], tokenizer: Any, need: int) -> list[int]:

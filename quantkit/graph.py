@@ -1,7 +1,7 @@
-"""The graph of one decoder block, found by running it: its weight matrices, which of them read the same tensor, what folds.
+"""The graph of one decoder block, found by running it: its weight matrices, which of them share an input, what folds.
 
-No architecture is named anywhere. The block runs once on a small batch under `Products`; a fused 3-D parameter of experts
-is one site per expert. An expert no token reached takes its place from its siblings.
+No architecture is named anywhere. The block runs once on a small batch under `Products`; a fused 3-D parameter of
+experts is one site per expert. An expert no token reached takes its place from its siblings.
 
 Shapes: M = tokens, N = out features, K = in features.
 """
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from quantkit.errors import UserError
-from quantkit.folds import Fold, family, find_folds, scale_consumers, scale_producer, transplant
+from quantkit.folds import Fold, scale_consumers, scale_producer
+from quantkit.foldsearch import family, find_folds, transplant
 from quantkit.products import Products, Site, Weight, evaluation, without_cache
 
 __all__ = ["BlockGraph", "Fold", "Site", "apply_fold", "capture_inputs", "run_until", "structure_key", "trace_block"]
@@ -65,7 +66,7 @@ class BlockGraph:
 def trace_block(block: nn.Module, args: tuple, kwargs: dict, *, folds: bool = True, seed: int = 0) -> BlockGraph:
     """Run the block on a small batch (8 tokens or more, as the model passes it) and read its graph.
 
-    With folds=True also find and prove folds, in float64: see `folds.find_folds` for what that costs. The block's own
+    With folds=True also find and prove folds, in float64: see `find_folds` for what that costs. The block's own
     parameters are as they were afterwards. UserError if no weight matrix is found.
     """
     args, kwargs = without_cache(args, kwargs)
@@ -88,7 +89,7 @@ def apply_fold(block: nn.Module, graph: BlockGraph, fold: Fold, scale_C: Tensor)
     scale_consumers(block, matrices, fold, scale_C)
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     """Ends a forward early; never leaves `capture_inputs`."""
 
 
@@ -98,9 +99,9 @@ def capture_inputs(
 ) -> Iterator[None]:
     """Inside, every run of the block calls callback(group, x_MK) once per input group, just before its first product.
 
-    x_MK is [tokens, K], float32 or wider, not a copy where it need not be: do not write to it. The groups of experts that
-    got no token are not called. With until=group the run ends as soon as all groups of that group's stage were seen, and
-    so does the `with` body: run the block once in it, or use `run_until`. Weights may be written in place, not replaced.
+    x_MK is [tokens, K], float32 or wider, not a copy where it need not be: do not write to it. Experts without a token
+    are not called. With until=group the run ends as soon as all groups of that group's stage were seen, and so does the
+    `with` body: run the block once in it, or use `run_until`. Weights may be written in place, not replaced.
     """
     group_of = {
         (site.param, site.index): graph.group_of(site.name) for site in graph.sites
@@ -115,11 +116,11 @@ def capture_inputs(
             x_MK = x.detach().reshape(-1, x.shape[-1])
             callback(group, x_MK.to(torch.promote_types(x_MK.dtype, torch.float32)))
             if stage == (group,):
-                raise _Stop
+                raise _StopError
         return run(x)
 
     def stop(*_: Any) -> None:
-        raise _Stop
+        raise _StopError
 
     handles = [block.register_forward_pre_hook(lambda *_: seen.clear())]
     if len(stage) > 1:
@@ -128,7 +129,7 @@ def capture_inputs(
     try:
         with Products(block, on_product):
             yield
-    except _Stop:
+    except _StopError:
         pass
     finally:
         for handle in handles:
@@ -151,7 +152,7 @@ def run_until(
 
 
 def structure_key(block: nn.Module) -> Hashable:
-    """Equal for blocks that run alike, so that one trace and one proof hold for all: classes, shapes, flags, no values."""
+    """Equal for blocks that run alike, so that one trace and one proof hold for all: classes, shapes and flags."""
     modules = tuple(
         (
             path,
@@ -285,11 +286,16 @@ class _Trace:
         N = param.shape[-1] if weight.transposed else param.shape[-2]
         has_bias = isinstance(bias, nn.Parameter) and bias.shape == (N,)
         return Site(
-            name, weight.param, weight.index, weight.transposed, type(owner).__name__, f"{path}.bias" if has_bias else None
+            name,
+            weight.param,
+            weight.index,
+            weight.transposed,
+            type(owner).__name__,
+            f"{path}.bias" if has_bias else None,
         )
 
     def reason_to_skip(self, key: tuple[str, int | None], site: Site) -> str | None:
-        N, K = site.view(self.block).shape
+        N = len(site.view(self.block))
         if key in self.routing:
             return f"router: its {N} outputs are ranked to choose experts"
         if N < FEWEST_OUTPUTS:

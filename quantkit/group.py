@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantkit.algorithms.awq import search_clip
 from quantkit.algorithms.gptq import GptqInfo, factor, gptq
 from quantkit.algorithms.rtn import rtn
 from quantkit.calibration import Statistic
@@ -110,9 +111,12 @@ def _quantize_stack(
     search = RangeSearch() if options.range == "mse" else None
     grid = IntegerGrid(linear.spec, linear.scale_dtype, search, signed)
     importance_K = None if statistic is None else (statistic.square_sum_K / statistic.count).float()
-    if not isinstance(options, GptqOptions) or statistic is None:
+    if statistic is None or statistic.hessian_KK is None:
         return rtn(w_NK, grid, importance_K=importance_K), {"importance_K": importance_K}
-    assert statistic.hessian_KK is not None
+    if not isinstance(options, GptqOptions):  # AWQ's clip search asked for the hessian
+        q = grid.quantize(w_NK, *search_clip(w_NK, statistic.hessian_KK, grid))
+        return q, {"importance_K": importance_K}
+    cross_NK = None if drift_NK is None else w_NK @ statistic.hessian_KK + drift_NK  # TODO refit by drift
     shared = factor(
         statistic.hessian_KK,
         damping=options.damping,
@@ -120,7 +124,7 @@ def _quantize_stack(
         float64=options.float64,
         overwrite=consume,
     )
-    q, info = gptq(w_NK, shared, grid, drift_NK=drift_NK, ranges=options.ranges, block_size=options.block_size)
+    q, info = gptq(w_NK, shared, grid, cross_NK=cross_NK, ranges=options.ranges, block_size=options.block_size)
     return q, {"gptq": info}
 
 

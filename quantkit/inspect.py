@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from quantkit.checkpoint.reader import Checkpoint, TensorInfo
@@ -18,13 +19,8 @@ from quantkit.formats import FORMATS
 from quantkit.types import TensorSpec
 
 REPORT = "quantkit-report.json"
-KINDS = {
-    "weight_packed": "codes",
-    "weight_scale": "scales",
-    "weight_zero_point": "zero points",
-    "weight_shape": "shapes",
-}
-PAYLOAD = ("codes", "scales", "zero points")
+PAYLOAD = {"weight_packed": "codes", "weight_scale": "scales", "weight_zero_point": "zero points"}
+KINDS = PAYLOAD | {"weight_shape": "shapes"}
 
 
 def inspect_folder(path: str | Path) -> dict[str, Any]:
@@ -43,7 +39,7 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
     rest = [name for name in tensors if _owner(name) not in modules or name.endswith(".bias")]
     weights = sum(prod(module["shape"]) for module in modules.values())
     parameters = weights + sum(prod(tensors[name].shape) for name in rest)
-    stored = sum(_size(info) for info in tensors.values())
+    stored = sum(info.nbytes for info in tensors.values())
     payload = sum(module["bytes"] for module in modules.values())
     return {
         "path": str(path),
@@ -87,7 +83,7 @@ def _module(checkpoint: Checkpoint, name: str, spec: TensorSpec) -> dict[str, An
         K = G * spec.group_size
     else:
         raise UserError(f"{checkpoint.folder}: {name} has no weight_shape: its number of columns is not known")
-    size = sum(_size(tensors[f"{name}.{suffix}"]) for suffix in _suffixes(tensors, name))
+    size = sum(tensors[f"{name}.{suffix}"].nbytes for suffix in PAYLOAD if f"{name}.{suffix}" in tensors)
     return {
         "scheme": str(spec),
         "bits": spec.bits,
@@ -99,16 +95,12 @@ def _module(checkpoint: Checkpoint, name: str, spec: TensorSpec) -> dict[str, An
     }
 
 
-def _suffixes(tensors: dict[str, TensorInfo], name: str) -> list[str]:
-    return [suffix for suffix, kind in KINDS.items() if kind in PAYLOAD and f"{name}.{suffix}" in tensors]
-
-
 def _kinds(tensors: dict[str, TensorInfo], config: dict[str, Any]) -> dict[str, dict[str, int]]:
     kinds: dict[str, dict[str, int]] = {}
     for name, info in tensors.items():
         kind = kinds.setdefault(_kind(name, info, config), {"tensors": 0, "bytes": 0})
         kind["tensors"] += 1
-        kind["bytes"] += _size(info)
+        kind["bytes"] += info.nbytes
     return dict(sorted(kinds.items(), key=lambda item: -item[1]["bytes"]))
 
 
@@ -121,7 +113,7 @@ def _kind(name: str, info: TensorInfo, config: dict[str, Any]) -> str:
     if len(info.shape) < 2:
         return "norms and vectors"
     if info.shape[0] == (config.get("text_config") or config).get("vocab_size"):
-        return "output head" if _owner(name).endswith("lm_head") else "embedding"
+        return "output head" if _owner(name).endswith("lm_head") else "embeddings"
     return "dense weights"
 
 
@@ -138,23 +130,21 @@ def _unquantized(checkpoint: Checkpoint, names: list[str]) -> list[dict[str, Any
         reason = given.get(_owner(name)) or given.get(name)
         if kind in KINDS.values():
             reason = "packed in a way quantkit does not read"
-        elif reason is None and kind in ("biases", "norms and vectors", "embedding"):
-            reason = kind.removesuffix("s") if kind == "biases" else kind.removesuffix("s and vectors")
+        elif reason is None and kind in ("biases", "norms and vectors", "embeddings"):
+            reason = f"{kind} are never quantized"
         elif reason is None and not quantization:
             reason = "the folder is not quantized"
         elif reason is None:
             reason = "ignored by the recipe" if _matches(_owner(name), ignored) else "not said"
         found.append(_entry(name, kind, reason, info))
-    tied = config.get("tie_word_embeddings") and not any(
-        _owner(name).endswith("lm_head") for name in checkpoint.tensors
-    )
-    if tied:
+    has_head = any(_owner(name).endswith("lm_head") for name in checkpoint.tensors)
+    if config.get("tie_word_embeddings") and not has_head:
         found.append({"name": "lm_head", "kind": "output head", "reason": "tied to the embedding", "bytes": 0})
     return found
 
 
 def _entry(name: str, kind: str, reason: str, info: TensorInfo) -> dict[str, Any]:
-    return {"name": name, "kind": kind, "reason": reason, "shape": list(info.shape), "bytes": _size(info)}
+    return {"name": name, "kind": kind, "reason": reason, "shape": list(info.shape), "bytes": info.nbytes}
 
 
 def _skipped(folder: Path) -> dict[str, str]:
@@ -176,28 +166,22 @@ def _owner(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _size(info: TensorInfo) -> int:
-    return info.stop - info.start
-
-
 def _shards(tensors: dict[str, TensorInfo]) -> list[dict[str, Any]]:
-    files = sorted({Path(info.file) for info in tensors.values()})
-    counts = {file: sum(Path(info.file) == file for info in tensors.values()) for file in files}
+    files = sorted({info.file for info in tensors.values()})
+    counts = {file: sum(info.file == file for info in tensors.values()) for file in files}
     return [{"file": file.name, "bytes": file.stat().st_size, "tensors": counts[file]} for file in files]
 
 
 def render(found: dict[str, Any], console: Console) -> None:
     """Print what inspect_folder() found: sizes, schemes, kinds of tensors, what is not quantized, shards."""
     bits = found["bits_per_weight"]
-    console.print(f"[bold]{found['path']}[/]: {found['architecture']}, {found['method'] or 'not quantized'}")
+    console.print(f"{found['path']}: {found['architecture']}, {found['method'] or 'not quantized'}", markup=False)
     if found["note"]:
-        console.print(f"[yellow]{found['note']}[/]")
+        console.print(found["note"], markup=False)
     size = f"{megabytes(found['bytes'])} of tensors"
     if found["bf16_bytes"]:
-        share = found["bytes"] / found["bf16_bytes"]
-        size += (
-            f", {100 * share:.1f} % of {megabytes(found['bf16_bytes'])} in bf16; {bits['model']:.3f} bits per parameter"
-        )
+        share = 100 * found["bytes"] / found["bf16_bytes"]
+        size += f", {share:.1f} % of {megabytes(found['bf16_bytes'])} in bf16; {bits['model']:.3f} bits per parameter"
     console.print(size)
     if found["modules"]:
         console.print(f"{len(found['modules'])} quantized linears, {bits['quantized']:.3f} bits per weight with scales")
@@ -235,7 +219,9 @@ def _family(name: str) -> str:
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> Table:
-    table = Table(*columns)
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(escape(cell) for cell in row))
     return table

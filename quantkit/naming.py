@@ -1,8 +1,8 @@
 """Where each parameter of a model lies in its checkpoint, and under which checkpoint names a site's codes are written.
 
 transformers renames tensors as it loads them and fuses some (the experts of a layer become one 3-D parameter). Its own
-conversion tables are asked, not copied: each checkpoint tensor is sent through them as a `Symbol`, a shape that remembers
-which part of which tensor lies where, so nothing is read or computed.
+conversion tables are asked, not copied: each checkpoint tensor is sent through them as a `Symbol`, a shape that
+remembers which part of which tensor lies where, so nothing is read or computed.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -40,7 +40,7 @@ class Piece:
 
 
 class Symbol:
-    """A tensor that is only a shape and the parts of checkpoint tensors in it, as boxes: [start, stop) per dimension."""
+    """A tensor that is only a shape and the parts of checkpoint tensors that make it."""
 
     def __init__(self, shape: tuple[int, ...], boxes: list["Box"]) -> None:
         self.shape, self.boxes = torch.Size(shape), boxes
@@ -62,7 +62,9 @@ class Symbol:
     def transpose(self, dim0: int, dim1: int) -> "Symbol":
         order = list(range(len(self.shape)))
         order[dim0], order[dim1] = order[dim1], order[dim0]
-        boxes = [replace(box, at=tuple(box.at[d] for d in order), cut=tuple(box.cut[d] for d in order)) for box in self.boxes]
+        boxes = [
+            replace(box, at=tuple(box.at[d] for d in order), cut=tuple(box.cut[d] for d in order)) for box in self.boxes
+        ]
         return Symbol(tuple(self.shape[d] for d in order), boxes)
 
     def narrow(self, dim: int, start: int, stop: int) -> "Symbol":
@@ -88,7 +90,7 @@ class Symbol:
         return Symbol((*self.shape[:dim], 1, *self.shape[dim:]), boxes)
 
     @classmethod
-    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(cls, func: Callable, types: Any, args: Any = (), kwargs: dict | None = None) -> Any:
         """cat, stack, chunk, split and transpose are what conversions of plain checkpoints are made of."""
         kwargs = dict(kwargs or {})
         if func is torch.transpose:
@@ -189,7 +191,7 @@ def converted(
 ) -> dict[str, list[Piece]]:
     """The pieces of every parameter one conversion makes."""
     try:
-        made = converter.convert(target, model=model, config=model.config)
+        made: dict[str, Any] = converter.convert(target, model=model, config=model.config)
         made = {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
         for name in made.keys() & state.keys():
             if made[name].shape != state[name].shape:
@@ -212,7 +214,7 @@ def converted(
 def check_sources(
     model: nn.Module, sources: Mapping[str, list[Piece]], shapes: Mapping[str, tuple[int, ...]], state: Mapping
 ) -> None:
-    """UserError for a parameter with no source that is not tied to one that has, and for a shape that is not the model's."""
+    """UserError for a parameter that has no source and is tied to none that has, and for a wrong shape."""
     first: dict[int, str] = {}
     for name, param in model.named_parameters(remove_duplicate=False):
         first.setdefault(id(param), name)

@@ -1,7 +1,7 @@
 """The matrix products of one decoder block, seen as they happen: which weight meets which input.
 
-A torch-function mode looks at every linear, matmul, mm, bmm and addmm call and asks whether its right operand lies where
-one of the block's parameters lies. So nn.Linear, Conv1D, hand-written `x @ w.T` and a slice of a fused 3-D expert
+A torch-function mode looks at every linear, matmul, mm, bmm and addmm call and asks whether its right operand lies
+where one of the block's parameters lies. So nn.Linear, Conv1D, hand-written `x @ w.T` and a slice of a fused 3-D expert
 parameter are all the same thing here, and no class is named.
 
 Shapes: M = tokens, N = out features, K = in features, E = experts.
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 # function -> (position of the input, position of the weight, the weight operand is [K, N])
 PRODUCTS: dict[Callable, tuple[int, int, bool]] = {
-    F.linear: (0, 1, False),
+    torch.nn.functional.linear: (0, 1, False),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm), (0, 1, True)),
     **dict.fromkeys((torch.bmm, Tensor.bmm), (0, 1, True)),
     **dict.fromkeys((torch.addmm, Tensor.addmm), (1, 2, True)),
@@ -113,7 +112,7 @@ class Products(TorchFunctionMode):
         return torch.stack([self.on_product(weight, x_MK, lambda x, w=w: x @ w) for weight, x_MK, w in products])
 
     def find(self, operand: Tensor, by_columns: bool) -> Weight | list[Weight] | None:
-        """The parameter this operand is a whole matrix of; a list with one weight per expert for a whole 3-D parameter."""
+        """The parameter this operand is a whole matrix of; for a whole 3-D parameter a list, one per expert."""
         where = self.at.get(operand.data_ptr())
         if where is None:
             return None
@@ -141,8 +140,8 @@ class Float64(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func.is_view:  # a view must stay a view: it is widened where it is used
             return func(*args, **(kwargs or {}))
-        args, kwargs = tree_map(widen, args), tree_map(widen, kwargs or {})
-        return tree_map(widen, func(*args, **kwargs))
+        wide_args, wide_kwargs = tree_map(widen, args), {key: tree_map(widen, v) for key, v in (kwargs or {}).items()}
+        return tree_map(widen, func(*wide_args, **wide_kwargs))
 
 
 def widen(value: Any) -> Any:

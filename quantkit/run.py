@@ -23,7 +23,7 @@ from quantkit.group import Drift, needs_hessian, quantize_group, refits
 from quantkit.naming import Piece
 from quantkit.plan import Linear, Plan
 from quantkit.recipe import Recipe
-from quantkit.transforms import apply_transforms
+from quantkit.transforms import TRANSFORMS
 
 Members = tuple[int, list[Linear]]  # an input group of a block and its linears
 
@@ -113,13 +113,14 @@ class Run:
         self.clock.lap("read")
         originals = self._run_original(block, graph, index, linears)
         folds: list[dict[str, Any]] = []
-        if self.recipe.transforms and self.states is not None:
-            note("transforms")
-            folds, scales = apply_transforms(self.recipe.transforms, self.states, block, graph, index, linears)
-            for group in originals.keys() & scales.keys():
-                originals[group] /= scales[group].to(originals[group])
+        for transform in self.recipe.transforms if self.states is not None else ():
+            note(transform.name)
+            done = TRANSFORMS[transform.name](transform.options, self.states, block, graph, index, linears)
+            folds += done.records
+            for group in originals.keys() & done.scales.keys():
+                originals[group] /= done.scales[group].to(originals[group])
             self._round_plain(block, index)
-            self.clock.lap("transforms")
+            self.clock.lap(transform.name)
         records = []
         for stage in self._stages(graph, linears):
             note(stage[0][1][0].site.name)
@@ -193,7 +194,8 @@ class Run:
             if group in originals
         }
         if self.states is not None:
-            hessian = {group for group, members in stage if needs_hessian(members)}
+            clip = any(transform.name == "awq" and transform.options.clip for transform in self.recipe.transforms)
+            hessian = {group for group, members in stage if clip or needs_hessian(members)}
 
             def observe(group: int, tokens: slice, x_MK: Tensor) -> None:
                 if group not in statistics:

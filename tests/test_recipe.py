@@ -216,7 +216,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
 def test_settings_on_top(tmp_path: Path) -> None:
     recipe = good(
         tmp_path,
-        CALIBRATION + "transforms: [awq]\nweights: {bits: 4}\noverrides: [{match: a, skip: true}]",
+        CALIBRATION + "transforms: [awq]\nweights: {bits: 4, algorithm: rtn}\noverrides: [{match: a, skip: true}]",
         "weights.group_size=64",
         "weights.algorithm.gptq.damping=1e-3",
         "weights.algorithm.gptq.act_order=false",
@@ -379,6 +379,18 @@ RECIPES = st.fixed_dictionaries(
         "output": st.fixed_dictionaries({}, optional={"max_shard_gb": st.floats(0.001, 100)}),
     },
 )
+
+
+def test_resolved_overrides_keep_only_what_they_change(tmp_path: Path) -> None:
+    text = CALIBRATION + (
+        "weights: {bits: 3, algorithm: {gptq: {damping: 0.5, act_order: false}}}\n"
+        "overrides: [{match: Linear, weights: {group_size: 32, algorithm: {gptq: {damping: 0.25}}}}]"
+    )
+    recipe = good(tmp_path, text)
+    changes = {"group_size": 32, "algorithm": {"gptq": {"damping": 0.25}}}
+    assert recipe.resolved()["overrides"] == [{"match": "Linear", "weights": changes, "skip": False}]
+    again = Recipe.model_validate(recipe.resolved())
+    assert again.weights_for("a", "Linear") == recipe.weights_for("a", "Linear")
 
 
 @settings(max_examples=60, deadline=None)

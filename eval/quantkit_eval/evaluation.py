@@ -54,7 +54,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Perplexity of the model in folder `path` on a text file and, given `ref`, its divergence from that model.
 
-    Models run in float32 on a CPU and in their own dtype elsewhere. batch_size is in windows, None picks one.
+    device "auto" is a GPU where there is one. Models run in float32 on a CPU and in their own dtype elsewhere.
+    batch_size is in windows, None picks one.
     UserError for bad input (text, folders, tokenizers that differ, context too long); RunError for NaN or Inf logits.
     """
     source = read_text(text)
@@ -68,6 +69,8 @@ def evaluate(
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
 
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     started = time.perf_counter()
     model = load_model(path, device, trust_remote_code)
     reference = None if ref is None else load_model(ref, device, trust_remote_code)

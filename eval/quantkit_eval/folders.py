@@ -73,13 +73,15 @@ def load_model(path: str | Path, device: str = "cpu", trust_remote_code: bool = 
 def _load_dense(path: str | Path, dtype: torch.dtype | None, device: str, trust_remote_code: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(
+    # with output_loading_info it returns a pair, which its annotation does not say
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype or "auto",
         trust_remote_code=trust_remote_code,
         local_files_only=True,
         output_loading_info=True,
     )
+    model, info = loaded
     absent = sorted(info["missing_keys"]) + [str(mismatch[0]) for mismatch in info["mismatched_keys"]]
     if absent:  # transformers fills these with random numbers and only warns
         raise UserError(f"{path}: {len(absent)} weights are missing or of the wrong shape: {', '.join(absent[:5])}")

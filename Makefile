@@ -1,0 +1,47 @@
+# make demo: quantize the bundled model and compare. make test: all checks. make clean: drop what both made.
+# TORCH says which torch to install: `make demo TORCH=torch` for the newest, `TORCH=torch==2.12.1` for another one.
+PYTHON ?= python3
+TORCH ?= $(shell grep '^torch' constraints.txt)
+BIN := .venv/bin
+TEXT := examples/tiny-llama/eval.txt
+RESULT := out/tiny-llama-awq
+
+.PHONY: demo test clean FORCE
+.DELETE_ON_ERROR:
+
+demo: .venv/.installed
+	rm -rf $(RESULT) $(RESULT).*
+	mkdir -p out
+	$(BIN)/quantkit quantize --recipe recipes/awq.yaml --output $(RESULT)
+	$(BIN)/quantkit eval examples/tiny-llama --text $(TEXT) --json > out/original.json
+	$(BIN)/quantkit eval $(RESULT) --ref examples/tiny-llama --text $(TEXT) --json > out/quantized.json
+	$(BIN)/python examples/demo.py out/original.json out/quantized.json $(RESULT)
+
+test: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+clean:
+	rm -rf .venv out
+
+# written only when TORCH is not what it was, so that another torch is installed exactly then
+.venv/constraints.txt: FORCE
+	@mkdir -p .venv
+	@echo '$(TORCH)' | cmp -s - $@ || echo '$(TORCH)' > $@
+
+# torch goes first and is pinned from then on, so that no other package can pull a different one
+.venv/.torch: .venv/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -q -c .venv/constraints.txt '$(TORCH)'
+	touch $@
+
+.venv/.installed: .venv/.torch pyproject.toml
+	$(BIN)/pip install --disable-pip-version-check -q -c .venv/constraints.txt -e .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/pip install --disable-pip-version-check -q -c .venv/constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,260 @@
+"""AWQ (arXiv:2306.00978): scale input channels so that those which matter round better; then clip ranges on the output.
+
+A layer's inputs x can be divided by s and its weight's columns multiplied by it: the same function, but the grid sees
+W s. Rounding noise of a group goes with its largest |w s|, and column k of it reaches the output as noise * x_k / s_k:
+channels with large inputs gain from s > 1 as long as they do not widen the group's range too much. Both searches
+minimise the error of the layer's output on the calibration inputs,
+
+    tr(E H E^T),   E = Q(W s) / s - W,   H = X^T X,
+
+the clip search only the part inside each group, which is what its own range decides: E_g H_gg E_g^T, correlations
+between the group's inputs included. Weights stay in float32 (or wider) between a scale and the grid.
+
+Shapes: N = out features, K = in features, C = channels of the producer (K, or fewer where input columns share one, as
+the kv heads of grouped attention do), S = candidates, G = groups of a row, g = columns of a group, M = G * rows.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from quantkit.errors import RunError, UserError
+from quantkit.grids.integer import IntegerGrid, dequantize
+
+CHUNK = 1 << 22  # elements of candidate weights held at a time
+PROBE_ROWS = 512  # rows of each weight that screen the candidates: all of them would cost N K^2 for each candidate
+FLOOR = 1e-4  # of the mean magnitude: smaller channels are scaled as if they had this one
+
+
+@dataclass(frozen=True, slots=True)
+class AwqResult:
+    """What the search chose. scale_C (float32 [C]) is all ones where nothing beat the identity.
+
+    exponents  (a, b) of s = x^a / w^b before it was normalised; (0, 0) is the identity
+    Both losses come from the same measure (see `search_scale`): loss_best <= loss_identity always.
+    """
+
+    scale_C: Tensor
+    exponents: tuple[float, float]
+    loss_identity: float
+    loss_best: float
+
+
+def search_scale(
+    weights: Sequence[Tensor],
+    hessian_KK: Tensor,
+    magnitude_K: Tensor,
+    grid: IntegerGrid,
+    *,
+    columns_K: Tensor | None = None,
+    candidates: int = 20,
+    finalists: int = 4,
+    loss: Callable[[list[Tensor]], float] | None = None,
+    snap: Callable[[Tensor], Tensor] | None = None,
+) -> AwqResult:
+    """The scale of the producer's channels with which the weights [N_i, K] that read it quantize best.
+
+    hessian_KK   X^T X of the input, before any scale; any positive factor is fine
+    magnitude_K  mean |x| of each input column
+    columns_K    int64 [K]: the producer channel each input column reads (values repeated for grouped attention);
+                 None: column k reads channel k. Statistics are averaged over the columns that share a channel
+    loss         loss(weights) of weights put in the originals' place, in the same order and shapes, e.g. the error of
+                 the decoder block's output. It decides between the `finalists` best candidates by the Hessian and the
+                 identity. None: the Hessian decides, on all rows
+    snap         maps a scale [C] to the nearest one the producer can store (see `storable`): what is measured is then
+                 what will be written
+
+    Candidates are rounded with plain min-max ranges: searching each one's ranges costs far more and chose no better.
+    RunError where a statistic or a weight holds NaN or Inf.
+    """
+    _check(weights, hessian_KK, magnitude_K)
+    device = hessian_KK.device
+    columns_K = torch.arange(len(hessian_KK), device=device) if columns_K is None else columns_K.to(device)
+    scale_SC, exponents = _candidates(weights, magnitude_K, columns_K, candidates)
+    if snap is not None:
+        scale_SC = torch.stack([snap(scale_C) for scale_C in scale_SC])
+    scale_SC[0] = 1
+    scale_SK = scale_SC[:, columns_K]
+
+    whole = all(len(w_NK) <= PROBE_ROWS for w_NK in weights)
+    losses = _hessian_losses(weights, hessian_KK, scale_SK, grid, None if whole else PROBE_ROWS)
+    chosen = list(range(len(scale_SC)))
+    if loss is not None or not whole:
+        ranked = torch.argsort(losses, stable=True).tolist()
+        chosen = [0, *[i for i in ranked if i][:finalists]]
+        if loss is None:
+            losses = _hessian_losses(weights, hessian_KK, scale_SK[chosen], grid, None)
+        else:
+            losses = torch.tensor([loss(_rounded(weights, scale_SK[i], grid)) for i in chosen], dtype=torch.float64)
+    # a loss of NaN must not win, and argmin would let it; ties go to the first, and the identity comes first
+    best = int(losses.nan_to_num(nan=torch.inf).argmin())
+    return AwqResult(scale_SC[chosen[best]], exponents[chosen[best]], losses[0].item(), losses[best].item())
+
+
+def search_clip(
+    weight_NK: Tensor, hessian_KK: Tensor, grid: IntegerGrid, *, steps: int = 10, refits: int = 2
+) -> tuple[Tensor, Tensor]:
+    """Scale [N, G] and zero point [N, G] as from `grid.fit`, with the least output error of each group.
+
+    First both ends of the min-max range shrink together in `steps` steps to half of it (with either sign of the scale,
+    where a symmetric grid may), then each end alone moves around the best, then the scale is solved for with the codes
+    held, `refits` times. Nothing is taken that does not lower E_g H_gg E_g^T, so min-max is never beaten by it.
+    With act as with inputs of an AWQ fold: pass W s and the Hessian of x / s.
+    """
+    _check([weight_NK], hessian_KK, hessian_KK.diagonal())
+    K, G = weight_NK.shape[1], grid.spec.groups(weight_NK.shape[1])
+    group = torch.arange(G, device=hessian_KK.device)
+    hessian_Ggg = hessian_KK.reshape(G, K // G, G, K // G)[group, :, group, :].float()
+    rows = max(1, CHUNK // (K * steps * 2))
+    parts = [_clip(part_NK, hessian_Ggg, grid, steps, refits) for part_NK in weight_NK.split(rows)]
+    scale_NG, zero_NG = (torch.cat(column) for column in zip(*parts, strict=True))
+    return scale_NG, zero_NG
+
+
+def storable(scale_C: Tensor, producer_C: Tensor, dtype: torch.dtype, *, offset: float = 0.0) -> Tensor:
+    """The scale that a norm's weight can be divided by without rounding: near scale_C, float32, positive.
+
+    producer_C is the weight as stored, `dtype` what it will be stored in, offset 1 for norms that multiply by 1 + w.
+    Dividing by a wanted s and rounding to bf16 changes the function by up to 0.4 %; multiplying the readers' columns by
+    what the rounded weight was really divided by does not. Channels that cannot be scaled (weight 0) keep scale 1.
+    """
+    whole_C = producer_C.double() + offset
+    stored_C = (whole_C / scale_C.double() - offset).to(dtype).double() + offset
+    exact_C = (whole_C / stored_C).float()
+    return torch.where(torch.isfinite(exact_C) & (exact_C > 0), exact_C, torch.ones_like(exact_C))
+
+
+def _candidates(
+    weights: Sequence[Tensor], magnitude_K: Tensor, columns_K: Tensor, count: int
+) -> tuple[Tensor, list[tuple[float, float]]]:
+    """Scales [S, C] and their exponents; the identity first, then x^a, then x^a / w^(1-a) (AutoAWQ's duo scaling)."""
+    C = int(columns_K.max()) + 1
+    shared_C = torch.bincount(columns_K, minlength=C).clamp(min=1)
+
+    def per_channel(value_K: Tensor) -> Tensor:
+        value_K = value_K.to(columns_K.device, torch.float32)
+        return torch.zeros(C, device=columns_K.device).index_add_(0, columns_K, value_K) / shared_C
+
+    x_C = per_channel(magnitude_K)
+    if count < 1 or not x_C.any():
+        return torch.ones(1, C, device=x_C.device), [(0.0, 0.0)]
+    size_K = torch.zeros_like(magnitude_K, dtype=torch.float32)
+    for w_NK in weights:  # relative to the row's largest, so that every row has its say
+        w_NK = w_NK.float().abs()
+        size_K += (w_NK / w_NK.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)).sum(0)
+    dead_C, w_C = x_C == 0, per_channel(size_K)
+    x_C = x_C.clamp(min=FLOOR * x_C.mean())
+    w_C = w_C.clamp(min=FLOOR * w_C.mean()) if w_C.any() else torch.ones_like(w_C)
+    half = (count + 1) // 2
+    exponents = [(i / half, 0.0) for i in range(1, half + 1)]
+    exponents += [(i / (count - half), 1 - i / (count - half)) for i in range(count - half)]
+    scales = [torch.ones_like(x_C)]
+    for a, b in exponents:
+        s_C = x_C**a / w_C**b
+        live_C = s_C[~dead_C]
+        scales.append(torch.where(dead_C, 1.0, s_C / (live_C.amax() * live_C.amin()).sqrt()))
+    return torch.stack(scales), [(0.0, 0.0), *exponents]
+
+
+def _hessian_losses(
+    weights: Sequence[Tensor], hessian_KK: Tensor, scale_SK: Tensor, grid: IntegerGrid, rows: int | None
+) -> Tensor:
+    """tr(E H E^T) over all weights, float64 [S]; estimated from about `rows` evenly spaced rows of each weight."""
+    losses_S = torch.zeros(len(scale_SK), dtype=torch.float64, device=hessian_KK.device)
+    for w_NK in weights:
+        N, K = w_NK.shape
+        every = 1 if rows is None else -(-N // rows)
+        w_PK = w_NK[::every]
+        step = max(1, CHUNK // w_PK.numel())
+        for start in range(0, len(scale_SK), step):
+            part_SK = scale_SK[start : start + step]
+            error_RK = (_round_scaled(w_PK, part_SK, grid) - _wide(w_PK)[:, None]).reshape(-1, K)
+            loss_R = ((error_RK @ hessian_KK.to(error_RK.dtype)) * error_RK).sum(1, dtype=torch.float64)
+            losses_S[start : start + step] += loss_R.reshape(-1, len(part_SK)).sum(0) * (N / len(w_PK))
+    return losses_S
+
+
+def _rounded(weights: Sequence[Tensor], scale_K: Tensor, grid: IntegerGrid) -> list[Tensor]:
+    return [_round_scaled(w_NK, scale_K[None], grid)[:, 0] for w_NK in weights]
+
+
+def _round_scaled(w_NK: Tensor, scale_SK: Tensor, grid: IntegerGrid) -> Tensor:
+    """Q(W s) / s with min-max ranges, [N, S, K]: the candidates lie side by side as groups of one wide weight."""
+    N, K = w_NK.shape
+    scale_SK = scale_SK.to(w_NK.device)
+    wide = replace(grid, search=None, spec=replace(grid.spec, group_size=K // grid.spec.groups(K)))
+    w_NSK = _wide(w_NK)[:, None] * scale_SK
+    w_NX = w_NSK.reshape(N, -1)
+    rounded_NX = dequantize(wide.quantize(w_NX, *wide.fit(w_NX)))
+    return rounded_NX.reshape(w_NSK.shape).to(w_NSK.dtype) / scale_SK
+
+
+def _clip(w_NK: Tensor, hessian_Ggg: Tensor, grid: IntegerGrid, steps: int, refits: int) -> tuple[Tensor, Tensor]:
+    """search_clip for some rows, all their candidates at once."""
+    N, G = len(w_NK), len(hessian_Ggg)
+    w_GNg = w_NK.float().reshape(N, G, -1).transpose(0, 1).contiguous()
+    low_GN, high_GN = w_GNg.amin(2).clamp(max=0), w_GNg.amax(2).clamp(min=0)
+    ends = replace(grid, search=None, spec=replace(grid.spec, group_size=2))
+    signs = (1.0, -1.0) if grid.signed and grid.spec.symmetric else (1.0,)
+
+    def grids(low_SGN: Tensor, high_SGN: Tensor, signs: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+        """The min-max grids of ranges; symmetric ones in both signs, [S * signs, G, N]."""
+        pairs_XE = torch.stack([low_SGN, high_SGN], -1).reshape(-1, 2)
+        scale, zero = (t.reshape(low_SGN.shape) for t in ends.fit(pairs_XE))
+        return torch.cat([sign * scale for sign in signs]), torch.cat([zero] * len(signs))
+
+    def errors(scale_SGN: Tensor, zero_SGN: Tensor) -> Tensor:
+        scale, zero = scale_SGN[..., None], zero_SGN[..., None]
+        error_SGNg = grid.decode(grid.encode(w_GNg, scale, zero), scale, zero).float().sub_(w_GNg)
+        error_GXg = error_SGNg.transpose(0, 1).reshape(G, -1, error_SGNg.shape[-1])
+        loss_GX = torch.bmm(error_GXg, hessian_Ggg).mul_(error_GXg).sum(2)
+        return loss_GX.reshape(G, -1, N).transpose(0, 1)
+
+    def pick(scale_SGN: Tensor, zero_SGN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        loss_SGN = errors(scale_SGN, zero_SGN)
+        best_1GN = loss_SGN.argmin(0, keepdim=True)
+        return scale_SGN.gather(0, best_1GN)[0], zero_SGN.gather(0, best_1GN)[0], best_1GN[0]
+
+    shrink_S11 = torch.linspace(1, 0.5, steps, device=w_NK.device)[:, None, None]
+    scale_GN, zero_GN, best_GN = pick(*grids(low_GN * shrink_S11, high_GN * shrink_S11, signs))
+    shrink_GN = shrink_S11[best_GN % steps, 0, 0]
+    around_S11 = torch.linspace(-0.25, 0.25, steps, device=w_NK.device)[:, None, None]
+    if grid.spec.symmetric:
+        moves = [(around_S11, around_S11)]
+    else:
+        moves = [(around_S11, around_S11 * 0), (around_S11 * 0, around_S11)]
+    low_GN, high_GN = low_GN * shrink_GN, high_GN * shrink_GN
+    for down_S11, up_S11 in moves:
+        lows_SGN, highs_SGN = low_GN * (1 + down_S11), high_GN * (1 + up_S11)
+        scale_SGN, zero_SGN = grids(lows_SGN, highs_SGN, (1.0,))
+        if grid.spec.symmetric:
+            scale_SGN = scale_SGN * scale_GN.sign()
+        scale_GN, zero_GN, best_GN = pick(torch.cat([scale_GN[None], scale_SGN]), torch.cat([zero_GN[None], zero_SGN]))
+        low_GN = torch.cat([low_GN[None], lows_SGN]).gather(0, best_GN[None])[0]
+        high_GN = torch.cat([high_GN[None], highs_SGN]).gather(0, best_GN[None])[0]
+    for _ in range(refits):
+        code_GNg = grid.encode(w_GNg, scale_GN[..., None], zero_GN[..., None]).float() - zero_GN[..., None].float()
+        seen_GNg = torch.bmm(code_GNg, hessian_Ggg)
+        solved_GN = ((seen_GNg * w_GNg).sum(2) / (seen_GNg * code_GNg).sum(2)).to(grid.scale_dtype)
+        usable_GN = torch.isfinite(solved_GN) & (solved_GN * scale_GN.sign() > torch.finfo(grid.scale_dtype).tiny)
+        solved_GN = torch.where(usable_GN, solved_GN, scale_GN)
+        scale_GN, zero_GN, _ = pick(torch.stack([scale_GN, solved_GN]), torch.stack([zero_GN, zero_GN]))
+    return scale_GN.mT.contiguous(), zero_GN.mT.contiguous()
+
+
+def _wide(w: Tensor) -> Tensor:
+    return w.to(torch.promote_types(w.dtype, torch.float32))
+
+
+def _check(weights: Sequence[Tensor], hessian_KK: Tensor, magnitude_K: Tensor) -> None:
+    K = len(magnitude_K)
+    if hessian_KK.shape != (K, K) or not weights or any(w_NK.shape[1:] != (K,) for w_NK in weights):
+        shapes = [tuple(w_NK.shape) for w_NK in weights]
+        raise UserError(f"awq: weights {shapes}, Hessian {tuple(hessian_KK.shape)} and {K} magnitudes do not fit")
+    for name, t in (("Hessian", hessian_KK), ("mean magnitude of the input", magnitude_K)):
+        if not torch.isfinite(t.sum()):
+            raise RunError(f"awq: the {name} holds NaN or Inf: the inputs overflowed during calibration")
+    if any(not torch.isfinite(w_NK.sum(dtype=torch.float32)) for w_NK in weights):
+        raise RunError("awq: a weight holds NaN or Inf")

@@ -1,0 +1,193 @@
+"""Load a quantized folder as a transformers model whose linears keep their weights packed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from quantkit.blocks import build_meta_model, read_config
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.errors import UserError
+from quantkit.formats import FORMATS
+from quantkit.naming import Piece, assemble, weight_sources
+from quantkit.runtime.linear import QuantLinear, is_linear
+from quantkit.types import TensorSpec
+
+PACKED = ".weight_packed"
+
+
+def load(
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    *,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The model of a folder, ready for generate and evaluation; a folder that is not quantized loads as it is.
+
+    dtype is what the model computes in and keeps its unquantized weights in (None: as its config says). Packed weights
+    stay packed where a plain linear uses them. Those of fused experts do not: transformers runs all experts of a layer
+    from one 3-D parameter, so they are dequantized while loading and take the memory of the original.
+    UserError where the folder cannot be read, or its tensors contradict its configuration.
+    """
+    checkpoint = Checkpoint.open(path)
+    settings = checkpoint.config.get("quantization_config")
+    if settings is None:
+        return _load_plain(checkpoint.folder, dtype, device, trust_remote_code)
+    config = read_config(str(checkpoint.folder), trust_remote_code=trust_remote_code)
+    delattr(config, "quantization_config")
+    if dtype is None:
+        dtype = config.dtype if isinstance(config.dtype, torch.dtype) else checkpoint.dtype
+    config.dtype = dtype
+    model = build_meta_model(config, trust_remote_code=trust_remote_code)
+    packed = PackedFolder(checkpoint, settings, model)
+    sources = weight_sources(model, packed.shapes())
+    _fill(model, packed, sources, dtype, torch.device(device))
+    model.name_or_path = config._name_or_path = str(checkpoint.folder)
+    if (checkpoint.folder / "generation_config.json").exists() and model.can_generate():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+    return model.eval()
+
+
+class PackedFolder:
+    """A quantized checkpoint seen as the dense one of `model` that it stands for: module.weight for the packed tensors.
+
+    The format knows [N, K] alone; where the model stores [K, N] (Conv1D), so does the dense checkpoint.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, settings: Mapping[str, Any], model: nn.Module) -> None:
+        self.checkpoint = checkpoint
+        self.format = _format_of(settings, checkpoint.folder)
+        modules = [name.removesuffix(PACKED) for name in checkpoint.tensors if name.endswith(PACKED)]
+        try:
+            self.specs: dict[str, TensorSpec] = self.format.read_config(settings, modules)
+        except UserError as error:
+            raise UserError(f"{checkpoint.folder / 'config.json'}: {error}") from error
+        if hidden := [name for name in modules if name not in self.specs]:
+            raise UserError(f"{checkpoint.folder}: {hidden[0]} is packed, but quantization_config does not target it")
+        self._own = {
+            f"{name}.{suffix}" for name in modules for suffix in self.format.SUFFIXES if self._has(f"{name}.{suffix}")
+        }
+
+        transposed = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
+        tails = {tail for name in transposed for tail in _tails(name)}
+        self._transposed = {name for name in self.specs if name in tails or transposed & _tails(name)}
+
+    def _has(self, name: str) -> bool:
+        return name in self.checkpoint.tensors
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of the dense checkpoint."""
+        found = {name: info.shape for name, info in self.checkpoint.tensors.items() if name not in self._own}
+        for module in self.specs:
+            if not self._has(f"{module}.weight_shape"):
+                raise UserError(f"{self.checkpoint.folder}: {module}.weight_shape is missing; export the folder again")
+            shape = tuple(self.checkpoint.read(f"{module}.weight_shape").reshape(-1).tolist())
+            found[f"{module}.weight"] = shape[::-1] if module in self._transposed else shape
+        return found
+
+    def is_packed(self, name: str) -> bool:
+        """Whether the dense tensor `name` lies packed here."""
+        return name.removesuffix(".weight") in self.specs and name.endswith(".weight")
+
+    def tensors(self, module: str) -> dict[str, Tensor]:
+        """The packed tensors of a module by suffix."""
+        names = [suffix for suffix in self.format.SUFFIXES if f"{module}.{suffix}" in self._own]
+        return {suffix: self.checkpoint.read(f"{module}.{suffix}") for suffix in names}
+
+    def linear(self, name: str) -> QuantLinear:
+        """A QuantLinear without bias from the packed tensors of the dense tensor `name`."""
+        module = name.removesuffix(".weight")
+        try:
+            return QuantLinear(self.format, self.tensors(module), self.specs[module])
+        except UserError as error:
+            raise UserError(f"{self.checkpoint.folder}: {module}: {error}") from error
+
+    def dense(self, name: str) -> Tensor:
+        """A tensor of the dense checkpoint: dequantized where it is packed, read where it is not."""
+        if not self.is_packed(name):
+            return self.checkpoint.read(name)
+        weight_NK = self.linear(name).weight
+        return weight_NK.T if name.removesuffix(".weight") in self._transposed else weight_NK
+
+
+def _fill(
+    model: PreTrainedModel,
+    folder: PackedFolder,
+    sources: Mapping[str, list[Piece]],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Give every parameter and persistent buffer of the meta model its value, tied ones one value together."""
+    kept = model._get_dtype_plan(dtype)  # what transformers keeps in float32 whatever is asked
+    alike: dict[int, list[str]] = {}
+    for name, param in model.named_parameters(remove_duplicate=False):
+        alike.setdefault(id(param), []).append(name)
+    for names in alike.values():
+        source = next(name for name in names if name in sources)
+        owner = model.get_submodule(source.rpartition(".")[0])
+        pieces = sources[source]
+        if (
+            len(names) == 1
+            and is_linear(owner)
+            and pieces == [Piece(pieces[0].name)]
+            and folder.is_packed(pieces[0].name)
+        ):
+            linear = folder.linear(pieces[0].name).to(device)
+            linear.bias = owner.get_parameter("bias") if owner.bias is not None else None  # on meta till its turn comes
+            model.set_submodule(source.rpartition(".")[0], linear)
+            continue
+        value = _put_together(folder, pieces, model.get_parameter(source), dtype, kept, source).to(device)
+        param = nn.Parameter(value, requires_grad=False)
+        for name in names:
+            setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], param)
+    for name, buffer in list(model.named_buffers()):
+        owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        if not isinstance(owner, QuantLinear):
+            stored = _put_together(folder, sources[name], buffer, None, kept, name) if name in sources else buffer
+            setattr(owner, leaf, stored.to(device))
+
+
+def _put_together(
+    folder: PackedFolder,
+    pieces: list[Piece],
+    like: Tensor,
+    dtype: torch.dtype | None,
+    kept: Mapping[str, torch.dtype],
+    name: str,
+) -> Tensor:
+    """One parameter from its checkpoint tensors, of like's shape; floating ones as `dtype` (None: as like's)."""
+    target = like.dtype
+    if dtype is not None and target.is_floating_point:
+        target = next((wide for pattern, wide in kept.items() if pattern in name), dtype)
+    out = torch.empty(like.shape, dtype=target)
+    return assemble(pieces, out, folder.dense)
+
+
+def _tails(module: str) -> set[str]:
+    """The name and what is left of it without its first parts: checkpoints may omit or add the base model's prefix."""
+    parts = module.split(".")
+    return {".".join(parts[i:]) for i in range(len(parts))}
+
+
+def _format_of(settings: Mapping[str, Any], folder: Path) -> ModuleType:
+    method = settings.get("quant_method")
+    if method not in FORMATS:
+        raise UserError(f"{folder}: quantized by {method!r}; quantkit loads {', '.join(FORMATS)}")
+    return FORMATS[method]
+
+
+def _load_plain(
+    folder: Path, dtype: torch.dtype | None, device: str | torch.device, trust_remote_code: bool
+) -> PreTrainedModel:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: transformers cannot load this model: {first}") from error
+    return model.to(device).eval()  # type: ignore[arg-type]
