@@ -13,12 +13,12 @@ OUTPUT = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("out/from-python")
 
 RECIPE = {
     "calibration": {"data": str(HERE / "tiny-llama" / "calibration.txt"), "samples": 32, "seq_len": 256},
-    "transforms": ["awq"],
-    "weights": {"bits": 4, "group_size": 128, "symmetric": False},
+    "weights": {"bits": 4, "group_size": 64, "algorithm": "gptq"},
+    "overrides": [{"match": "re:.*down_proj", "weights": {"bits": 8}}],
     "output": {"format": "compressed-tensors"},
 }
 
 if __name__ == "__main__":
     report = quantkit.quantize(HERE / "tiny-llama", RECIPE, OUTPUT)
-    print(report)
+    print(f"{report['coverage']}; {report['bits_per_weight']:.2f} bits per weight, {report['seconds_total']:.1f} s")
     print(f"the checkpoint and its quantkit-report.json are in {OUTPUT}")

@@ -30,6 +30,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=256, help="tokens per sequence")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), help="of the matrices; default: by device")
     parser.add_argument("--schedule", choices=("linear", "cosine"), default="linear", help="decay after the warm-up")
+    parser.add_argument("--library", type=Path, default=get_paths()["stdlib"], help="folder of Python files")
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="more UTF-8 text files to train on")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--intermediate", type=int, default=768)
@@ -132,7 +133,7 @@ def perplexity(model: LlamaForCausalLM, ids: Tensor, context: int, device: str) 
 def main() -> None:
     args = parse()
     torch.manual_seed(args.seed)
-    sources = modules(Path(get_paths()["stdlib"]))
+    sources = modules(Path(args.library))
     texts = [source for name, source in sources if not is_eval(name)]
     texts += [path.read_text(encoding="utf-8") for path in args.text]
     held_out = [source for name, source in sources if is_eval(name)]

@@ -4,6 +4,7 @@ Only one block's weights, the calibration states and one group's statistics are 
 """
 
 import shutil
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def trace_all(skeleton: Skeleton, *, folds: bool) -> list[BlockGraph]:
     """The graph of every block; blocks of one structure are run (and their folds proved) once."""
     vocab = skeleton.model.config.get_text_config().vocab_size
     hidden, calls = skeleton.first_call((torch.arange(TRACE_TOKENS) % vocab).reshape(1, -1))
-    known: dict[str, BlockGraph] = {}
+    known: dict[Hashable, BlockGraph] = {}
     graphs = []
     for index, block in enumerate(skeleton.blocks):
         key = structure_key(block)

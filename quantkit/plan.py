@@ -63,7 +63,9 @@ def make_plan(recipe: Recipe, graphs: list[BlockGraph], skeleton: Skeleton) -> P
     for block, graph in enumerate(graphs):
         prefix = skeleton.prefix(block)
         for site in graph.sites:
-            found += [(name, block, site, rows) for name, rows in linear_names(skeleton.sources, prefix.rstrip("."), site)]
+            found += [
+                (name, block, site, rows) for name, rows in linear_names(skeleton.sources, prefix.rstrip("."), site)
+            ]
         skipped += [(prefix + path, reason) for path, reason in graph.skipped]
     classes = {name: site.class_name for name, _, site, _ in found} | {name: "Linear" for name, _ in skipped}
     unmatched = recipe.unmatched(classes)
@@ -110,7 +112,7 @@ def _smaller_group(in_features: int, size: int) -> int:
 def _misfit_message(misfits: list[tuple[str, int, int]], total: int) -> str:
     widths = sorted({K for _, K, _ in misfits})
     size = misfits[0][2]
-    common = [g for g in (256, 128, 64, 32, 16, 8) if all(K % g == 0 for K in widths) and g < size]
+    common = [g for g in (256, 128, 64, 32, 16, 8) if all(K % g == 0 for K in widths)]
     names = ", ".join(f"{name} ({K})" for name, K, _ in misfits[:4]) + (", ..." if len(misfits) > 4 else "")
     advice = (
         f"group_size {' or '.join(map(str, common))} divides all of these; or"

@@ -159,6 +159,15 @@ def load(path_or_name: str | Path, sets: Iterable[str] = (), model: str | None =
     raise UserError(f"recipe {path_or_name} has {count}:\n" + "\n".join(messages))
 
 
+def from_data(data: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain data, checked like a file; UserError with every problem, one per line."""
+    document = Document(dict(data), "recipe", {(): (1, "recipe")})
+    recipe = _check(document)
+    if recipe is None or document.problems:
+        raise UserError("\n".join(document.messages()))
+    return recipe
+
+
 def _find(path_or_name: str | Path) -> Path:
     known = shipped()
     if str(path_or_name) in known:

@@ -118,6 +118,7 @@ def test_given_loss_decides_and_never_loses_to_the_identity() -> None:
 
 def test_many_rows_are_screened_on_some_and_decided_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     w_NK, x_MK = layer(N=50, loud=20)
+    w_NK[25:] *= 10  # the first rows alone would tell little
     whole = search_scale([w_NK], *statistics(x_MK), grid_of(SPECS[0]))
     monkeypatch.setattr(awq, "PROBE_ROWS", 20)
     probed = search_scale([w_NK], *statistics(x_MK), grid_of(SPECS[0]), finalists=8)
@@ -142,12 +143,14 @@ def test_columns_that_share_a_channel_share_its_scale(repeats: int) -> None:
 
 
 def test_shared_channel_sees_the_mean_of_its_columns() -> None:
-    """Where columns that share a channel are equal, the search is the one without repeats."""
+    """Columns around the mean of their channel give the candidates of a layer that has that mean once."""
     w_NK, x_MK = layer(K=32, loud=20)
     plain, exponents = awq._candidates([w_NK], x_MK.abs().mean(0), torch.arange(32), 20)
-    columns_K = torch.arange(32).repeat(2)
-    magnitude_K = torch.cat([x_MK.abs().mean(0) * 0.5, x_MK.abs().mean(0) * 1.5])
-    shared, same = awq._candidates([torch.cat([w_NK, w_NK], 1)], magnitude_K, columns_K, 20)
+    columns_K = torch.cat([torch.arange(32), torch.arange(8)])  # an uneven share: sums would not do
+    magnitude_K = x_MK.abs().mean(0)[columns_K]
+    magnitude_K[:8] *= 0.5
+    magnitude_K[32:] *= 1.5
+    shared, same = awq._candidates([w_NK[:, columns_K]], magnitude_K, columns_K, 20)
     torch.testing.assert_close(shared, plain)
     assert same == exponents
 
@@ -176,9 +179,9 @@ def test_storable_scale_divides_without_rounding(offset: float) -> None:
 
 
 def test_storable_leaves_what_cannot_be_scaled() -> None:
-    norm_C = torch.tensor([0.0, 1.0, -2.0, 1e-38], dtype=torch.bfloat16)
-    scale_C = storable(torch.tensor([2.0, 2.0, 4.0, 1e30]), norm_C, torch.bfloat16)
-    assert scale_C.tolist() == [1, 2, 4, 1]
+    norm_C = torch.tensor([0.0, 1.0, -2.0, 1e-38, 1e38], dtype=torch.bfloat16)
+    scale_C = storable(torch.tensor([2.0, 2.0, 4.0, 1e30, 1e-30]), norm_C, torch.bfloat16)
+    assert scale_C.tolist() == [1, 2, 4, 1, 1]  # the last two would be stored as 0 and as infinity
 
 
 def test_snap_is_applied_to_what_is_measured() -> None:
@@ -190,6 +193,14 @@ def test_snap_is_applied_to_what_is_measured() -> None:
     assert torch.equal(torch.log2(result.scale_C), torch.log2(result.scale_C).round())
     expected = output_error(w_NK, rounded_alone(w_NK, result.scale_C, SPECS[0]), x_MK)
     assert result.loss_best == pytest.approx(expected, rel=1e-4)
+
+
+def test_identity_is_measured_unscaled_whatever_snap_does() -> None:
+    w_NK, x_MK = layer(loud=20)
+    odd_C = torch.linspace(0.5, 3, 64)
+    result = search_scale([w_NK], *statistics(x_MK), grid_of(SPECS[0]), snap=lambda _: odd_C)
+    expected = output_error(w_NK, rounded_alone(w_NK, torch.ones(64), SPECS[0]), x_MK)
+    assert result.loss_identity == pytest.approx(expected, rel=1e-4)
 
 
 def group_errors(w_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor, x_MK: Tensor, grid: IntegerGrid) -> Tensor:
@@ -215,6 +226,54 @@ def test_clip_beats_every_shrunken_range_in_every_group(spec: TensorSpec) -> Non
         for sign in (1, -1) if spec.symmetric else (1,):
             theirs_NG = group_errors(w_NK, sign * scale_NG, zero_NG, x_MK, grid)
             assert (ours_NG <= theirs_NG * 1.0001).all(), f"{shrink=} {sign=}"
+
+
+def naive_clip(w_g: Tensor, h_gg: Tensor, spec: TensorSpec, steps: int = 10, refits: int = 2) -> float:
+    """The least error the search of one group arrives at: float64, one candidate after another, scales in bf16."""
+    grid = IntegerGrid(spec, torch.bfloat16, None)
+    spans = torch.linspace(-0.25, 0.25, steps).tolist()
+
+    def error(scale: Tensor, zero: int) -> float:
+        code_g = ((w_g / scale.double()).round() + zero).clamp(0, spec.levels - 1) - zero
+        e_g = (code_g.to(torch.bfloat16) * scale).double() - w_g
+        return (e_g @ h_gg @ e_g).item()
+
+    def candidate(low: float, high: float, sign: int = 1) -> tuple[float, Tensor, int, float, float]:
+        scale_11, zero_11 = replace(grid, spec=replace(spec, group_size=2)).fit(torch.tensor([[low, high]]))
+        scale, zero = sign * scale_11[0, 0], int(zero_11)
+        return error(scale, zero), scale, zero, low, high
+
+    low, high = min(w_g.min().item(), 0), max(w_g.max().item(), 0)
+    shrinks = torch.linspace(1, 0.5, steps).tolist()
+    signs = (1, -1) if spec.symmetric else (1,)
+    best = min((candidate(low * s, high * s, sign) for sign in signs for s in shrinks), key=lambda c: c[0])
+    for down, up in [(1, 1)] if spec.symmetric else [(1, 0), (0, 1)]:
+        sign = -1 if best[1] < 0 else 1
+        moved = [candidate(best[3] * (1 + down * s), best[4] * (1 + up * s), sign) for s in spans]
+        best = min([best, *moved], key=lambda c: c[0])
+    loss, scale, zero, *_ = best
+    for _ in range(refits):
+        code_g = ((w_g / scale.double()).round() + zero).clamp(0, spec.levels - 1) - zero
+        solved = ((code_g @ h_gg @ w_g) / (code_g @ h_gg @ code_g)).bfloat16()
+        if error(solved, zero) < loss:
+            loss, scale = error(solved, zero), solved
+    return loss
+
+
+@pytest.mark.parametrize("spec", [TensorSpec(4, 32, False), TensorSpec(4, 32, True), TensorSpec(2, 32, False)], ids=str)
+def test_clip_is_the_search_it_says_it_is(spec: TensorSpec) -> None:
+    w_NK, x_MK = layer()
+    w_NK = w_NK + 0.5 * (w_NK > 2)  # one-sided extremes: both ends of a range matter
+    hessian_KK = x_MK.mT.double() @ x_MK.double()
+    grid = grid_of(spec)
+    ours_NG = group_errors(w_NK, *search_clip(w_NK, hessian_KK.float(), grid), x_MK, grid)
+    theirs = [
+        [naive_clip(w_NK[n, g : g + 32].double(), hessian_KK[g : g + 32, g : g + 32], spec) for g in (0, 32)]
+        for n in range(24)
+    ]
+    # a tie broken the other way in float32 may lead elsewhere, in a group or two
+    close_NG = torch.isclose(ours_NG, torch.tensor(theirs, dtype=torch.float64), rtol=1e-3)
+    assert close_NG.float().mean() > 0.95
 
 
 @pytest.mark.parametrize(("spec", "gain"), list(zip(SPECS, [0.93, 0.93, 0.9, 0.9], strict=True)), ids=str)
@@ -264,6 +323,8 @@ def test_degenerate_inputs(spec: TensorSpec) -> None:
     assert torch.isfinite(result.scale_C).all()
     assert (result.scale_C > 0).all()
     assert result.scale_C[5] == 1
+    live_C = result.scale_C[torch.arange(64) != 5]
+    assert (live_C.max() * live_C.min()).item() == pytest.approx(1, rel=1e-4)  # the dead one has no say in this
     assert result.loss_best < result.loss_identity
     assert search_scale([torch.zeros(4, 64)], *statistics(x_MK), grid).exponents == (0, 0)
 

@@ -75,7 +75,7 @@ def test_the_bundled_texts_can_be_made_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_training_runs(tmp_path: Path) -> None:
     sizes = ("--hidden", "64", "--intermediate", "96", "--layers", "2", "--vocabulary", "512")
-    short = ("--steps", "20", "--batch", "4", "--context", "64", "--device", "cpu")
+    short = ("--steps", "20", "--batch", "4", "--context", "64", "--device", "cpu", "--library", ROOT / "quantkit")
     shown = run(EXAMPLES / "train_tiny_llama.py", "--output", tmp_path / "m", *sizes, *short, cwd=tmp_path)
     losses = [float(loss) for loss in re.findall(r"loss ([0-9.]+)", shown)]
     assert len(losses) == 20

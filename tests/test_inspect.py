@@ -56,7 +56,7 @@ def packed(name: str, bits: int, groups: int, symmetric: bool, *, shape: bool = 
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """An asymmetric 4-bit group layer, an 8-bit channel layer, a dense ignored layer with bias, head, embedding, norm."""
+    """Layers: asymmetric 4-bit groups with bias, 8-bit channels; dense: an ignored one, head, embedding, norm."""
     tensors = packed("model.layers.0.q_proj", 4, K // GROUP, symmetric=False)
     tensors |= packed("model.layers.1.q_proj", 8, 1, symmetric=True)
     tensors |= {

@@ -97,8 +97,11 @@ def reference_gptq(model: nn.Module, ids: Tensor, grid: IntegerGrid, *, refit: b
             seen: dict[str, Tensor] = {}
             handles = []
             for key, source in (("x", block), ("x0", original.model.layers[index])):
-                hook = lambda _, args, key=key: seen.__setitem__(key, args[0].flatten(0, 1).double())  # noqa: E731
-                handles.append(source.get_submodule(group[0]).register_forward_pre_hook(hook))
+
+                def keep(_: nn.Module, args: tuple, key: str = key, seen: dict[str, Tensor] = seen) -> None:
+                    seen[key] = args[0].flatten(0, 1).double()
+
+                handles.append(source.get_submodule(group[0]).register_forward_pre_hook(keep))
             with torch.no_grad():
                 model(ids), original(ids)
             for handle in handles:
@@ -197,9 +200,10 @@ def test_refuses_to_go_on_with_another_recipe(
     def dies(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Run, "quantize_block", dies)
-        quantize(llama, tmp_path / "out", ids)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(llama, tmp_path / "out", ids)
     with pytest.raises(UserError, match=r"bits.*--restart|--restart"):
         quantize(llama, tmp_path / "out", ids, weights={"group_size": 16, "bits": 8})
     with pytest.raises(UserError, match="calibration"):

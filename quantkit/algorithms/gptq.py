@@ -11,7 +11,8 @@ act_order sorts the columns by rising E[x^2], so the walk starts at the most imp
 
 Re-fit ("asymmetric calibration": GPTAQ, arXiv:2504.02692; Qronos, arXiv:2505.11695). With X what the quantized layers
 before produce and Y0 the outputs wanted (those of the original model), |Y0 - X Q^T|^2 = |X W'^T - X Q^T|^2 + constant
-for W' = (Y0^T X)(X^T X)^-1: quantize W' instead of W. Both sides are damped alike: W' = (M + ridge W)(H + ridge I)^-1.
+for W' = (Y0^T X)(X^T X)^-1: quantize W' instead of W. Both sides are damped alike: W' = (M + ridge W)(H + ridge I)^-1
+with M = Y0^T X, or W' = W + D (H + ridge I)^-1 with D = (Y0 - X W^T)^T X, which keeps its precision in float32.
 
 Shapes: N = out features (all linears that share the input, stacked), K = in features, G = groups of a row,
 B = columns of a block. Tensors named _KN are transposed, so that one column of the weight is one run of memory.
@@ -23,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from quantkit.algorithms.refine import sweep
 from quantkit.errors import RunError, UserError
 from quantkit.grids.integer import IntegerGrid, dequantize
 from quantkit.types import QuantizedWeight
@@ -41,6 +43,7 @@ class Factor:
     importance_K  diag(H) + ridge, in the original order
     damping   ridge / mean(diag H) in the end; attempts counts factorisations (1 = the damping asked for was enough)
     dead_K    columns that were never active; they are simply rounded
+    matrix_KK  H + ridge I itself, in that order, where it was kept (for sweeps)
     """
 
     upper_KK: Tensor
@@ -51,6 +54,7 @@ class Factor:
     damping: float
     attempts: int
     dead_K: Tensor
+    matrix_KK: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +91,12 @@ def factor(
     act_order: bool = True,
     float64: bool = False,
     overwrite: bool = False,
+    keep_matrix: bool = False,
 ) -> Factor:
     """Factorise hessian_KK = X^T X (sum over tokens, symmetric, float32 or float64) once for all its weights.
 
     ridge = damping * mean(diag H), raised tenfold as long as the matrix will not factor; the result says so.
-    overwrite lets the Hessian's own memory be used: [K, K] twice instead of three times.
+    overwrite lets the Hessian's own memory be used: [K, K] twice instead of three times. keep_matrix is for `sweeps`.
     RunError where H holds NaN or Inf, or will not factor at all.
     """
     K = len(hessian_KK)
@@ -129,15 +134,26 @@ def factor(
             )
         damping = min(max(damping * 10, 1e-4), MOST_DAMPING)
     spare_KK.div_(diagonal_K[:, None])
-    return Factor(spare_KK, diagonal_K, order_K, diag_K.add_(ridge), ridge, ridge / mean, attempts, dead_K)
+    kept_KK = matrix_KK if keep_matrix else None
+    return Factor(spare_KK, diagonal_K, order_K, diag_K.add_(ridge), ridge, ridge / mean, attempts, dead_K, kept_KK)
 
 
-def refit(weight_NK: Tensor, cross_NK: Tensor, factor: Factor) -> Tensor:
-    """W' = (cross + ridge W)(H + ridge I)^-1: the weight whose outputs on X come nearest to the wanted ones.
+def refit(
+    weight_NK: Tensor, factor: Factor, *, cross_NK: Tensor | None = None, drift_NK: Tensor | None = None
+) -> Tensor:
+    """W' of the module docstring: the weight whose outputs on X come nearest to the wanted ones.
 
-    cross_NK = Y0^T X, summed over the same tokens as H (see `cross_from_inputs` for the other way to it).
+    One of cross_NK = Y0^T X and drift_NK = (Y0 - X W^T)^T X, summed over the same tokens as H.
     """
-    target_KN = _transposed(weight_NK, factor).mul_(factor.ridge).add_(_transposed(cross_NK, factor))
+    assert (cross_NK is None) != (drift_NK is None)
+    if drift_NK is not None:
+        return _solve(_transposed(drift_NK, factor), factor).add_(weight_NK)
+    assert cross_NK is not None
+    return _solve(_transposed(weight_NK, factor).mul_(factor.ridge).add_(_transposed(cross_NK, factor)), factor)
+
+
+def _solve(target_KN: Tensor, factor: Factor) -> Tensor:
+    """[N, K] in the original order: target (H + ridge I)^-1. target_KN is consumed."""
     # X U = B on the row-major [K, N]: its transpose is what LAPACK calls a matrix, so nothing is copied
     rows_NK = target_KN.mT
     upper_KK = factor.upper_KK
@@ -154,7 +170,9 @@ def gptq(
     hessian: Tensor | Factor,
     grid: IntegerGrid,
     *,
+    drift_NK: Tensor | None = None,
     cross_NK: Tensor | None = None,
+    sweeps: int = 0,
     damping: float = 0.01,
     act_order: bool = True,
     ranges: Literal["fixed", "updated"] = "fixed",
@@ -164,7 +182,9 @@ def gptq(
     """Quantize weight_NK so that its outputs on the inputs behind `hessian` change least.
 
     hessian  X^T X [K, K], or its `factor` where several weights share it (damping, act_order, float64 are then in it)
-    cross_NK  Y0^T X: what the outputs should have been; None keeps the weight itself as the target
+    drift_NK, cross_NK  what the outputs should have been, as for `refit`; neither keeps the weight itself as the target
+    sweeps   rounds of coordinate descent on scales and codes after the walk (refine.py): each a few per cent less error
+             for twice the walk's work; a factor given must have kept its matrix
     ranges   "fixed": every group's range comes from the target weight; "updated": from the target plus the errors fed
              back to it when its first column is reached (needs act_order off: groups must be walked whole)
     block_size changes speed only
@@ -172,18 +192,30 @@ def gptq(
     if not torch.isfinite(weight_NK.sum(dtype=torch.float32)):
         raise RunError("the weight holds NaN or Inf")
     if isinstance(hessian, Tensor):
-        hessian = factor(hessian, damping=damping, act_order=act_order, float64=float64)
+        hessian = factor(hessian, damping=damping, act_order=act_order, float64=float64, keep_matrix=sweeps > 0)
     N, K = weight_NK.shape
     if len(hessian.order_K) != K:
         raise UserError(f"the Hessian is [{len(hessian.order_K)}, ...], the weight has {K} input features")
-    target_NK = weight_NK if cross_NK is None else refit(weight_NK, cross_NK, hessian)
+    target_NK = weight_NK
+    if drift_NK is not None or cross_NK is not None:
+        target_NK = refit(weight_NK, hessian, cross_NK=cross_NK, drift_NK=drift_NK)
     if ranges == "updated" and hessian.order_K[0] != K - 1:
         raise UserError("gptq: ranges: updated needs act_order: false")
     scale_NG, zero_NG = grid.fit(target_NK, hessian.importance_K)
     error_KN = _transposed(target_NK, hessian)
-    codes_NK, error_N = _walk(error_KN, hessian, grid, scale_NG, zero_NG, ranges == "updated", block_size)
+    codes_KN, error_N = _walk(error_KN, hessian, grid, scale_NG, zero_NG, ranges == "updated", block_size)
+    probe = _probe(target_NK, hessian, grid, scale_NG, zero_NG)
+    if sweeps:
+        assert hessian.matrix_KK is not None, "sweeps need factor(..., keep_matrix=True)"
+        scale_GN, zero_GN = (t.mT.to(error_KN.dtype).contiguous() for t in (scale_NG, zero_NG))
+        for _ in range(sweeps):
+            error_N += sweep(error_KN, codes_KN, scale_GN, zero_GN, hessian.matrix_KK, hessian.order_K, grid)
+        scale_NG = scale_GN.mT.to(grid.scale_dtype).contiguous()
+    codes_NK = torch.empty(N, K, dtype=torch.uint8, device=error_KN.device)
+    codes_NK[:, hessian.order_K] = codes_KN.mT
     q = QuantizedWeight(codes_NK, scale_NG, None if grid.spec.symmetric else zero_NG, grid.spec)
-    return q, _compare(target_NK, hessian, grid, scale_NG, zero_NG, error_N)
+    dead = int(hessian.dead_K.sum())
+    return q, GptqInfo(hessian.damping, hessian.attempts, dead, error_N, *probe)
 
 
 def _transposed(weight_NK: Tensor, factor: Factor) -> Tensor:
@@ -192,9 +224,9 @@ def _transposed(weight_NK: Tensor, factor: Factor) -> Tensor:
 
 
 def _walk(
-    error_KN: Tensor, factor: Factor, grid: IntegerGrid, scale_NG: Tensor, zero_NG: Tensor, updated: bool, block_size: int
+    error_KN: Tensor, factor: Factor, grid: IntegerGrid, scale_NG: Tensor, zero_NG: Tensor, updated: bool, block: int
 ) -> tuple[Tensor, Tensor]:
-    """Codes [N, K] (uint8, original order) and the error of every row. error_KN: the target in, target - Q out.
+    """Codes (uint8) in the factor's order and the error of every row. error_KN: the target in, target - Q out.
 
     With `updated`, scale_NG and zero_NG are overwritten as their groups are reached.
     """
@@ -205,7 +237,7 @@ def _walk(
     scale_GN, zero_GN = scale_NG.mT.to(error_KN.dtype).contiguous(), zero_NG.mT.to(error_KN.dtype).contiguous()
     codes_KN = torch.empty(K, N, dtype=torch.uint8, device=error_KN.device)
     error_N = error_KN.new_zeros(N)
-    block_size = group_size if updated else min(block_size, K)
+    block_size = group_size if updated else min(block, K)
     code_BN = error_KN.new_empty(block_size, N)
     rounded_N = torch.empty(N, dtype=grid.scale_dtype, device=error_KN.device)
     inverse_GN, low_GN, high_GN = 1 / scale_GN, -zero_GN, grid.spec.levels - 1 - zero_GN
@@ -240,9 +272,7 @@ def _walk(
         codes_KN[start:stop] = used_BN.add_(zero_GN[group_K[start:stop]])
         error_N += wanted_BN.mul_(factor.diagonal_K[start:stop, None]).square_().sum(0)
 
-    codes_NK = torch.empty(N, K, dtype=torch.uint8, device=error_KN.device)
-    codes_NK[:, factor.order_K] = codes_KN.mT
-    return codes_NK, error_N
+    return codes_KN, error_N
 
 
 def _seen_by_group(target_BN: Tensor, wanted_BN: Tensor, upper_BB: Tensor) -> Tensor:
@@ -253,23 +283,23 @@ def _seen_by_group(target_BN: Tensor, wanted_BN: Tensor, upper_BB: Tensor) -> Te
     return target_BN + torch.linalg.solve_triangular(upper_BB, wanted_BN - target_BN, upper=True, unitriangular=True)
 
 
-def _compare(
-    target_NK: Tensor, factor: Factor, grid: IntegerGrid, scale_NG: Tensor, zero_NG: Tensor, error_N: Tensor
-) -> GptqInfo:
+def _probe(
+    target_NK: Tensor, factor: Factor, grid: IntegerGrid, scale_NG: Tensor, zero_NG: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows probe_P, their error when rounded to nearest, and their energy."""
     N = len(target_NK)
     probe_P = torch.arange(0, N, -(-N // PROBE_ROWS), device=target_NK.device)
-    rounded = dequantize(grid.quantize(target_NK[probe_P], scale_NG[probe_P], zero_NG[probe_P]))
-    both_PK = torch.cat([target_NK[probe_P] - rounded.to(target_NK.dtype), target_NK[probe_P]])
-    # |E L|^2 row by row, L = (diagonal * unit upper)^T
-    errors_P = (_transposed(both_PK, factor).mT @ factor.upper_KK.mT).mul_(factor.diagonal_K).square_().sum(1)
+    target_PK = target_NK[probe_P].to(factor.upper_KK.dtype)
+    rounded_PK = dequantize(grid.quantize(target_PK, scale_NG[probe_P], zero_NG[probe_P])).to(target_PK.dtype)
+    both_KP = _transposed(torch.cat([target_PK - rounded_PK, target_PK]), factor)
+    # |E L|^2 row by row, L^T = diagonal * unit upper
+    errors_P = (factor.upper_KK @ both_KP).mul_(factor.diagonal_K[:, None]).square_().sum(0)
     rounded_P, energy_P = errors_P.split(len(probe_P))
-    return GptqInfo(
-        factor.damping, factor.attempts, int(factor.dead_K.sum()), error_N, probe_P, rounded_P, energy_P
-    )
+    return probe_P, rounded_P, energy_P
 
 
 def accumulate(hessian_KK: Tensor, x_MK: Tensor, *, tile: int = 512) -> None:
-    """hessian_KK += x^T x, its upper triangle only (in tiles): a little over half the arithmetic. `finish` mirrors it."""
+    """hessian_KK += x^T x, kept up in its upper triangle only (in tiles): half the work. `finish` mirrors it."""
     x_MK = x_MK.to(hessian_KK.dtype)
     for start in range(0, hessian_KK.shape[0], tile):
         rows_KM = x_MK[:, start : start + tile].mT

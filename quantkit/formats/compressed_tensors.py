@@ -3,7 +3,10 @@
 Per module: weight_packed int32 [N, ceil(K * bits / 32)], weight_scale [N, G], weight_shape int64 [2] = (N, K), and for
 asymmetric grids weight_zero_point int32 [ceil(N * bits / 32), G]. The format speaks of signed codes and zero points but
 stores both with 2**(bits - 1) added: the very unsigned numbers of a QuantizedWeight. Codes are packed along a row, zero
-points along a column, both as in `bitstream`. Only config fields known to compressed-tensors 0.17 are written.
+points along a column, both as in `bitstream`.
+
+Only config fields known to compressed-tensors 0.17 are written. That version's own unpacking still takes words of 3,
+5, 6 or 7 bits for padded; from 0.18 on, and in vLLM's kernels, they are the dense stream written here.
 
 Shapes: N = out features, K = in features, G = groups of a row.
 """

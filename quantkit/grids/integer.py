@@ -4,9 +4,10 @@ A symmetric grid has zero = 2**(bits - 1), so its codes stand for -2**(bits-1) .
 negative side. A negative scale turns that side around, which halves the clipping error of a group whose extreme is
 positive; the range search tries both signs where the format can store it.
 
-Shapes: N = out features, K = in features, G = groups of a row, g = columns of a group, C = candidates.
+Shapes: N = out features (n of them at a time), K = in features, G = groups of a row, g = columns of a group.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,25 +15,28 @@ from torch import Tensor
 
 from quantkit.types import QuantizedWeight, TensorSpec
 
-CHUNK = 1 << 18  # elements searched at a time: the working set of one candidate stays in the cache
+CHUNK = 1 << 18  # elements worked on at a time: the working set of one candidate stays in the cache
+FINE = (1 / 2, 1 / 4)  # after the coarse steps, both neighbours at these fractions of a step are tried
 
 
 @dataclass(frozen=True, slots=True)
 class RangeSearch:
-    """Shrink the min-max range in `steps` steps down to `1 - span` of it, keep the least sum of |error|**norm.
+    """Shrink the min-max range in `steps` steps towards `1 - span` of it, refine around the best, keep the least error.
 
-    With an importance (E[x^2] of each input column) the error is importance * error**2 whatever `norm` says: that is
-    the expected squared error of the layer's output when inputs are uncorrelated.
+    The error is sum of importance * error**2, with importance E[x^2] of each input column: the expected squared error
+    of the layer's output when inputs are uncorrelated. Its candidates get the scale that is best for their codes, in
+    closed form. Without an importance the error is sum of |error|**norm, over plainly shrunk ranges unless norm is 2.
+    (8 steps and the refinement, 20 candidates, reach the weighted error of 100 candidates without closed form.)
     """
 
-    steps: int = 50
+    steps: int = 8
     span: float = 0.5
     norm: float = 2.4
 
 
 @dataclass(frozen=True, slots=True)
 class IntegerGrid:
-    """Grid of one TensorSpec. Scales are rounded to `scale_dtype` before any code is chosen, as the file will hold them.
+    """Grid of one TensorSpec. Scales are rounded to `scale_dtype`, as the file will hold them, before codes are chosen.
 
     search None is plain min-max; signed lets the search choose negative scales (symmetric grids only).
     """
@@ -45,65 +49,121 @@ class IntegerGrid:
     def fit(self, w_NK: Tensor, importance_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scale [N, G] (scale_dtype) and zero point [N, G] (uint8) for a weight [N, K] of any float dtype.
 
-        importance_K, [K] and non-negative, weights each column's squared error in the range search.
+        importance_K, [K] and non-negative, weights each column's squared error in the range search. A group's range
+        depends on its own weights alone, whatever the batch it is fitted in, and is never worse than min-max.
         """
         N, K = w_NK.shape
         G = self.spec.groups(K)
-        w_Mg = w_NK.reshape(N * G, K // G)
-        importance_Mg = None
+        root_Gg = None
         if importance_K is not None and self.search is not None:
-            importance_Mg = importance_K.to(w_NK.device).reshape(1, G, K // G).expand(N, -1, -1).reshape(N * G, K // G)
-        step = max(1, CHUNK // (K // G))
-        parts = [
-            self._fit_groups(w_Mg[i : i + step].float(), None if importance_Mg is None else importance_Mg[i : i + step])
-            for i in range(0, N * G, step)
-        ]
-        scale_M, zero_M = (torch.cat(column) for column in zip(*parts, strict=True))
-        return scale_M.reshape(N, G), zero_M.reshape(N, G)
+            root_Gg = importance_K.to(w_NK.device, torch.float32).sqrt().reshape(G, K // G)
+        scale_NG = torch.empty(N, G, dtype=self.scale_dtype, device=w_NK.device)
+        zero_NG = torch.empty(N, G, dtype=torch.uint8, device=w_NK.device)
+        for rows in _row_chunks(N, K):
+            scale_NG[rows], zero_NG[rows] = self._fit_groups(w_NK[rows].float().reshape(-1, G, K // G), root_Gg)
+        return scale_NG, zero_NG
 
-    def _fit_groups(self, w_Mg: Tensor, importance_Mg: Tensor | None) -> tuple[Tensor, Tensor]:
-        low_M, high_M = w_Mg.amin(1).clamp(max=0), w_Mg.amax(1).clamp(min=0)
-        best_scale_M, best_zero_M = self._grid_for(low_M, high_M, 1.0)
+    def _fit_groups(self, w_nGg: Tensor, root_Gg: Tensor | None) -> tuple[Tensor, Tensor]:
+        low_nG, high_nG = w_nGg.amin(2).clamp_(max=0), w_nGg.amax(2).clamp_(min=0)
+        scale_nG, zero_nG = self._grid_for(low_nG, high_nG, 1.0)
         if self.search is None:
-            return best_scale_M, best_zero_M
-        best_M = self._error(w_Mg, best_scale_M, best_zero_M, importance_Mg)
-        for i in range(self.search.steps):
-            shrink = 1.0 - self.search.span * i / self.search.steps
-            for sign in (1.0, -1.0) if self.signed and self.spec.symmetric else (1.0,):
-                if i == 0 and sign > 0:
-                    continue  # the min-max candidate has been measured
-                scale_M, zero_M = self._grid_for(low_M, high_M, sign * shrink)
-                error_M = self._error(w_Mg, scale_M, zero_M, importance_Mg)
-                better_M = error_M < best_M
-                best_M = torch.where(better_M, error_M, best_M)
-                best_scale_M = torch.where(better_M, scale_M, best_scale_M)
-                best_zero_M = torch.where(better_M, zero_M, best_zero_M)
-        return best_scale_M, best_zero_M
+            return scale_nG, zero_nG
+        least_nG = self._error(w_nGg, scale_nG, zero_nG, root_Gg)
+        closed_form = root_Gg is not None or self.search.norm == 2
+        found_nG, found_zero_nG = self._search_range(w_nGg, low_nG, high_nG, root_Gg, closed_form)
+        # Closed form, once more, on the codes of the range found; min-max stays where nothing beats it.
+        for _ in range(2 if closed_form else 1):
+            found_nG = self._storable(found_nG)
+            error_nG = self._error(w_nGg, found_nG, found_zero_nG, root_Gg)
+            better_nG = error_nG < least_nG
+            least_nG = torch.where(better_nG, error_nG, least_nG)
+            scale_nG = torch.where(better_nG, found_nG, scale_nG)
+            zero_nG = torch.where(better_nG, found_zero_nG, zero_nG)
+            if closed_form:
+                found_nG, _ = self._best_scale(w_nGg, found_nG.float(), found_zero_nG, root_Gg)
+        return scale_nG, zero_nG
 
-    def _grid_for(self, low_M: Tensor, high_M: Tensor, shrink: float) -> tuple[Tensor, Tensor]:
+    def _search_range(
+        self, w_nGg: Tensor, low_nG: Tensor, high_nG: Tensor, root_Gg: Tensor | None, closed_form: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Scale (float32, not yet storable) and zero point of the best candidate."""
+        assert self.search is not None
+        least_nG = torch.full_like(low_nG, torch.inf)
+        best_scale_nG, best_shrink_nG = torch.ones_like(low_nG), torch.ones_like(low_nG)
+        best_zero_nG = torch.zeros_like(low_nG, dtype=torch.uint8)
+        step = self.search.span / self.search.steps
+        signs = (1.0, -1.0) if self.signed and self.spec.symmetric else (1.0,)
+        coarse = [sign * (1 - step * i) for i in range(self.search.steps) for sign in signs]
+        fine = [side * part * step for part in FINE for side in (1.0, -1.0)]
+        center_nG = best_shrink_nG
+        for i, amount in enumerate(coarse + fine):
+            if i < len(coarse):
+                shrink_nG = torch.full_like(low_nG, amount)
+            else:
+                if (i - len(coarse)) % 2 == 0:
+                    center_nG = best_shrink_nG
+                shrink_nG = center_nG + center_nG.sign() * amount
+            scale_nG, zero_nG = self._grid_for(low_nG, high_nG, shrink_nG)
+            if closed_form:
+                scale_nG, error_nG = self._best_scale(w_nGg, scale_nG.float(), zero_nG, root_Gg)
+            else:
+                scale_nG, error_nG = scale_nG.float(), self._error(w_nGg, scale_nG, zero_nG, root_Gg)
+            better_nG = error_nG < least_nG
+            least_nG = torch.where(better_nG, error_nG, least_nG)
+            best_scale_nG = torch.where(better_nG, scale_nG, best_scale_nG)
+            best_zero_nG = torch.where(better_nG, zero_nG, best_zero_nG)
+            best_shrink_nG = torch.where(better_nG, shrink_nG, best_shrink_nG)
+        return best_scale_nG, best_zero_nG
+
+    def _best_scale(
+        self, w_nGg: Tensor, scale_nG: Tensor, zero_nG: Tensor, root_Gg: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """With c the codes (less zero) on this scale, min over s of sum h (w - s c)^2: s = sum h w c / sum h c^2.
+
+        Returns s and the error less sum h w^2 (the same for every candidate): -(sum h w c)^2 / sum h c^2.
+        """
+        code_nGg = self._steps(w_nGg, 1 / scale_nG, zero_nG)
+        if root_Gg is not None:
+            code_nGg.mul_(root_Gg)
+        norm_nG = torch.linalg.vector_norm(code_nGg, dim=2).square_().clamp_(min=torch.finfo(torch.float32).tiny)
+        if root_Gg is not None:
+            code_nGg.mul_(root_Gg)
+        shared_nG = code_nGg.mul_(w_nGg).sum(2)
+        best_nG = shared_nG / norm_nG
+        return best_nG, -best_nG * shared_nG
+
+    def _steps(self, w_nGg: Tensor, inverse_nG: Tensor, zero_nG: Tensor) -> Tensor:
+        """Codes less zero, as floats."""
+        code_nGg = (w_nGg * inverse_nG[..., None]).round_()
         top = self.spec.levels - 1
         if self.spec.symmetric:
-            scale_M = torch.maximum(-low_M, high_M) * (2 * shrink / top)
-            scale_M = self._storable(scale_M)
-            return scale_M, torch.full_like(scale_M, self.spec.levels // 2, dtype=torch.uint8)
-        scale_M = self._storable((high_M - low_M) * (shrink / top))
-        zero_M = (-low_M * shrink / scale_M.float()).round().clamp(0, top)
-        return scale_M, zero_M.to(torch.uint8)
+            return code_nGg.clamp_(-(self.spec.levels // 2), top - self.spec.levels // 2)
+        zero_nG1 = zero_nG.float()[..., None]  # bounds that are tensors make clamp several times slower
+        return code_nGg.add_(zero_nG1).clamp_(0, top).sub_(zero_nG1)
 
-    def _storable(self, scale_M: Tensor) -> Tensor:
+    def _grid_for(self, low_nG: Tensor, high_nG: Tensor, shrink: Tensor | float) -> tuple[Tensor, Tensor]:
+        top = self.spec.levels - 1
+        if self.spec.symmetric:
+            scale_nG = self._storable(torch.maximum(-low_nG, high_nG) * (2 * shrink / top))
+            return scale_nG, torch.full_like(scale_nG, self.spec.levels // 2, dtype=torch.uint8)
+        scale_nG = self._storable((high_nG - low_nG) * (shrink / top))
+        zero_nG = (-low_nG * shrink / scale_nG.float()).round_().clamp_(0, top)
+        return scale_nG, zero_nG.to(torch.uint8)
+
+    def _storable(self, scale: Tensor) -> Tensor:
         """Round to the dtype on file, away from zero where it would vanish: an all-zero group gets the least scale."""
         tiny = torch.finfo(self.scale_dtype).tiny
-        magnitude_M = scale_M.abs().clamp(min=tiny)
-        return torch.where(scale_M < 0, -magnitude_M, magnitude_M).to(self.scale_dtype)
+        magnitude = scale.abs().clamp_(min=tiny)
+        return torch.where(scale < 0, -magnitude, magnitude).to(self.scale_dtype)
 
-    def _error(self, w_Mg: Tensor, scale_M: Tensor, zero_M: Tensor, importance_Mg: Tensor | None) -> Tensor:
-        scale_M1, zero_M1 = scale_M.float()[:, None], zero_M.float()[:, None]
-        error_Mg = (w_Mg / scale_M1).round_().add_(zero_M1).clamp_(0, self.spec.levels - 1).sub_(zero_M1).mul_(scale_M1)
-        error_Mg.sub_(w_Mg)
-        if importance_Mg is not None:
-            return error_Mg.square_().mul_(importance_Mg).sum(1)
+    def _error(self, w_nGg: Tensor, scale_nG: Tensor, zero_nG: Tensor, root_Gg: Tensor | None) -> Tensor:
+        scale_nG = scale_nG.float()
+        error_nGg = self._steps(w_nGg, 1 / scale_nG, zero_nG).mul_(scale_nG[..., None]).sub_(w_nGg)
+        if root_Gg is not None:
+            error_nGg.mul_(root_Gg)
         assert self.search is not None
-        return error_Mg.abs_().pow_(self.search.norm).sum(1)
+        norm = 2 if root_Gg is not None else self.search.norm
+        return error_nGg.square_().sum(2) if norm == 2 else error_nGg.abs_().pow_(norm).sum(2)
 
     def encode(self, w: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """Codes (uint8) of w; scale and zero broadcast against it."""
@@ -118,9 +178,17 @@ class IntegerGrid:
         """Round every weight to its group's grid."""
         N, K = w_NK.shape
         G = scale_NG.shape[1]
-        codes_NGg = self.encode(w_NK.reshape(N, G, K // G).float(), scale_NG[..., None], zero_NG[..., None])
+        codes_NK = torch.empty(N, K, dtype=torch.uint8, device=w_NK.device)
+        for rows in _row_chunks(N, K):
+            w_nGg = w_NK[rows].float().reshape(-1, G, K // G)
+            codes_NK[rows] = self.encode(w_nGg, scale_NG[rows, :, None], zero_NG[rows, :, None]).reshape(-1, K)
         zero = None if self.spec.symmetric else zero_NG
-        return QuantizedWeight(codes_NGg.reshape(N, K), scale_NG, zero, self.spec)
+        return QuantizedWeight(codes_NK, scale_NG, zero, self.spec)
+
+
+def _row_chunks(N: int, K: int) -> Iterator[slice]:
+    rows = max(1, CHUNK // K)
+    return (slice(start, start + rows) for start in range(0, N, rows))
 
 
 def dequantize(q: QuantizedWeight) -> Tensor:

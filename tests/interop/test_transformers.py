@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -18,8 +19,9 @@ from tests.interop.packing import pack_folder
 from tests.interop.tiny_llama import save_tiny_llama
 
 pytestmark = pytest.mark.interop
-pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+compressed_tensors = pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
 pytest.importorskip("accelerate", reason="transformers needs accelerate for quantized folders")
+DENSE = Version(compressed_tensors.__version__) >= Version("0.18")
 
 IDS = torch.arange(32).reshape(1, 32) * 13 % 512
 
@@ -42,6 +44,8 @@ def lost(info: dict[str, set]) -> list[int]:
 def folders(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, Path]:
     """Packed and dense folder; the parameter holds pack_folder's options, and `tied`."""
     options = dict(getattr(request, "param", {"spec": TensorSpec(4, 128, True)}))
+    if isinstance(options["spec"], TensorSpec) and options["spec"].bits == 3 and not DENSE:
+        pytest.skip(f"compressed-tensors {compressed_tensors.__version__} pads words of 3 bits; 0.18 packs densely")
     dtype = options.pop("dtype", torch.bfloat16)
     save_tiny_llama(tmp_path / "source", tied=options.pop("tied", False), dtype=dtype)
     pack_folder(tmp_path / "source", tmp_path / "packed", tmp_path / "dense", **options)
@@ -126,7 +130,7 @@ def test_without_the_head_in_ignore(folders: tuple[Path, Path], caplog: pytest.L
     packed, _ = folders
     settings = without(packed, "ignore", "lm_head")
     caplog.set_level(logging.ERROR)
-    _, info = logits(packed, torch.bfloat16)
-    assert lost(info)[0] > 0
+    _, info = AutoModelForCausalLM.from_pretrained(packed, dtype=torch.bfloat16, output_loading_info=True)
+    assert lost(info)[0] > 0  # only a warning: the head would be random, NaN or fail when it is run
     with pytest.raises(UserError, match="lm_head is stored as plain weights"):
         check(packed, settings)

