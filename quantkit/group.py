@@ -116,15 +116,23 @@ def _quantize_stack(
     if not isinstance(options, GptqOptions):  # AWQ's clip search asked for the hessian
         q = grid.quantize(w_NK, *search_clip(w_NK, statistic.hessian_KK, grid))
         return q, {"importance_K": importance_K}
-    cross_NK = None if drift_NK is None else w_NK @ statistic.hessian_KK + drift_NK  # TODO refit by drift
     shared = factor(
         statistic.hessian_KK,
         damping=options.damping,
         act_order=options.act_order,
         float64=options.float64,
         overwrite=consume,
+        keep_matrix=options.sweeps > 0,
     )
-    q, info = gptq(w_NK, shared, grid, cross_NK=cross_NK, ranges=options.ranges, block_size=options.block_size)
+    q, info = gptq(
+        w_NK,
+        shared,
+        grid,
+        drift_NK=drift_NK,
+        sweeps=options.sweeps,
+        ranges=options.ranges,
+        block_size=options.block_size,
+    )
     return q, {"gptq": info}
 
 

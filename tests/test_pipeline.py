@@ -109,7 +109,7 @@ def reference_gptq(model: nn.Module, ids: Tensor, grid: IntegerGrid, *, refit: b
             hessian_KK = (seen["x"].T @ seen["x"]).float()
             for name in group:
                 linear = block.get_submodule(name)
-                drift = linear.weight.double() @ (seen["x0"] - seen["x"]).T @ seen["x"]
+                drift = linear.weight.data.double() @ (seen["x0"] - seen["x"]).T @ seen["x"]
                 q, _ = gptq(linear.weight.data.float(), hessian_KK, grid, drift_NK=drift.float() if refit else None)
                 linear.weight.data = dequantize(q).float()
                 done[f"model.layers.{index}.{name}"] = q

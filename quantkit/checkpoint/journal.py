@@ -1,4 +1,4 @@
-"""The diary of a run: killed anywhere, the same command goes on after the last finished block and writes the same bytes.
+"""The diary of a run: killed anywhere, the same command goes on after the last finished block to the same bytes.
 
 A run works in OUTPUT.partial. journal.jsonl holds the run's key on its first line (recipe, model fingerprint,
 calibration hash, versions) and one line per finished block, written only after that block's tensors are on the disk.
