@@ -155,6 +155,13 @@ def test_shared_channel_sees_the_mean_of_its_columns() -> None:
     assert same == exponents
 
 
+def test_all_weights_have_a_say_in_the_weight_magnitude() -> None:
+    w_NK, x_MK = layer(loud=20)
+    one, _ = awq._candidates([w_NK], x_MK.abs().mean(0), torch.arange(64), 20)
+    split, _ = awq._candidates([w_NK[:3], w_NK[3:]], x_MK.abs().mean(0), torch.arange(64), 20)
+    torch.testing.assert_close(split, one)
+
+
 def test_identity_columns_are_the_default() -> None:
     w_NK, x_MK = layer(loud=20)
     plain = search_scale([w_NK], *statistics(x_MK), grid_of(SPECS[0]))
@@ -349,5 +356,7 @@ def test_bad_numbers_and_shapes_are_named() -> None:
         search_clip(w_NK * math.inf, hessian_KK, grid)
     with pytest.raises(UserError, match=r"\(24, 64\).*\(64, 64\).*32 magnitudes"):
         search_scale([w_NK], hessian_KK, magnitude_K[:32], grid)
+    with pytest.raises(UserError, match=r"\(24, 64\), \(24, 63\)"):
+        search_scale([w_NK, w_NK[:, :63]], hessian_KK, magnitude_K, grid)
     with pytest.raises(UserError, match="group_size 48 does not divide 64"):
         search_clip(w_NK, hessian_KK, grid_of(TensorSpec(4, 48, True)))

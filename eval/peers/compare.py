@@ -93,7 +93,11 @@ def evaluate(folder: Path, reference: str, text: str) -> dict[str, Any]:
     from quantkit_eval import evaluate as measure
 
     result = measure(str(folder), ref=reference, text=text, context=256, max_tokens=16384, progress=False)
-    return {"kl": result["kl"]["mean"], "top1": result["top1"], "ppl": result["perplexity"]}
+    return {
+        "kl": result["kl"]["mean"]["value"],
+        "top1": result["top1_agreement"]["value"],
+        "perplexity": result["perplexity"]["value"],
+    }
 
 
 def show(rows: dict[str, dict[str, Any]], as_json: bool) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quantkit.checkpoint.header import DAMAGED, TensorInfo, read_header, read_json
-from quantkit.checkpoint.rawio import as_bytes, copy_range, opened, read_into, write_at
+from quantkit.checkpoint.rawio import as_bytes, copy_range, fresh, opened, read_into, write_at
 from quantkit.errors import UserError
 
 SAMPLE = 64 << 10  # bytes hashed at the start, in the middle and at the end of a tensor
@@ -59,7 +59,7 @@ class Checkpoint:
         info = self.info(name)
         if info.pickled:
             return _load_pickled(info.file)[name].clone(memory_format=torch.contiguous_format)
-        raw = torch.empty(info.nbytes, dtype=torch.uint8)
+        raw = fresh(info.nbytes)
         with opened(info.file) as fd:
             read_into(fd, raw, info.start, info.file)
         return raw.view(info.dtype).reshape(info.shape)
@@ -75,7 +75,7 @@ class Checkpoint:
             return _load_pickled(info.file)[name][index].contiguous()
         wanted, position = torch.unique(index.cpu(), sorted=True, return_inverse=True)
         row = info.nbytes // max(1, info.shape[0])
-        raw = torch.empty(wanted.numel() * row, dtype=torch.uint8)
+        raw = fresh(wanted.numel() * row)
         breaks = (wanted.diff() != 1).nonzero().flatten() + 1
         edges = [0, *breaks.tolist(), wanted.numel()]
         with opened(info.file) as fd:
