@@ -3,7 +3,7 @@
 PYTHON ?= python3
 TORCH ?= $(shell grep '^torch' constraints.txt)
 BIN := .venv/bin
-TEXT := examples/tiny-llama/eval.txt
+TEXT := --text examples/tiny-llama/eval.txt --tokens 32768
 RESULT := out/tiny-llama-awq
 
 .PHONY: demo test clean FORCE
@@ -13,8 +13,8 @@ demo: .venv/.installed
 	rm -rf $(RESULT) $(RESULT).*
 	mkdir -p out
 	$(BIN)/quantkit quantize --recipe recipes/awq.yaml --output $(RESULT)
-	$(BIN)/quantkit eval examples/tiny-llama --text $(TEXT) --json > out/original.json
-	$(BIN)/quantkit eval $(RESULT) --ref examples/tiny-llama --text $(TEXT) --json > out/quantized.json
+	$(BIN)/quantkit eval examples/tiny-llama $(TEXT) --json > out/original.json
+	$(BIN)/quantkit eval $(RESULT) --ref examples/tiny-llama $(TEXT) --json > out/quantized.json
 	$(BIN)/python examples/demo.py out/original.json out/quantized.json $(RESULT)
 
 test: .venv/.installed-dev

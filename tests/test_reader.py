@@ -63,6 +63,19 @@ def test_reads_every_dtype(folder: Path) -> None:
     assert checkpoint.dtype == torch.float32
 
 
+def test_large_tensors_outlive_the_reader(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    x = torch.arange(3 << 20, dtype=torch.int32).reshape(1 << 10, -1)
+    save_file({"x": x}, tmp_path / "model.safetensors")
+    read = Checkpoint.open(tmp_path).read("x")
+    (tmp_path / "model.safetensors").unlink()
+    assert torch.equal(read, x)
+    read += 1  # memory of its own
+    part = read[5:]
+    del read
+    assert torch.equal(part, x[5:] + 1)
+
+
 def test_reads_e8m0(tmp_path: Path) -> None:
     header = b'{"x":{"dtype":"F8_E8M0","shape":[2],"data_offsets":[0,2]}}'
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\x7f\x80")

@@ -1,6 +1,7 @@
 """What evaluation needs from a model folder, each with one clear error: configuration, tokenizer, model."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,10 @@ def load_model(path: str | Path, device: str = "cpu", trust_remote_code: bool = 
 
 def _load_dense(path: str | Path, dtype: torch.dtype | None, device: str, trust_remote_code: bool) -> Any:
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     # with output_loading_info it returns a pair, which its annotation does not say
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,

@@ -87,7 +87,8 @@ def search_scale(
         if loss is None:
             losses = _hessian_losses(weights, hessian_KK, scale_SK[chosen], grid, None)
         else:
-            losses = torch.tensor([loss(_rounded(weights, scale_SK[i], grid)) for i in chosen], dtype=torch.float64)
+            tried = ([_round_scaled(w_NK, scale_SK[i : i + 1], grid)[:, 0] for w_NK in weights] for i in chosen)
+            losses = torch.tensor([loss(candidate) for candidate in tried], dtype=torch.float64)
     # a loss of NaN must not win, and argmin would let it; ties go to the first, and the identity comes first
     best = int(losses.nan_to_num(nan=torch.inf).argmin())
     return AwqResult(scale_SC[chosen[best]], exponents[chosen[best]], losses[0].item(), losses[best].item())
@@ -101,7 +102,7 @@ def search_clip(
     First both ends of the min-max range shrink together in `steps` steps to half of it (with either sign of the scale,
     where a symmetric grid may), then each end alone moves around the best, then the scale is solved for with the codes
     held, `refits` times. Nothing is taken that does not lower E_g H_gg E_g^T, so min-max is never beaten by it.
-    With act as with inputs of an AWQ fold: pass W s and the Hessian of x / s.
+    After an AWQ fold pass W s and the Hessian of x / s. For RTN only: GPTQ does better with `grid.fit`.
     """
     _check([weight_NK], hessian_KK, hessian_KK.diagonal())
     K, G = weight_NK.shape[1], grid.spec.groups(weight_NK.shape[1])
@@ -176,10 +177,6 @@ def _hessian_losses(
     return losses_S
 
 
-def _rounded(weights: Sequence[Tensor], scale_K: Tensor, grid: IntegerGrid) -> list[Tensor]:
-    return [_round_scaled(w_NK, scale_K[None], grid)[:, 0] for w_NK in weights]
-
-
 def _round_scaled(w_NK: Tensor, scale_SK: Tensor, grid: IntegerGrid) -> Tensor:
     """Q(W s) / s with min-max ranges, [N, S, K]: the candidates lie side by side as groups of one wide weight."""
     N, K = w_NK.shape
@@ -221,10 +218,9 @@ def _clip(w_NK: Tensor, hessian_Ggg: Tensor, grid: IntegerGrid, steps: int, refi
     scale_GN, zero_GN, best_GN = pick(*grids(low_GN * shrink_S11, high_GN * shrink_S11, signs))
     shrink_GN = shrink_S11[best_GN % steps, 0, 0]
     around_S11 = torch.linspace(-0.25, 0.25, steps, device=w_NK.device)[:, None, None]
-    if grid.spec.symmetric:
-        moves = [(around_S11, around_S11)]
-    else:
-        moves = [(around_S11, around_S11 * 0), (around_S11 * 0, around_S11)]
+    still_S11 = torch.zeros_like(around_S11)
+    ends_alone = [(around_S11, still_S11), (still_S11, around_S11)]
+    moves = [(around_S11, around_S11)] if grid.spec.symmetric else ends_alone
     low_GN, high_GN = low_GN * shrink_GN, high_GN * shrink_GN
     for down_S11, up_S11 in moves:
         lows_SGN, highs_SGN = low_GN * (1 + down_S11), high_GN * (1 + up_S11)

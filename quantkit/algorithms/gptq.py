@@ -30,6 +30,7 @@ from quantkit.grids.integer import IntegerGrid, dequantize
 from quantkit.types import QuantizedWeight
 
 LEAF = 16  # columns rounded one by one between two small matrix products
+TURN = 128  # rows transposed at a time
 MOST_DAMPING = 10.0
 PROBE_ROWS = 128  # rows whose rounding error is measured for comparison: all rows would cost as much as GPTQ itself
 
@@ -160,9 +161,7 @@ def _solve(target_KN: Tensor, factor: Factor) -> Tensor:
     torch.linalg.solve_triangular(upper_KK, rows_NK, upper=True, left=False, unitriangular=True, out=rows_NK)
     target_KN.div_(factor.diagonal_K.square()[:, None])
     torch.linalg.solve_triangular(upper_KK.mT, rows_NK, upper=False, left=False, unitriangular=True, out=rows_NK)
-    result_NK = torch.empty_like(rows_NK, memory_format=torch.contiguous_format)
-    result_NK[:, factor.order_K] = rows_NK
-    return result_NK
+    return _restored(target_KN, factor)
 
 
 def gptq(
@@ -211,16 +210,29 @@ def gptq(
         for _ in range(sweeps):
             error_N += sweep(error_KN, codes_KN, scale_GN, zero_GN, hessian.matrix_KK, hessian.order_K, grid)
         scale_NG = scale_GN.mT.to(grid.scale_dtype).contiguous()
-    codes_NK = torch.empty(N, K, dtype=torch.uint8, device=error_KN.device)
-    codes_NK[:, hessian.order_K] = codes_KN.mT
-    q = QuantizedWeight(codes_NK, scale_NG, None if grid.spec.symmetric else zero_NG, grid.spec)
+    q = QuantizedWeight(_restored(codes_KN, hessian), scale_NG, None if grid.spec.symmetric else zero_NG, grid.spec)
     dead = int(hessian.dead_K.sum())
     return q, GptqInfo(hessian.damping, hessian.attempts, dead, error_N, *probe)
 
 
 def _transposed(weight_NK: Tensor, factor: Factor) -> Tensor:
     """[K, N] in the factor's order and dtype, in memory of its own."""
-    return torch.index_select(weight_NK.mT, 0, factor.order_K).to(factor.upper_KK.dtype).contiguous()
+    N, K = weight_NK.shape
+    result_KN = torch.empty(K, N, dtype=factor.upper_KK.dtype, device=weight_NK.device)
+    for start in range(0, N, TURN):  # gathering from a transposed view touches a cache line per element: turn first
+        rows_nK = weight_NK[start : start + TURN].to(result_KN.dtype)
+        result_KN[:, start : start + TURN] = rows_nK.mT.contiguous()[factor.order_K]
+    return result_KN
+
+
+def _restored(weight_KN: Tensor, factor: Factor) -> Tensor:
+    """The way back: [N, K] in the original order."""
+    K, N = weight_KN.shape
+    place_K = torch.argsort(factor.order_K)
+    result_NK = torch.empty(N, K, dtype=weight_KN.dtype, device=weight_KN.device)
+    for start in range(0, N, TURN):
+        result_NK[start : start + TURN] = weight_KN[:, start : start + TURN][place_K].mT
+    return result_NK
 
 
 def _walk(
