@@ -99,15 +99,12 @@ def read_param(checkpoint: Checkpoint, pieces: list[Piece], shape: torch.Size, d
 
 def check_finite(tensor: Tensor, name: str) -> None:
     """UserError naming the tensor when a value is NaN or infinite."""
+    if not tensor.is_floating_point() or torch.isfinite(tensor.sum(dtype=torch.float32)):
+        return  # a sum is NaN or infinite when any term is; only then (or when it overflows) look at each value
     flat = tensor.reshape(-1)
-    if not flat.is_floating_point():
-        return
-    for start in range(0, flat.numel(), 1 << 22):
-        part = flat[start : start + (1 << 22)]
-        # A sum is NaN or infinite when any term is; only then (or when it overflows) look at each value.
-        if not torch.isfinite(part.float().sum()) and not torch.isfinite(part.float()).all():
-            count = int((~torch.isfinite(flat.float())).sum())
-            raise UserError(f"{name}: {count} of {flat.numel()} values are NaN or infinite; the weights are damaged")
+    bad = sum(int((~torch.isfinite(part.float())).sum()) for part in flat.split(1 << 22))
+    if bad:
+        raise UserError(f"{name}: {bad} of {flat.numel()} values are NaN or infinite; the weights are damaged")
 
 
 def materialize(

@@ -118,19 +118,29 @@ def run(
 
 @dataclass(slots=True)
 class Statistic:
-    """Sums over the tokens that reached one input group; the hessian X^T X only where an algorithm asks for it."""
+    """Sums over the tokens that reached one input group.
+
+    hessian_KK  X^T X, where an algorithm asks for it; blocks_Bbb its blocks of b columns on the diagonal, where only
+                those are asked for
+    """
 
     count: int
     square_sum_K: Tensor
     abs_sum_K: Tensor
-    hessian_KK: Tensor | None
+    hessian_KK: Tensor | None = None
+    blocks_Bbb: Tensor | None = None
 
     @staticmethod
-    def empty(x_MK: Tensor, *, hessian: bool) -> "Statistic":
+    def empty(x_MK: Tensor, *, hessian: bool, block: int | None = None) -> "Statistic":
+        """No token yet, for inputs like x_MK."""
         K = x_MK.shape[1]
         zeros = torch.zeros(K, dtype=torch.float64, device=x_MK.device)
-        hessian_KK = torch.zeros(K, K, dtype=torch.float32, device=x_MK.device) if hessian else None
-        return Statistic(0, zeros, zeros.clone(), hessian_KK)
+        found = Statistic(0, zeros, zeros.clone())
+        if hessian:
+            found.hessian_KK = torch.zeros(K, K, dtype=torch.float32, device=x_MK.device)
+        elif block is not None:
+            found.blocks_Bbb = torch.zeros(K // block, block, block, dtype=torch.float32, device=x_MK.device)
+        return found
 
     def add(self, x_MK: Tensor) -> None:
         """Add one batch of inputs [M, K]."""
@@ -140,11 +150,24 @@ class Statistic:
         self.abs_sum_K += x_MK.abs().sum(0)
         if self.hessian_KK is not None:
             accumulate(self.hessian_KK, x_MK)
+        if self.blocks_Bbb is not None:
+            x_BMb = x_MK.reshape(len(x_MK), *self.blocks_Bbb.shape[:2]).transpose(0, 1)
+            self.blocks_Bbb.baddbmm_(x_BMb.mT, x_BMb)
 
     def finish(self) -> None:
         """Complete the hessian, of which `add` fills only one half."""
         if self.hessian_KK is not None:
             finish(self.hessian_KK)
+
+    def diagonal_blocks(self, size: int) -> Tensor | None:
+        """The hessian's blocks of `size` columns [G, size, size]; None where they were not gathered."""
+        whole = self.hessian_KK[None] if self.hessian_KK is not None else self.blocks_Bbb
+        if whole is None or whole.shape[1] % size:
+            return None
+        B, b, _ = whole.shape
+        parts = whole.reshape(B, b // size, size, b // size, size)
+        index = torch.arange(b // size, device=whole.device)
+        return parts[:, index, :, index, :].transpose(0, 1).reshape(-1, size, size)
 
 
 def merged(statistics: list[Statistic]) -> Statistic:

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantkit.algorithms.awq import search_clip
+from quantkit.algorithms.clip import search_clip
 from quantkit.algorithms.gptq import GptqInfo, factor, gptq
-from quantkit.algorithms.rtn import rtn
+from quantkit.algorithms.rtn import relative_error, rtn
 from quantkit.calibration import Statistic
 from quantkit.errors import RunError
-from quantkit.grids.integer import IntegerGrid, RangeSearch, dequantize
+from quantkit.grids.integer import IntegerGrid, RangeSearch
 from quantkit.plan import Linear
-from quantkit.recipe import GptqOptions
+from quantkit.recipe import GptqOptions, RtnOptions
 from quantkit.types import QuantizedWeight
 
 
@@ -27,6 +27,12 @@ def refits(linear: Linear) -> bool:
 
 def needs_hessian(linears: list[Linear]) -> bool:
     return any(isinstance(linear.weights.options, GptqOptions) for linear in linears)
+
+
+def wants_blocks(linear: Linear) -> bool:
+    """Whether this linear is rounded on ranges that look at each group's output error."""
+    options = linear.weights.options
+    return isinstance(options, RtnOptions) and options.range == "output" and linear.spec.group_size in range(1, 257)
 
 
 class Drift:
@@ -84,38 +90,56 @@ def quantize_group(
     """
     stacks: dict[Any, list[Linear]] = {}
     for linear in linears:
-        stacks.setdefault((linear.spec, linear.scale_dtype, linear.weights.model_dump_json()), []).append(linear)
+        # Rounding gains nothing from company, so each linear stays as it lies: no copy, no float32 of the whole.
+        alone = linear.name if linear.weights.algorithm == "rtn" else ""
+        stacks.setdefault((alone, linear.spec, linear.scale_dtype, linear.weights.model_dump_json()), []).append(linear)
     results = []
     for position, members in enumerate(stacks.values()):
+        if statistic is None or statistic.hessian_KK is None or members[0].weights.algorithm == "rtn":
+            results += [_round(weights[linear.name], linear, statistic, signed) for linear in members]
+            continue
         w_NK = torch.cat([weights[linear.name].float() for linear in members])
         moved = [drift[linear.name] for linear in members if linear.name in drift]
-        consume = position == len(stacks) - 1
         try:
-            q, info = _quantize_stack(w_NK, members[0], statistic, torch.cat(moved) if moved else None, signed, consume)
+            q, info = _gptq(
+                w_NK, members[0], statistic, torch.cat(moved) if moved else None, signed, position == len(stacks) - 1
+            )
         except RunError as error:
             raise RunError(f"{', '.join(linear.name for linear in members)}: {error}") from error
         start = 0
         for linear in members:
             stop = start + linear.shape[0]
-            part = q.rows(start, stop)
-            results.append(Result(linear, part, _record(linear, part, w_NK[start:stop], info, start, stop)))
+            results.append(Result(linear, q.rows(start, stop), _gptq_record(linear, info, start, stop)))
             start = stop
     return results
 
 
-def _quantize_stack(
-    w_NK: Tensor, linear: Linear, statistic: Statistic | None, drift_NK: Tensor | None, signed: bool, consume: bool
-) -> tuple[QuantizedWeight, dict[str, Any]]:
-    """Quantized rows, and per row what the report needs: error and rounding's error over energy."""
-    options = linear.weights.options
-    search = RangeSearch() if options.range == "mse" else None
-    grid = IntegerGrid(linear.spec, linear.scale_dtype, search, signed)
+def _grid(linear: Linear, signed: bool) -> IntegerGrid:
+    search = None if linear.weights.options.range == "minmax" else RangeSearch()
+    return IntegerGrid(linear.spec, linear.scale_dtype, search, signed)
+
+
+def _round(w_NK: Tensor, linear: Linear, statistic: Statistic | None, signed: bool) -> Result:
+    """Round to nearest; the ranges come from the output error of each group where its hessian is known."""
+    grid = _grid(linear, signed)
     importance_K = None if statistic is None else (statistic.square_sum_K / statistic.count).float()
-    if statistic is None or statistic.hessian_KK is None:
-        return rtn(w_NK, grid, importance_K=importance_K), {"importance_K": importance_K}
-    if not isinstance(options, GptqOptions):  # AWQ's clip search asked for the hessian
-        q = grid.quantize(w_NK, *search_clip(w_NK, statistic.hessian_KK, grid))
-        return q, {"importance_K": importance_K}
+    blocks_Ggg = (
+        None if statistic is None else statistic.diagonal_blocks(linear.shape[1] // linear.spec.groups(linear.shape[1]))
+    )
+    if blocks_Ggg is not None and wants_blocks(linear):
+        q = grid.quantize(w_NK, *search_clip(w_NK, blocks_Ggg, grid))
+    else:
+        q = rtn(w_NK, grid, importance_K=importance_K)
+    record = {"name": linear.name, "scheme": str(linear.spec), "shape": list(linear.shape), "algorithm": "rtn"}
+    return Result(linear, q, record | {"error": relative_error(w_NK, q, importance_K)})
+
+
+def _gptq(
+    w_NK: Tensor, linear: Linear, statistic: Statistic, drift_NK: Tensor | None, signed: bool, consume: bool
+) -> tuple[QuantizedWeight, GptqInfo]:
+    options = linear.weights.options
+    assert isinstance(options, GptqOptions)
+    assert statistic.hessian_KK is not None
     shared = factor(
         statistic.hessian_KK,
         damping=options.damping,
@@ -124,33 +148,23 @@ def _quantize_stack(
         overwrite=consume,
         keep_matrix=options.sweeps > 0,
     )
-    q, info = gptq(
+    return gptq(
         w_NK,
         shared,
-        grid,
+        _grid(linear, signed),
         drift_NK=drift_NK,
         sweeps=options.sweeps,
         ranges=options.ranges,
         block_size=options.block_size,
     )
-    return q, {"gptq": info}
 
 
-def _record(
-    linear: Linear, q: QuantizedWeight, w_NK: Tensor, info: dict[str, Any], start: int, stop: int
-) -> dict[str, Any]:
+def _gptq_record(linear: Linear, info: GptqInfo, start: int, stop: int) -> dict[str, Any]:
     record: dict[str, Any] = {"name": linear.name, "scheme": str(linear.spec), "shape": list(linear.shape)}
-    if "gptq" in info:
-        gptq_info: GptqInfo = info["gptq"]
-        rounded, error = gptq_info.relative_errors(start, stop)
-        record |= {"algorithm": "gptq", "error_rounding": rounded, "error": error, "damping": gptq_info.damping}
-        if gptq_info.attempts > 1:
-            record["note"] = f"the Hessian did not factor: damping raised to {gptq_info.damping:g}"
-        if gptq_info.dead_columns:
-            record["dead_columns"] = gptq_info.dead_columns
-        return record
-    # Without correlations the expected output error is the weight error weighted by E[x^2].
-    importance_K = info["importance_K"] if info["importance_K"] is not None else torch.ones(1, device=w_NK.device)
-    lost = (dequantize(q).float() - w_NK).square().mul_(importance_K).sum()
-    record |= {"algorithm": "rtn", "error": (lost / (w_NK.square() * importance_K).sum().clamp(min=1e-38)).item()}
+    rounded, error = info.relative_errors(start, stop)
+    record |= {"algorithm": "gptq", "error_rounding": rounded, "error": error, "damping": info.damping}
+    if info.attempts > 1:
+        record["note"] = f"the Hessian did not factor: damping raised to {info.damping:g}"
+    if info.dead_columns:
+        record["dead_columns"] = info.dead_columns
     return record

@@ -4,6 +4,7 @@ states:   what the blocks see behind the quantized ones before them (or the orig
 original: what the original model's blocks see, kept only where the re-fit needs it as its target.
 """
 
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from quantkit.blocks import Skeleton, check_finite, release
 from quantkit.checkpoint.writer import ShardWriter
 from quantkit.graph import BlockGraph
 from quantkit.grids.integer import dequantize
-from quantkit.group import Drift, needs_hessian, quantize_group, refits
+from quantkit.group import Drift, needs_hessian, quantize_group, refits, wants_blocks
 from quantkit.naming import Piece
 from quantkit.plan import Linear, Plan
 from quantkit.recipe import Recipe
@@ -194,12 +195,12 @@ class Run:
             if group in originals
         }
         if self.states is not None:
-            clip = any(transform.name == "awq" and transform.options.clip for transform in self.recipe.transforms)
-            hessian = {group for group, members in stage if clip or needs_hessian(members)}
+            hessian = {group for group, members in stage if needs_hessian(members)}
+            sizes = {group: _block_size(members) for group, members in stage}
 
             def observe(group: int, tokens: slice, x_MK: Tensor) -> None:
                 if group not in statistics:
-                    statistics[group] = cal.Statistic.empty(x_MK, hessian=group in hessian)
+                    statistics[group] = cal.Statistic.empty(x_MK, hessian=group in hessian, block=sizes[group])
                 statistics[group].add(x_MK)
                 if group in drifts:
                     drifts[group].add(x_MK, tokens)
@@ -216,7 +217,8 @@ class Run:
             statistic = statistics.pop(group, None)
             for result in quantize_group(weights, linears, statistic, drift, signed=self.format.SIGNED_SCALES):
                 linear = result.linear
-                linear.view(block).copy_(dequantize(result.quantized))
+                if self.states is not None:
+                    linear.view(block).copy_(dequantize(result.quantized))
                 for suffix, tensor in self.format.pack(result.quantized).items():
                     self.writer.write(f"{linear.name}.{suffix}", tensor.cpu())
                 if self.states is not None and statistic is None:
@@ -253,3 +255,9 @@ def _by_group(graph: BlockGraph, linears: list[Linear]) -> list[Members]:
     for linear in linears:
         groups.setdefault(graph.group_of(linear.site.name), []).append(linear)
     return sorted(groups.items())
+
+
+def _block_size(linears: list[Linear]) -> int | None:
+    """Columns of the hessian's diagonal blocks that serve all linears which round by their groups' output error."""
+    sizes = [linear.spec.group_size for linear in linears if wants_blocks(linear)]
+    return math.lcm(*sizes) if sizes and linears[0].shape[1] % math.lcm(*sizes) == 0 else max(sizes, default=None)

@@ -113,9 +113,10 @@ class Calibration(Strict):
 class RtnOptions(Strict):
     """Round to nearest."""
 
-    range: Literal["mse", "minmax"] = "mse"
-    """mse: shrink each group's range where that lowers the error (weighted by E[x^2] with a calibration section).
-    minmax: the full range."""
+    range: Literal["output", "mse", "minmax"] = "output"
+    """How a group's range is chosen. minmax: the full range. mse: shrunk where that lowers the error of the weights,
+    weighted by E[x^2] with a calibration section. output: by the error of the group's output on the calibration text,
+    correlations between its inputs included; mse where there is no such text or a group has over 256 columns."""
 
 
 class GptqOptions(Strict):
@@ -128,7 +129,7 @@ class GptqOptions(Strict):
     refit: bool = True
     """Asymmetric calibration: first re-fit the weight to undo the error of the layers before it."""
     range: Literal["mse", "minmax"] = "mse"
-    """How a group's range is chosen; see rtn."""
+    """How a group's range is chosen: shrunk where that lowers the error weighted by E[x^2], or the full range."""
     ranges: Literal["fixed", "updated"] = "fixed"
     """fixed: from the weights as they are at first. updated: as corrected when the group is reached."""
     block_size: int = Field(default=128, ge=1, le=1 << 16)
@@ -144,8 +145,6 @@ class AwqOptions(Strict):
 
     candidates: int = Field(default=20, ge=1, le=1000)
     """Scale strengths tried per group of linears; no scaling is always one more."""
-    clip: bool = True
-    """Search for each group's clipping range afterwards."""
 
 
 class Algorithm(Choice):

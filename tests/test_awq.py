@@ -8,12 +8,20 @@ import torch
 from torch import Tensor
 
 from quantkit.algorithms import awq
-from quantkit.algorithms.awq import search_clip, search_scale, storable
+from quantkit.algorithms.awq import search_scale, storable
+from quantkit.algorithms.clip import search_clip
 from quantkit.errors import RunError, UserError
 from quantkit.grids.integer import IntegerGrid, RangeSearch, dequantize
 from quantkit.types import TensorSpec
 
 SPECS = [TensorSpec(4, 16, False), TensorSpec(4, 32, True), TensorSpec(3, -1, True), TensorSpec(3, -1, False)]
+
+
+def clip(w_NK: Tensor, hessian_KK: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
+    """search_clip with the diagonal blocks of a whole Hessian."""
+    K = w_NK.shape[1]
+    size = K // grid.spec.groups(K)
+    return search_clip(w_NK, torch.stack([hessian_KK[i : i + size, i : i + size] for i in range(0, K, size)]), grid)
 
 
 def grid_of(spec: TensorSpec, **options: object) -> IntegerGrid:
@@ -222,7 +230,7 @@ def group_errors(w_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor, x_MK: Tensor, 
 def test_clip_beats_every_shrunken_range_in_every_group(spec: TensorSpec) -> None:
     w_NK, x_MK = layer()
     grid = grid_of(spec)
-    ours_NG = group_errors(w_NK, *search_clip(w_NK, x_MK.mT @ x_MK, grid), x_MK, grid)
+    ours_NG = group_errors(w_NK, *clip(w_NK, x_MK.mT @ x_MK, grid), x_MK, grid)
     w_NGg = w_NK.reshape(24, spec.groups(64), -1)
     low_NG, high_NG = w_NGg.amin(2).clamp(max=0), w_NGg.amax(2).clamp(min=0)
     for i in range(10):
@@ -273,7 +281,7 @@ def test_clip_is_the_search_it_says_it_is(spec: TensorSpec) -> None:
     w_NK = w_NK + 0.5 * (w_NK > 2)  # one-sided extremes: both ends of a range matter
     hessian_KK = x_MK.mT.double() @ x_MK.double()
     grid = grid_of(spec)
-    ours_NG = group_errors(w_NK, *search_clip(w_NK, hessian_KK.float(), grid), x_MK, grid)
+    ours_NG = group_errors(w_NK, *clip(w_NK, hessian_KK.float(), grid), x_MK, grid)
     theirs = [
         [naive_clip(w_NK[n, g : g + 32].double(), hessian_KK[g : g + 32, g : g + 32], spec) for g in (0, 32)]
         for n in range(24)
@@ -289,23 +297,23 @@ def test_clip_counts_correlations(spec: TensorSpec, gain: float) -> None:
     w_NK, x_MK = layer(N=64)
     x_MK = x_MK + 1.5 * x_MK[:, :1]
     grid = grid_of(spec)
-    ours_NG = group_errors(w_NK, *search_clip(w_NK, x_MK.mT @ x_MK, grid), x_MK, grid)
+    ours_NG = group_errors(w_NK, *clip(w_NK, x_MK.mT @ x_MK, grid), x_MK, grid)
     theirs_NG = group_errors(w_NK, *grid.fit(w_NK, x_MK.square().sum(0)), x_MK, grid)
     assert ours_NG.sum() < gain * theirs_NG.sum()
 
 
 def test_clip_in_chunks_of_rows_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     w_NK, x_MK = layer()
-    whole = search_clip(w_NK, x_MK.mT @ x_MK, grid_of(SPECS[0]))
+    whole = clip(w_NK, x_MK.mT @ x_MK, grid_of(SPECS[0]))
     monkeypatch.setattr(awq, "CHUNK", 1)
-    for a, b in zip(whole, search_clip(w_NK, x_MK.mT @ x_MK, grid_of(SPECS[0])), strict=True):
+    for a, b in zip(whole, clip(w_NK, x_MK.mT @ x_MK, grid_of(SPECS[0])), strict=True):
         assert torch.equal(a, b)
 
 
 def test_clip_writes_what_the_format_can_hold() -> None:
     w_NK, x_MK = layer()
     for spec in SPECS:
-        scale_NG, zero_NG = search_clip(w_NK, x_MK.mT @ x_MK, grid_of(spec, signed=False))
+        scale_NG, zero_NG = clip(w_NK, x_MK.mT @ x_MK, grid_of(spec, signed=False))
         assert scale_NG.dtype == torch.bfloat16
         assert zero_NG.dtype == torch.uint8
         assert scale_NG.shape == zero_NG.shape == (24, spec.groups(64))
@@ -313,7 +321,7 @@ def test_clip_writes_what_the_format_can_hold() -> None:
         assert (zero_NG < spec.levels).all()
         if spec.symmetric:
             assert (zero_NG == spec.levels // 2).all()
-            assert (search_clip(w_NK, x_MK.mT @ x_MK, grid_of(spec))[0] < 0).any()
+            assert (clip(w_NK, x_MK.mT @ x_MK, grid_of(spec))[0] < 0).any()
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -337,7 +345,7 @@ def test_degenerate_inputs(spec: TensorSpec) -> None:
 
     for hessian_KK in (torch.zeros(64, 64), x_MK.mT @ x_MK):
         for weight_NK in (torch.zeros(3, 64), w_NK[:1], torch.full((2, 64), 0.7)):
-            scale_NG, zero_NG = search_clip(weight_NK, hessian_KK, grid)
+            scale_NG, zero_NG = clip(weight_NK, hessian_KK, grid)
             assert torch.isfinite(scale_NG).all()
             assert (scale_NG != 0).all()
             back_NK = dequantize(grid.quantize(weight_NK, scale_NG, zero_NG))
@@ -352,11 +360,11 @@ def test_bad_numbers_and_shapes_are_named() -> None:
         search_scale([w_NK], hessian_KK * math.nan, magnitude_K, grid)
     with pytest.raises(RunError, match="mean magnitude of the input holds NaN"):
         search_scale([w_NK], hessian_KK, magnitude_K / 0, grid)
-    with pytest.raises(RunError, match="weight holds NaN"):
-        search_clip(w_NK * math.inf, hessian_KK, grid)
+    with pytest.raises(RunError, match="hold NaN or Inf"):
+        clip(w_NK * math.inf, hessian_KK, grid)
     with pytest.raises(UserError, match=r"\(24, 64\).*\(64, 64\).*32 magnitudes"):
         search_scale([w_NK], hessian_KK, magnitude_K[:32], grid)
     with pytest.raises(UserError, match=r"\(24, 64\), \(24, 63\)"):
         search_scale([w_NK, w_NK[:, :63]], hessian_KK, magnitude_K, grid)
     with pytest.raises(UserError, match="group_size 48 does not divide 64"):
-        search_clip(w_NK, hessian_KK, grid_of(TensorSpec(4, 48, True)))
+        clip(w_NK, hessian_KK, grid_of(TensorSpec(4, 48, True)))

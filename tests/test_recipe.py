@@ -72,8 +72,8 @@ TYPOS = {
     ),
     "transform": (f"{CALIBRATION}transforms:\n- awk", "r.yaml:3: transforms.0.awk: unknown name; did you mean 'awq'?"),
     "transform option": (
-        f"{CALIBRATION}transforms:\n- awq:\n    clipp: true",
-        "r.yaml:4: transforms.0.awq.clipp: unknown key; did you mean 'clip'?",
+        f"{CALIBRATION}transforms:\n- awq:\n    candidate: 3",
+        "r.yaml:4: transforms.0.awq.candidate: unknown key; did you mean 'candidates'?",
     ),
     "override": (
         "overrides:\n- match: a\n  skp: true\n  skip: true",
@@ -346,7 +346,7 @@ OPTIONS = {
     "gptq": st.fixed_dictionaries(
         {}, optional={"damping": st.floats(0, 1), "act_order": st.booleans(), "block_size": st.integers(1, 512)}
     ),
-    "awq": st.fixed_dictionaries({}, optional={"candidates": st.integers(1, 99), "clip": st.booleans()}),
+    "awq": st.fixed_dictionaries({}, optional={"candidates": st.integers(1, 99)}),
 }
 
 

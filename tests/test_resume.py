@@ -17,7 +17,19 @@ def command(output: Path) -> list[str]:
     settings = [f"calibration={{data: {TEXT}, samples: 12, seq_len: 64}}", "transforms=[awq]"]
     sets = [part for setting in settings for part in ("--set", setting)]
     model = ROOT / "examples" / "tiny-llama"
-    return [sys.executable, "-m", "quantkit", "quantize", "-r", "gptq-w4a16", "-m", str(model), "-o", str(output), *sets]
+    return [
+        sys.executable,
+        "-m",
+        "quantkit",
+        "quantize",
+        "-r",
+        "gptq-w4a16",
+        "-m",
+        str(model),
+        "-o",
+        str(output),
+        *sets,
+    ]
 
 
 def start(output: Path) -> subprocess.Popen[bytes]:

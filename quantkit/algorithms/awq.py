@@ -1,17 +1,17 @@
-"""AWQ (arXiv:2306.00978): scale input channels so that those which matter round better; then clip ranges on the output.
+"""AWQ (arXiv:2306.00978): scale input channels so that those which matter round better.
 
 A layer's inputs x can be divided by s and its weight's columns multiplied by it: the same function, but the grid sees
 W s. Rounding noise of a group goes with its largest |w s|, and column k of it reaches the output as noise * x_k / s_k:
-channels with large inputs gain from s > 1 as long as they do not widen the group's range too much. Both searches
-minimise the error of the layer's output on the calibration inputs,
+channels with large inputs gain from s > 1 as long as they do not widen the group's range too much. The search minimises
+the error of the layer's output on the calibration inputs, or whatever loss it is given,
 
-    tr(E H E^T),   E = Q(W s) / s - W,   H = X^T X,
+    tr(E H E^T),   E = Q(W s) / s - W,   H = X^T X.
 
-the clip search only the part inside each group, which is what its own range decides: E_g H_gg E_g^T, correlations
-between the group's inputs included. Weights stay in float32 (or wider) between a scale and the grid.
+The paper's second half, clipping, is `clip.search_clip` on W s. Weights stay in float32 (or wider) between a scale and
+the grid.
 
 Shapes: N = out features, K = in features, C = channels of the producer (K, or fewer where input columns share one, as
-the kv heads of grouped attention do), S = candidates, G = groups of a row, g = columns of a group, M = G * rows.
+the kv heads of grouped attention do), S = candidates.
 """
 
 from collections.abc import Callable, Sequence
@@ -94,26 +94,6 @@ def search_scale(
     return AwqResult(scale_SC[chosen[best]], exponents[chosen[best]], losses[0].item(), losses[best].item())
 
 
-def search_clip(
-    weight_NK: Tensor, hessian_KK: Tensor, grid: IntegerGrid, *, steps: int = 10, refits: int = 2
-) -> tuple[Tensor, Tensor]:
-    """Scale [N, G] and zero point [N, G] as from `grid.fit`, with the least output error of each group.
-
-    First both ends of the min-max range shrink together in `steps` steps to half of it (with either sign of the scale,
-    where a symmetric grid may), then each end alone moves around the best, then the scale is solved for with the codes
-    held, `refits` times. Nothing is taken that does not lower E_g H_gg E_g^T, so min-max is never beaten by it.
-    After an AWQ fold pass W s and the Hessian of x / s. For RTN only: GPTQ does better with `grid.fit`.
-    """
-    _check([weight_NK], hessian_KK, hessian_KK.diagonal())
-    K, G = weight_NK.shape[1], grid.spec.groups(weight_NK.shape[1])
-    group = torch.arange(G, device=hessian_KK.device)
-    hessian_Ggg = hessian_KK.reshape(G, K // G, G, K // G)[group, :, group, :].float()
-    rows = max(1, CHUNK // (K * steps * 2))
-    parts = [_clip(part_NK, hessian_Ggg, grid, steps, refits) for part_NK in weight_NK.split(rows)]
-    scale_NG, zero_NG = (torch.cat(column) for column in zip(*parts, strict=True))
-    return scale_NG, zero_NG
-
-
 def storable(scale_C: Tensor, producer_C: Tensor, dtype: torch.dtype, *, offset: float = 0.0) -> Tensor:
     """The scale that a norm's weight can be divided by without rounding: near scale_C, float32, positive.
 
@@ -186,58 +166,6 @@ def _round_scaled(w_NK: Tensor, scale_SK: Tensor, grid: IntegerGrid) -> Tensor:
     w_NX = w_NSK.reshape(N, -1)
     rounded_NX = dequantize(wide.quantize(w_NX, *wide.fit(w_NX)))
     return rounded_NX.reshape(w_NSK.shape).to(w_NSK.dtype) / scale_SK
-
-
-def _clip(w_NK: Tensor, hessian_Ggg: Tensor, grid: IntegerGrid, steps: int, refits: int) -> tuple[Tensor, Tensor]:
-    """search_clip for some rows, all their candidates at once."""
-    N, G = len(w_NK), len(hessian_Ggg)
-    w_GNg = w_NK.float().reshape(N, G, -1).transpose(0, 1).contiguous()
-    low_GN, high_GN = w_GNg.amin(2).clamp(max=0), w_GNg.amax(2).clamp(min=0)
-    ends = replace(grid, search=None, spec=replace(grid.spec, group_size=2))
-    signs = (1.0, -1.0) if grid.signed and grid.spec.symmetric else (1.0,)
-
-    def grids(low_SGN: Tensor, high_SGN: Tensor, signs: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-        """The min-max grids of ranges; symmetric ones in both signs, [S * signs, G, N]."""
-        pairs_XE = torch.stack([low_SGN, high_SGN], -1).reshape(-1, 2)
-        scale, zero = (t.reshape(low_SGN.shape) for t in ends.fit(pairs_XE))
-        return torch.cat([sign * scale for sign in signs]), torch.cat([zero] * len(signs))
-
-    def errors(scale_SGN: Tensor, zero_SGN: Tensor) -> Tensor:
-        scale, zero = scale_SGN[..., None], zero_SGN[..., None]
-        error_SGNg = grid.decode(grid.encode(w_GNg, scale, zero), scale, zero).float().sub_(w_GNg)
-        error_GXg = error_SGNg.transpose(0, 1).reshape(G, -1, error_SGNg.shape[-1])
-        loss_GX = torch.bmm(error_GXg, hessian_Ggg).mul_(error_GXg).sum(2)
-        return loss_GX.reshape(G, -1, N).transpose(0, 1)
-
-    def pick(scale_SGN: Tensor, zero_SGN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        loss_SGN = errors(scale_SGN, zero_SGN)
-        best_1GN = loss_SGN.argmin(0, keepdim=True)
-        return scale_SGN.gather(0, best_1GN)[0], zero_SGN.gather(0, best_1GN)[0], best_1GN[0]
-
-    shrink_S11 = torch.linspace(1, 0.5, steps, device=w_NK.device)[:, None, None]
-    scale_GN, zero_GN, best_GN = pick(*grids(low_GN * shrink_S11, high_GN * shrink_S11, signs))
-    shrink_GN = shrink_S11[best_GN % steps, 0, 0]
-    around_S11 = torch.linspace(-0.25, 0.25, steps, device=w_NK.device)[:, None, None]
-    still_S11 = torch.zeros_like(around_S11)
-    ends_alone = [(around_S11, still_S11), (still_S11, around_S11)]
-    moves = [(around_S11, around_S11)] if grid.spec.symmetric else ends_alone
-    low_GN, high_GN = low_GN * shrink_GN, high_GN * shrink_GN
-    for down_S11, up_S11 in moves:
-        lows_SGN, highs_SGN = low_GN * (1 + down_S11), high_GN * (1 + up_S11)
-        scale_SGN, zero_SGN = grids(lows_SGN, highs_SGN, (1.0,))
-        if grid.spec.symmetric:
-            scale_SGN = scale_SGN * scale_GN.sign()
-        scale_GN, zero_GN, best_GN = pick(torch.cat([scale_GN[None], scale_SGN]), torch.cat([zero_GN[None], zero_SGN]))
-        low_GN = torch.cat([low_GN[None], lows_SGN]).gather(0, best_GN[None])[0]
-        high_GN = torch.cat([high_GN[None], highs_SGN]).gather(0, best_GN[None])[0]
-    for _ in range(refits):
-        code_GNg = grid.encode(w_GNg, scale_GN[..., None], zero_GN[..., None]).float() - zero_GN[..., None].float()
-        seen_GNg = torch.bmm(code_GNg, hessian_Ggg)
-        solved_GN = ((seen_GNg * w_GNg).sum(2) / (seen_GNg * code_GNg).sum(2)).to(grid.scale_dtype)
-        usable_GN = torch.isfinite(solved_GN) & (solved_GN * scale_GN.sign() > torch.finfo(grid.scale_dtype).tiny)
-        solved_GN = torch.where(usable_GN, solved_GN, scale_GN)
-        scale_GN, zero_GN, _ = pick(torch.stack([scale_GN, solved_GN]), torch.stack([zero_GN, zero_GN]))
-    return scale_GN.mT.contiguous(), zero_GN.mT.contiguous()
 
 
 def _wide(w: Tensor) -> Tensor:

@@ -192,7 +192,7 @@ def gptq(
         raise RunError("the weight holds NaN or Inf")
     if isinstance(hessian, Tensor):
         hessian = factor(hessian, damping=damping, act_order=act_order, float64=float64, keep_matrix=sweeps > 0)
-    N, K = weight_NK.shape
+    K = weight_NK.shape[1]
     if len(hessian.order_K) != K:
         raise UserError(f"the Hessian is [{len(hessian.order_K)}, ...], the weight has {K} input features")
     target_NK = weight_NK

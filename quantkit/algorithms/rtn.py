@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from quantkit.errors import RunError
-from quantkit.grids.integer import IntegerGrid
+from quantkit.grids.integer import CHUNK, IntegerGrid, dequantize
 from quantkit.types import QuantizedWeight
 
 
@@ -17,3 +17,21 @@ def rtn(weight_NK: Tensor, grid: IntegerGrid, *, importance_K: Tensor | None = N
     if not torch.isfinite(weight_NK.sum(dtype=torch.float32)):  # one pass, no [N, K] mask: NaN and Inf survive a sum
         raise RunError("the weight holds NaN or Inf")
     return grid.quantize(weight_NK, *grid.fit(weight_NK, importance_K))
+
+
+def relative_error(weight_NK: Tensor, q: QuantizedWeight, importance_K: Tensor | None = None) -> float:
+    """Expected squared output error over output energy when inputs are uncorrelated: sum h (w - q)^2 / sum h w^2.
+
+    importance_K is h = E[x^2], [K]; None counts all columns alike.
+    """
+    lost = energy = torch.zeros((), dtype=torch.float64, device=weight_NK.device)
+    rows = max(1, CHUNK // weight_NK.shape[1])
+    for start in range(0, len(weight_NK), rows):
+        w_nK = weight_NK[start : start + rows].float()
+        error_nK = dequantize(q.rows(start, start + rows)).float().sub_(w_nK)
+        if importance_K is not None:
+            root_K = importance_K.to(w_nK).sqrt()
+            w_nK, error_nK = w_nK * root_K, error_nK.mul_(root_K)
+        lost = lost + torch.linalg.vector_norm(error_nK).double().square()
+        energy = energy + torch.linalg.vector_norm(w_nK).double().square()
+    return (lost / energy).item() if energy else 0.0
