@@ -118,24 +118,25 @@ def run(
 
 @dataclass(slots=True)
 class Statistic:
-    """Sums over the tokens that reached one input group.
+    """Sums over the tokens that reached one input group; those nobody asked for are None.
 
+    square_sum_K  of x^2; it is the hessian's diagonal where there is one, and then complete after `finish`
     hessian_KK  X^T X, where an algorithm asks for it; blocks_Bbb its blocks of b columns on the diagonal, where only
                 those are asked for
     """
 
     count: int
     square_sum_K: Tensor
-    abs_sum_K: Tensor
+    abs_sum_K: Tensor | None = None
     hessian_KK: Tensor | None = None
     blocks_Bbb: Tensor | None = None
 
     @staticmethod
-    def empty(x_MK: Tensor, *, hessian: bool, block: int | None = None) -> "Statistic":
+    def empty(x_MK: Tensor, *, hessian: bool, block: int | None = None, magnitude: bool = False) -> "Statistic":
         """No token yet, for inputs like x_MK."""
         K = x_MK.shape[1]
         zeros = torch.zeros(K, dtype=torch.float64, device=x_MK.device)
-        found = Statistic(0, zeros, zeros.clone())
+        found = Statistic(0, zeros, zeros.clone() if magnitude else None)
         if hessian:
             found.hessian_KK = torch.zeros(K, K, dtype=torch.float32, device=x_MK.device)
         elif block is not None:
@@ -146,10 +147,12 @@ class Statistic:
         """Add one batch of inputs [M, K]."""
         x_MK = x_MK.float()
         self.count += len(x_MK)
-        self.square_sum_K += x_MK.square().sum(0)
-        self.abs_sum_K += x_MK.abs().sum(0)
+        if self.abs_sum_K is not None:
+            self.abs_sum_K += torch.linalg.vector_norm(x_MK, 1, dim=0)
         if self.hessian_KK is not None:
             accumulate(self.hessian_KK, x_MK)
+        else:
+            self.square_sum_K += torch.linalg.vector_norm(x_MK, dim=0).double().square()
         if self.blocks_Bbb is not None:
             x_BMb = x_MK.reshape(len(x_MK), *self.blocks_Bbb.shape[:2]).transpose(0, 1)
             self.blocks_Bbb.baddbmm_(x_BMb.mT, x_BMb)
@@ -158,6 +161,7 @@ class Statistic:
         """Complete the hessian, of which `add` fills only one half."""
         if self.hessian_KK is not None:
             finish(self.hessian_KK)
+            self.square_sum_K.copy_(self.hessian_KK.diagonal())
 
     def diagonal_blocks(self, size: int) -> Tensor | None:
         """The hessian's blocks of `size` columns [G, size, size]; None where they were not gathered."""
@@ -176,7 +180,8 @@ def merged(statistics: list[Statistic]) -> Statistic:
     for other in statistics[1:]:
         total.count += other.count
         total.square_sum_K += other.square_sum_K
-        total.abs_sum_K += other.abs_sum_K
+        if total.abs_sum_K is not None and other.abs_sum_K is not None:
+            total.abs_sum_K += other.abs_sum_K
         if total.hessian_KK is not None and other.hessian_KK is not None:
             total.hessian_KK += other.hessian_KK
     total.finish()

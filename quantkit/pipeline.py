@@ -19,6 +19,7 @@ from quantkit.data import data_fingerprint, token_batches
 from quantkit.errors import RunError, UserError
 from quantkit.formats import FORMATS
 from quantkit.graph import BlockGraph, structure_key, trace_block
+from quantkit.memory import reuse_pages
 from quantkit.naming import weight_sources
 from quantkit.output import check_output, locate_model, locate_tokenizer, versions, write_side_files
 from quantkit.plan import file_layout, make_plan, output_bytes
@@ -47,6 +48,7 @@ def quantize(
     where it stopped when called again with the same arguments.
     """
     clock = Clock()
+    reuse_pages()
     check_output(output)
     checkpoint = Checkpoint.open(locate_model(recipe))
     skeleton, ids_ST = _prepare(recipe, checkpoint, _device(device), trust_remote_code, calibration_ids)

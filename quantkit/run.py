@@ -21,6 +21,7 @@ from quantkit.checkpoint.writer import ShardWriter
 from quantkit.graph import BlockGraph
 from quantkit.grids.integer import dequantize
 from quantkit.group import Drift, needs_hessian, quantize_group, refits, wants_blocks
+from quantkit.lockstep import Lockstep, fits
 from quantkit.naming import Piece
 from quantkit.plan import Linear, Plan
 from quantkit.recipe import Recipe
@@ -64,6 +65,8 @@ class Run:
         self.format, self.writer, self.folder, self.clock = format_, writer, folder, clock
         self.states: cal.States | None = None
         self.original: cal.States | None = None
+        self._kept: dict[int, Tensor] = {}
+        self._lockstep: Lockstep | None = None
 
     def copy_outside(self) -> None:
         """Copy every tensor that belongs to no block's parameter, bytes as they are, NaN and Inf refused."""
@@ -122,10 +125,22 @@ class Run:
                 originals[group] /= done.scales[group].to(originals[group])
             self._round_plain(block, index)
             self.clock.lap(transform.name)
+        last = index + 1 == len(self.skeleton.blocks)
+        stages = self._stages(graph, linears)
+        widest = max((linear.shape[1] for linear in linears), default=0)
+        runs: Lockstep | None = None
+        if self.states is not None and len(stages) > 1 and fits(self.states, graph, widest):
+            runs = self._lockstep = self._lockstep or Lockstep(self.states)
+            runs.begin(block, graph, index)
         records = []
-        for stage in self._stages(graph, linears):
+        for stage in stages:
             note(stage[0][1][0].site.name)
-            records += self._quantize_stage(block, graph, index, stage, originals)
+            records += self._quantize_stage(block, graph, index, stage, originals, runs)
+        if self.states is not None and self.recipe.propagate == "quantized" and not last:
+            runs.finish() if runs is not None else self.states.advance(block, index)
+            self.clock.lap("propagate")
+        elif runs is not None:
+            runs.drop()
         for piece, value in self._plain_pieces(block, index):
             dtype = self.skeleton.checkpoint.tensors[piece.name].dtype
             if piece.part:  # one of several parameters in one tensor of the file
@@ -135,9 +150,6 @@ class Run:
             else:
                 self.writer.write(piece.name, (value.mT if piece.transposed else value).to(dtype))
         self.clock.lap("write")
-        if self.states is not None and self.recipe.propagate == "quantized" and index + 1 < len(self.skeleton.blocks):
-            self.states.advance(block, index)
-            self.clock.lap("propagate")
         release(block)
         return {"folds": folds, "linears": records}
 
@@ -160,7 +172,7 @@ class Run:
 
         def keep(group: int, tokens: slice, x_MK: Tensor) -> None:
             if group not in inputs:
-                inputs[group] = cal.allocate((states.tokens, x_MK.shape[1]), x_MK.dtype, self.folder)
+                inputs[group] = self._array(group, (states.tokens, x_MK.shape[1]), x_MK.dtype)
             inputs[group][tokens] = x_MK.cpu()
 
         if wanted:
@@ -169,6 +181,13 @@ class Run:
             states.advance(block, index)
         self.clock.lap("original")
         return inputs
+
+    def _array(self, group: int, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Room for a group's original inputs, the same in every block."""
+        kept = self._kept.get(group)
+        if kept is None or kept.shape != shape:
+            kept = self._kept[group] = cal.allocate(shape, dtype, self.folder)
+        return kept
 
     def _stages(self, graph: BlockGraph, linears: list[Linear]) -> list[list[Members]]:
         """Groups in execution order, those that may share one run of the block together.
@@ -183,7 +202,13 @@ class Run:
         return [stage for stage in stages if stage]
 
     def _quantize_stage(
-        self, block: nn.Module, graph: BlockGraph, index: int, stage: list[Members], originals: dict[int, Tensor]
+        self,
+        block: nn.Module,
+        graph: BlockGraph,
+        index: int,
+        stage: list[Members],
+        originals: dict[int, Tensor],
+        runs: Lockstep | None,
     ) -> list[dict[str, Any]]:
         """Gather the statistics of a stage's groups behind everything quantized so far, quantize and write them."""
         statistics: dict[int, cal.Statistic] = {}
@@ -206,7 +231,10 @@ class Run:
                     drifts[group].add(x_MK, tokens)
 
             advance = self.recipe.propagate == "original" and index + 1 < len(self.skeleton.blocks)
-            cal.run(self.states, block, graph, index, {group for group, _ in stage}, observe, advance=advance)
+            if runs is not None:
+                runs.stop_at(stage[0][0], observe)
+            else:
+                cal.run(self.states, block, graph, index, {group for group, _ in stage}, observe, advance=advance)
             for statistic in statistics.values():
                 statistic.finish()
             self.clock.lap("statistics")

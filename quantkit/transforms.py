@@ -44,7 +44,7 @@ def awq(
 
     def observe(group: int, _: slice, x_MK: Tensor) -> None:
         if group not in statistics:
-            statistics[group] = cal.Statistic.empty(x_MK, hessian=True)
+            statistics[group] = cal.Statistic.empty(x_MK, hessian=True, magnitude=True)
         statistics[group].add(x_MK)
 
     cal.run(states, block, graph, index, wanted, observe, advance=False)
@@ -60,6 +60,7 @@ def awq(
         ] or readers[:1]
         views = [linear.view(block) for linear in readers]
         assert found.hessian_KK is not None
+        assert found.abs_sum_K is not None
         result = search_scale(
             [view.float() for view in views],
             found.hessian_KK,

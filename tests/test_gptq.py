@@ -8,6 +8,7 @@ from torch import Tensor
 
 from quantkit.algorithms import gptq as module
 from quantkit.algorithms.gptq import Factor, accumulate, factor, finish, gptq, refit
+from quantkit.algorithms.refine import sweep
 from quantkit.algorithms.rtn import rtn
 from quantkit.errors import RunError, UserError
 from quantkit.grids.integer import IntegerGrid, RangeSearch, dequantize
@@ -306,3 +307,16 @@ def test_accumulated_hessian(layer: tuple[Tensor, Tensor], tile: int) -> None:
     assert torch.equal(h_KK, h_KK.T)
     accumulate(h_KK, x_MK, tile=tile)  # finishing is not the end
     torch.testing.assert_close(finish(h_KK, tile=tile), 2 * x_MK.T @ x_MK)
+
+
+def test_sweep_never_turns_a_scale_around() -> None:
+    """Codes of the wrong sign ask for a negative scale, which the format may not hold: the codes must move instead."""
+    grid = grid_for(TensorSpec(4, -1, True), signed=False)
+    target_KN = torch.full((6, 1), -1.0, dtype=torch.float64)
+    codes_KN = torch.full((6, 1), 9, dtype=torch.uint8)  # each decodes to +1
+    scale_GN, zero_GN = torch.ones(1, 1).double(), torch.full((1, 1), 8.0).double()
+    error_KN = target_KN - 1
+    sweep(error_KN, codes_KN, scale_GN, zero_GN, torch.eye(6).double(), torch.arange(6), grid)
+    assert scale_GN.item() > 0
+    assert codes_KN.flatten().tolist() == [7] * 6
+    torch.testing.assert_close(error_KN, torch.zeros_like(error_KN))
