@@ -6,6 +6,7 @@ The embedding is never loaded either: its rows are read from the file as the cal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from quantkit.naming import Piece
 Sources = dict[str, list[Piece]]
 
 
-def read_config(folder: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
+def read_config(folder: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """The model's configuration; UserError for an unknown architecture or one that needs remote code unasked."""
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -43,8 +44,8 @@ def build_meta_model(config: PretrainedConfig, *, trust_remote_code: bool = Fals
     """
     register = nn.Module.register_parameter
 
-    def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        register(module, name, None if param is None else nn.Parameter(param.to("meta"), requires_grad=False))
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(self, name, None if param is None else nn.Parameter(param.to("meta"), requires_grad=False))
 
     nn.Module.register_parameter = register_on_meta
     try:

@@ -20,7 +20,8 @@ from quantkit.errors import RunError
 from quantkit.graph import BlockGraph, run_until
 
 STATES_LIMIT = 2 << 30  # bytes of one array of states kept in memory; a larger one is a memory-mapped file
-BATCH_TOKENS = 2048  # tokens that run through a block at a time: part of the result's bytes, so never adaptive
+BATCH_FLOATS = 1 << 23  # hidden-state elements that run through a block at a time, so sums depend on the model alone
+BATCH_TOKENS = (2048, 8192)  # at least and at most this many tokens
 
 
 def allocate(shape: tuple[int, ...], dtype: torch.dtype, folder: Path, limit: int | None = None) -> Tensor:
@@ -50,7 +51,9 @@ class States:
     def __init__(self, skeleton: Skeleton, ids_ST: Tensor, folder: Path) -> None:
         S, self.seq_len = ids_ST.shape
         self.device, self.tokens = skeleton.device, ids_ST.numel()
-        step = max(1, BATCH_TOKENS // self.seq_len)
+        least, most = BATCH_TOKENS
+        tokens = min(max(BATCH_FLOATS // skeleton.model.config.get_text_config().hidden_size, least), most)
+        step = max(1, tokens // self.seq_len)
         self.slices = [slice(i, min(i + step, S)) for i in range(0, S, step)]
         self.calls: dict[int, list[BlockCall]] = {}  # by batch size: all samples have one length and no padding
         for part in self.slices:

@@ -117,7 +117,8 @@ class Run:
         self.clock.lap("read")
         originals = self._run_original(block, graph, index, linears)
         folds: list[dict[str, Any]] = []
-        for transform in self.recipe.transforms if self.states is not None else ():
+        for transform in self.recipe.transforms:
+            assert self.states is not None, "the recipe saw to it that transforms have calibration"
             note(transform.name)
             done = TRANSFORMS[transform.name](transform.options, self.states, block, graph, index, linears)
             folds += done.records

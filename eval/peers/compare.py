@@ -108,9 +108,8 @@ def show(rows: dict[str, dict[str, Any]], as_json: bool) -> None:
     print(f"{'':28}{'seconds':>9}{'ratio':>7}{'peak MiB':>10}{'KL':>10}   every run")
     for name, row in rows.items():
         kl = f"{row['kl']:.5f}" if "kl" in row else "-"
-        print(
-            f"{name:28}{row['seconds']:9.2f}{row['seconds'] / base:7.2f}{row['peak_mib']:10.0f}{kl:>10}   {row['all_seconds']}"
-        )
+        ratio = row["seconds"] / base
+        print(f"{name:28}{row['seconds']:9.2f}{ratio:7.2f}{row['peak_mib']:10.0f}{kl:>10}   {row['all_seconds']}")
 
 
 if __name__ == "__main__":
