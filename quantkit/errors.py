@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """A run that failed through no fault of its input (disk full, matrix that will not factor). Exit code 1."""
+
+
+class DiskFullError(UserError, RunError):
+    """No room for the result: known before any work as a rule, and for the user to mend. Exit code 2."""

@@ -74,7 +74,9 @@ def write_side_files(
     copy_side_files(checkpoint.folder, folder)
     specs = {linear.name: linear.spec for linear in plan.linears}
     config = dict(checkpoint.config)
-    config["quantization_config"] = format_.config(specs, [name for name, _ in plan.skipped])
+    skipped = [name for name, _ in plan.skipped]
+    config["quantization_config"] = format_.config(specs, skipped)
+    format_.check(config["quantization_config"], [f"{name}.weight_packed" for name in specs], skipped)
     _write_json(folder / "config.json", config)
     _write_json(folder / REPORT, report)
 

@@ -16,7 +16,7 @@ from quantkit.checkpoint.journal import Journal
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.writer import ShardWriter
 from quantkit.data import data_fingerprint, token_batches
-from quantkit.errors import RunError, UserError
+from quantkit.errors import DiskFullError, RunError, UserError
 from quantkit.formats import FORMATS
 from quantkit.graph import BlockGraph, structure_key, trace_block
 from quantkit.memory import reuse_pages
@@ -65,10 +65,13 @@ def quantize(
     begun = bool(journal.entries)
     try:
         writer = ShardWriter(partial, units, int(recipe.output.max_shard_gb * 1e9))
+        if begun and writer.created:
+            raise UserError(f"{partial}: files of the unfinished run are gone; pass --restart to begin anew")
         run = Run(recipe, skeleton, graphs, plan, format_, writer, partial, clock)
         _walk_blocks(run, journal, ids_ST, progress)
     except (UserError, RunError) as error:
-        if not begun and (isinstance(error, UserError) or len(journal.entries) < 2):  # nothing to go on from
+        useless = len(journal.entries) < 2 or (isinstance(error, UserError) and not isinstance(error, DiskFullError))
+        if useless and not begun:
             shutil.rmtree(partial)
         raise
     report = make_report(key, run, journal.entries[1:], output_bytes(units))

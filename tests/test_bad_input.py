@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from quantkit.cli import app
+from quantkit.run import Run
 from tests.tiny_models import tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,8 +41,8 @@ def run(*arguments: str | Path) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def refused(model: Path, tmp_path: Path, *words: str, code: int = 2, more: tuple[str, ...] = ()) -> str:
-    """Quantize must fail with `code`, say all words, and leave neither the result nor a half of it."""
+def refused(model: Path, tmp_path: Path, *words: str, more: tuple[str, ...] = ()) -> str:
+    """Quantize must fail with exit code 2, say all words, and leave neither the result nor a half of it."""
     before = sorted(path for path in tmp_path.rglob("*"))
     arguments = ["--recipe", "rtn-w4a16", "--model", model, "--output", tmp_path / "out"]
     arguments += [
@@ -52,7 +53,7 @@ def refused(model: Path, tmp_path: Path, *words: str, code: int = 2, more: tuple
         *more,
     ]
     found, output = run(*arguments)
-    assert found == code, output
+    assert found == 2, output
     assert "Traceback" not in output
     for word in words:
         assert word in output, f"{word!r} is not in: {output}"
@@ -227,7 +228,7 @@ def test_disk_full(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    refused(model, tmp_path, "not enough disk space", code=1)
+    refused(model, tmp_path, "not enough disk space")
 
 
 def test_disk_full_while_writing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +246,7 @@ def test_disk_full_while_writing(model: Path, tmp_path: Path, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", runs_out)
         code, output = run(*more, "-o", tmp_path / "out")
-    assert code == 1, output
+    assert code == 2, output
     assert "not enough disk space" in output
     assert not (tmp_path / "out").exists()
     assert run(*more, "-o", tmp_path / "out")[0] == 0
@@ -263,3 +264,15 @@ def test_nothing_left_to_quantize(model: Path, tmp_path: Path) -> None:
 
 def test_unknown_device(model: Path, tmp_path: Path) -> None:
     refused(model, tmp_path, "device", more=("--device", "abacus"))
+
+
+def test_files_of_an_unfinished_run_are_gone(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = ("-r", "rtn-w8a16", "-m", model, "-o", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "quantize_block", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*more)[0] == 130
+    (tmp_path / "out.partial" / "model.safetensors").unlink()
+    code, output = run(*more)
+    assert code == 2, output
+    assert "--restart" in output
+    assert run(*more, "--restart")[0] == 0

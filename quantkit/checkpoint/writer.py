@@ -18,7 +18,7 @@ from torch import Tensor
 from quantkit.checkpoint.header import TAGS, TensorLayout, build_header, read_header
 from quantkit.checkpoint.rawio import read_into, write_at, write_bytes
 from quantkit.checkpoint.reader import Checkpoint, check_inside
-from quantkit.errors import RunError, UserError
+from quantkit.errors import DiskFullError, RunError, UserError
 
 __all__ = ["ShardWriter", "TensorLayout", "copy_side_files"]
 
@@ -44,7 +44,7 @@ class ShardWriter:
     created         names of the tensors whose shard did not exist yet: on resume no finished one may be here
 
     Shards found in the folder with the very header they should have are written on; any other content is a RunError.
-    RunError naming needed and free bytes where the disk is too small, before anything of it is left behind.
+    DiskFullError naming needed and free bytes where the disk is too small, before anything of it is left behind.
     """
 
     def __init__(self, folder: Path, units: list[list[TensorLayout]], max_shard_bytes: int) -> None:
@@ -137,7 +137,7 @@ class ShardWriter:
         needed, free = sum(shard.size for shard in missing), shutil.disk_usage(self.folder).free
         if needed > free:
             self.close()
-            raise RunError(_no_space(needed, free, self.folder))
+            raise DiskFullError(_no_space(needed, free, self.folder))
         made: list[_Shard] = []
         try:
             for shard in missing:
@@ -154,7 +154,9 @@ class ShardWriter:
             for shard in made:
                 shard.path.unlink(missing_ok=True)
             free = shutil.disk_usage(self.folder).free
-            raise RunError(_no_space(needed, free, self.folder) if error.errno in FULL else f"{error}") from error
+            if error.errno in FULL:
+                raise DiskFullError(_no_space(needed, free, self.folder)) from error
+            raise RunError(str(error)) from error
         return frozenset(name for shard in missing for name in shard.spans)
 
     def _reopen(self, shard: _Shard) -> bool:
@@ -175,7 +177,7 @@ class ShardWriter:
 
     def _explain(self, error: OSError, path: Path) -> RunError:
         if error.errno in FULL:
-            return RunError(_no_space(self.data_bytes, shutil.disk_usage(self.folder).free, self.folder))
+            return DiskFullError(_no_space(self.data_bytes, shutil.disk_usage(self.folder).free, self.folder))
         return RunError(f"{path}: {error.strerror}")
 
 
