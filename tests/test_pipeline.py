@@ -149,6 +149,31 @@ def test_same_recipe_same_bytes(llama: Path, ids: Tensor, tmp_path: Path, propag
     assert digest(tmp_path / "one") == digest(tmp_path / "two")
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "falcon"])
+def test_halted_batches_give_the_bytes_of_separate_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(name, tmp_path / "model")
+    ids = random_tokens(AutoModelForCausalLM.from_pretrained(folder), 6, 24)
+    monkeypatch.setattr("quantkit.calibration.BATCH_TOKENS", (48, 48))  # three batches
+    weights = {"group_size": 16, "algorithm": "gptq"}
+    quantize(folder, tmp_path / "halted", ids, weights=weights)
+    monkeypatch.setattr("quantkit.run.fits", lambda *_: False)
+    quantize(folder, tmp_path / "separate", ids, weights=weights)
+    assert digest(tmp_path / "halted") == digest(tmp_path / "separate")
+
+
+def test_states_on_disk_give_the_same_bytes(
+    llama: Path, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {"group_size": 16, "algorithm": "gptq"}
+    quantize(llama, tmp_path / "memory", ids, weights=weights)
+    monkeypatch.setattr("quantkit.calibration.STATES_LIMIT", 100)
+    quantize(llama, tmp_path / "disk", ids, weights=weights)
+    assert digest(tmp_path / "memory") == digest(tmp_path / "disk")
+    assert not list((tmp_path / "disk").glob("*.states"))
+
+
 def test_propagating_the_original_ignores_quantized_blocks(llama: Path, ids: Tensor, tmp_path: Path) -> None:
     weights = {"group_size": 16, "algorithm": {"gptq": {"refit": False}}}
     quantize(llama, tmp_path / "a", ids, weights=weights, propagate="original")
