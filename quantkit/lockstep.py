@@ -33,7 +33,7 @@ def fits(states: States, graph: BlockGraph, widest: int) -> bool:
 class Lockstep:
     """The batches of some states, halted and run on together: `begin` a block, `stop_at` its groups in order, `finish`.
 
-    The threads live as long as this object's user: a new one would start with cold pools of its own each time.
+    The threads live until `close`: new ones for each block would start with cold pools of their own.
     """
 
     def __init__(self, states: States) -> None:
@@ -73,6 +73,11 @@ class Lockstep:
         for run in self.runs:
             run.drop()
 
+    def close(self) -> None:
+        """End all threads; this object is of no use afterwards."""
+        for run in self.runs:
+            run.close()
+
 
 class _Batch:
     """One batch's thread; it runs only between `go_on` and the next halt, when its owner waits."""
@@ -83,7 +88,7 @@ class _Batch:
         self.output: Tensor | None = None
         self.error: BaseException | None = None
         self.seen: set[int] = set()
-        self.inside = self.dropped = False
+        self.inside = self.dropped = self.closed = False
         self.may_run, self.halted = threading.Semaphore(0), threading.Semaphore(0)
         self.thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -108,9 +113,18 @@ class _Batch:
             self.dropped = False
         self.x_MK = self.output = None
 
+    def close(self) -> None:
+        self.drop()
+        self.closed = True
+        if self.thread.is_alive():
+            self.may_run.release()
+            self.thread.join()
+
     def _serve(self) -> None:
         while True:
             self.may_run.acquire()
+            if self.closed:
+                return
             self.inside = True
             try:
                 block, hidden, call = self.job

@@ -5,6 +5,7 @@ Only one block's weights, the calibration states and one group's statistics are 
 
 import shutil
 from collections.abc import Hashable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def quantize(
         if begun and writer.created:
             raise UserError(f"{partial}: files of the unfinished run are gone; pass --restart to begin anew")
         run = Run(recipe, skeleton, graphs, plan, format_, writer, partial, clock)
-        _walk_blocks(run, journal, ids_ST, progress)
+        with closing(run):
+            _walk_blocks(run, journal, ids_ST, progress)
     except (UserError, RunError) as error:
         useless = len(journal.entries) < 2 or (isinstance(error, UserError) and not isinstance(error, DiskFullError))
         if useless and not begun:

@@ -68,6 +68,11 @@ class Run:
         self._kept: dict[int, Tensor] = {}
         self._lockstep: Lockstep | None = None
 
+    def close(self) -> None:
+        """Let go of everything that would outlive the run."""
+        if self._lockstep is not None:
+            self._lockstep.close()
+
     def copy_outside(self) -> None:
         """Copy every tensor that belongs to no block's parameter, bytes as they are, NaN and Inf refused."""
         checkpoint = self.skeleton.checkpoint

@@ -5,6 +5,7 @@ The references run transformers' own model with hooks: no streaming, no graph, n
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,16 @@ def test_halted_batches_give_the_bytes_of_separate_runs(
     monkeypatch.setattr("quantkit.run.fits", lambda *_: False)
     quantize(folder, tmp_path / "separate", ids, weights=weights)
     assert digest(tmp_path / "halted") == digest(tmp_path / "separate")
+
+
+def test_no_thread_outlives_its_run(llama: Path, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+    quantize(llama, tmp_path / "a", ids, weights={"group_size": 16, "algorithm": "gptq"})
+    assert threading.active_count() == before
+    monkeypatch.setattr("quantkit.run.quantize_group", lambda *_, **__: 1 / 0)  # dies with batches halted in the block
+    with pytest.raises(ZeroDivisionError):
+        quantize(llama, tmp_path / "b", ids, weights={"group_size": 16, "algorithm": "gptq"})
+    assert threading.active_count() == before
 
 
 def test_states_on_disk_give_the_same_bytes(
