@@ -16,7 +16,9 @@ from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 
 def main() -> None:
@@ -42,7 +44,10 @@ def main() -> None:
     else:
         data = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()})
         recipe = [GPTQModifier(**scheme, actorder="static")]
-        oneshot(model=model, dataset=data, recipe=recipe, num_calibration_samples=len(ids), max_seq_length=ids.shape[1])
+        # It insists on a processor, though the data are token ids; a random model has none.
+        processor = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"?": 0}, "?")))
+        sizes = {"num_calibration_samples": len(ids), "max_seq_length": ids.shape[1]}
+        oneshot(model=model, processor=processor, dataset=data, recipe=recipe, **sizes)
     seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     model.save_pretrained(a.output, save_compressed=True)
