@@ -22,6 +22,7 @@ from quantkit.graph import BlockGraph
 from quantkit.grids.integer import dequantize
 from quantkit.group import Drift, needs_hessian, quantize_group, refits, wants_blocks
 from quantkit.lockstep import Lockstep, fits
+from quantkit.memory import return_pages
 from quantkit.naming import Piece
 from quantkit.plan import Linear, Plan
 from quantkit.recipe import Recipe
@@ -157,6 +158,7 @@ class Run:
                 self.writer.write(piece.name, (value.mT if piece.transposed else value).to(dtype))
         self.clock.lap("write")
         release(block)
+        return_pages()
         return {"folds": folds, "linears": records}
 
     def _run_original(
