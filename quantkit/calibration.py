@@ -24,13 +24,13 @@ BATCH_FLOATS = 1 << 23  # hidden-state elements that run through a block at a ti
 BATCH_TOKENS = (2048, 8192)  # at least and at most this many tokens
 
 
-def allocate(shape: tuple[int, ...], dtype: torch.dtype, folder: Path, limit: int | None = None) -> Tensor:
-    """A zeroed array in memory, or in a memory-mapped file in `folder` where it is larger than `limit` bytes.
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
+    """A zeroed array in memory, or in a memory-mapped file in `folder` where it is larger than STATES_LIMIT.
 
     The file has no name from the start, so a killed run leaves nothing behind.
     """
     count = torch.Size(shape).numel()
-    if count * dtype.itemsize <= (STATES_LIMIT if limit is None else limit):
+    if count * dtype.itemsize <= STATES_LIMIT:
         return torch.zeros(shape, dtype=dtype)
     handle, path = tempfile.mkstemp(suffix=".states", dir=folder)
     try:

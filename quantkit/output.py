@@ -2,10 +2,12 @@
 
 import json
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -90,12 +92,8 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """Versions that may change a run's bytes."""
-    from importlib.metadata import PackageNotFoundError, version
-
     try:
         own = version("quantkit")
     except PackageNotFoundError:  # run from a checkout that was never installed
         own = "checkout"
-    import torch
-
     return {"quantkit": own, "torch": torch.__version__, "transformers": transformers.__version__}

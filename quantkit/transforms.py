@@ -54,10 +54,8 @@ def awq(
             continue  # experts no token reached
         found = cal.merged([statistics.pop(group) for group in groups])
         readers = [linear for name in fold.consumers for linear in by_site.get(name, [])]
-        bits = min(linear.spec.bits for linear in readers)
-        readers = [
-            linear for linear in readers if linear.spec.bits == bits and linear.spec == readers[0].spec
-        ] or readers[:1]
+        spec = min((linear.spec for linear in readers), key=lambda spec: spec.bits)  # the coarsest grid decides
+        readers = [linear for linear in readers if linear.spec == spec]
         views = [linear.view(block) for linear in readers]
         assert found.hessian_KK is not None
         assert found.abs_sum_K is not None
@@ -65,7 +63,7 @@ def awq(
             [view.float() for view in views],
             found.hessian_KK,
             (found.abs_sum_K / found.count).float(),
-            IntegerGrid(readers[0].spec, readers[0].scale_dtype),
+            IntegerGrid(spec, readers[0].scale_dtype),
             columns_K=fold.columns,
             candidates=options.candidates,
             loss=None if len(groups) > 1 else _block_loss(states, block, index, views),
