@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from quantkit.blocks import BlockCall
 from quantkit.calibration import STATES_LIMIT, Observer, States
 from quantkit.graph import BlockGraph
+from quantkit.memory import end_worker_threads
 from quantkit.products import Products, Weight
 
 RESIDUALS = 4  # hidden-size activations a halted batch holds beside the widest input, about
@@ -100,6 +101,7 @@ class _Batch:
     def go_on(self) -> None:
         if self.thread.ident is None:
             self.thread.start()
+        end_worker_threads()
         self.may_run.release()
         self.halted.acquire()
         if self.error is not None:
@@ -137,6 +139,7 @@ class _Batch:
                 self.error = error
             block = hidden = call = None
             self.inside = False
+            end_worker_threads()
             self.halted.release()
 
     def _on_product(self, weight: Weight, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
@@ -145,6 +148,7 @@ class _Batch:
             self.seen.add(group)
             if group == self.owner.target:
                 self.x_MK = x.detach().reshape(-1, x.shape[-1])
+                end_worker_threads()
                 self.halted.release()
                 self.may_run.acquire()
                 if self.dropped:
