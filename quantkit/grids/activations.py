@@ -1,0 +1,133 @@
+"""The inputs of linears, rounded as an engine rounds them while it runs: the value each input stands for afterwards.
+
+A scale is shared by all inputs (static), by a token, or by `group_size` features of a token (dynamic). With a the
+largest magnitude among the numbers that share it:
+
+    int      q = round(x / s) clamped to -2^(b-1) .. 2^(b-1) - 1,  s = a / (2^(b-1) - 1)
+    int asym q = round(x / s) + z clamped to 0 .. 2^b - 1,         s = (max - min) / (2^b - 1), z = round(-min / s)
+    fp8      q = e4m3(x / s clamped to +-448),                     s = a / 448
+    e4m3     q = e2m1(x / s clamped to +-6),                       s = global * e4m3(a / (6 * global))   (NVFP4)
+    e8m0     q = element(x / s clamped),                           s = 2^(floor(log2 a) - emax), emax = 2 or 8   (MX)
+
+Halves round to even. The arithmetic is that of vLLM's CUDA kernels down to where they multiply by 1 / s instead of
+dividing, and to the least scales of their fp8: 1 / (448 * 512) for a token, 1e-10 / 448 for a group. Only the
+approximate reciprocals of its NVFP4 kernel are exact quotients here.
+
+Sources: the int8 and fp8 quantization kernels of vLLM; OCP Microscaling Formats (MX) v1.0 for e8m0.
+
+compressed-tensors 0.20, which transformers runs, differs in what follows; its fp8 equals this:
+    int       its s is a / (2^b / 2 - 0.5), e.g. a / 127.5, and z is added before rounding, which turns halves the other
+              way where z is odd
+    int asym  its range always contains 0, that of a vLLM kernel is that of the token itself
+    e4m3      a group whose scale rounds to 0 gets a scale of 1/8 instead of being 0
+    e8m0      its exponent is one larger where a is 1.75 or more times a power of two
+
+Shapes: K = features, G = groups of a token (the last may be cut short), g = features of a group.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from quantkit.errors import RunError
+from quantkit.grids.elements import round_float_
+from quantkit.types import FP4_MAX, FP8_MAX, ActivationSpec, InputRange
+
+TINY = torch.finfo(torch.float32).tiny
+FP8_LEAST = {"token": 1 / (FP8_MAX * 512), "group": 1e-10 / FP8_MAX}  # scales of (nearly) zero inputs
+ELEMENT_EMAX = {4: 2, 8: 8}  # exponent of the largest e2m1 (6 = 1.5 * 2^2) and e4m3 (448 = 1.75 * 2^8) number
+
+
+def fake_quantize(x: Tensor, spec: ActivationSpec, static: InputRange | None = None) -> Tensor:
+    """x [..., K] (bf16, fp16 or fp32) rounded as `spec` says, in x's dtype; computed in float32.
+
+    static  the calibrated range, where the spec has one; its scale may have any shape that broadcasts with x
+    Tokens and groups of zeros stay zero.
+    """
+    assert (static is not None) == spec.calibrated, f"{spec} and {static}"
+    K = x.shape[-1]
+    wide = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)  # rounded in place below
+    if spec.dynamic and spec.group_size != -1:
+        wide = torch.nn.functional.pad(wide, (0, -K % spec.group_size)).unflatten(-1, (-1, spec.group_size))
+        return _round(wide, spec, static).flatten(-2)[..., :K].to(x.dtype)
+    return _round(wide, spec, static).to(x.dtype)
+
+
+def static_range(low: float, high: float, spec: ActivationSpec) -> InputRange:
+    """The scale and zero point of inputs that are clipped to low .. high; RunError where these are not finite.
+
+    Of "e4m3" activations the scale is the global one: the least power of two with which no group scale exceeds 448.
+    Asymmetric ranges are widened to contain 0, which is then a code.
+    """
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise RunError(f"the inputs range from {low} to {high}: they overflowed during calibration")
+    amax = max(abs(low), abs(high))
+    if spec.element == "int" and not spec.symmetric:
+        top = 2**spec.bits - 1
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = (high - low) / top if high > low else 1.0
+        return InputRange(_scale(scale), min(round(-low / scale), top))
+    if amax == 0:
+        return InputRange(_scale(1.0))
+    if spec.scale == "e4m3":
+        fraction, exponent = math.frexp(amax / (FP4_MAX * FP8_MAX))
+        return InputRange(_scale(2.0 ** (exponent - (fraction == 0.5))))
+    return InputRange(_scale(amax / (spec.top if spec.element == "float" else 2 ** (spec.bits - 1) - 1)))
+
+
+def _scale(value: float) -> Tensor:
+    return torch.tensor(max(value, TINY), dtype=torch.float32)
+
+
+def _round(x: Tensor, spec: ActivationSpec, static: InputRange | None) -> Tensor:
+    """x (overwritten) with each row of its last dimension rounded; a dynamic scale is shared by one row."""
+    scale = None if static is None else static.scale.to(x.device, x.dtype)
+    if spec.element == "int":
+        if spec.symmetric:
+            return _round_symmetric(x, spec.bits, scale)
+        return _round_asymmetric(x, spec.bits, scale, static.zero if static is not None else None)
+    if spec.scale == "e8m0":
+        scale = _power_of_two(x, spec.bits)
+    elif spec.scale == "e4m3":
+        assert scale is not None
+        in_scales = x.abs().amax(-1, keepdim=True).div_(FP4_MAX).div_(scale)
+        scale = round_float_(in_scales, 8).mul_(scale)
+    elif scale is not None:
+        return round_float_(x.mul_(scale.reciprocal()), spec.bits).mul_(scale)
+    else:
+        least = FP8_LEAST["token" if spec.group_size == -1 else "group"]
+        scale = x.abs().amax(-1, keepdim=True).div_(spec.top).clamp_(min=least)
+    steps = x.div_(torch.where(scale == 0, torch.inf, scale))  # a group scale that rounds to zero makes its group zero
+    return round_float_(steps, spec.bits).mul_(scale)
+
+
+def _round_symmetric(x: Tensor, bits: int, scale: Tensor | None) -> Tensor:
+    top = 2 ** (bits - 1) - 1
+    if scale is None:
+        amax = x.abs().amax(-1, keepdim=True)
+        scale = amax / top
+        x.mul_((top / amax).masked_fill_(scale < TINY, 0))  # zero, or so small that its reciprocal is infinite
+    else:
+        x.div_(scale)
+    return x.round_().clamp_(-top - 1, top).mul_(scale)
+
+
+def _round_asymmetric(x: Tensor, bits: int, scale: Tensor | None, zero: int | None) -> Tensor:
+    top = 2**bits - 1
+    if scale is None:
+        low, high = x.aminmax(dim=-1, keepdim=True)
+        flat = (high - low) / top < TINY  # a range of one number would have the scale 0: reach for zero
+        low, high = torch.where(flat, low.clamp(max=0), low), torch.where(flat, high.clamp(min=0), high)
+        scale = ((high - low) / top).clamp_(min=TINY)
+        shift = (-low / scale).round_()
+    else:
+        assert zero is not None
+        shift = torch.tensor(float(zero), dtype=x.dtype, device=x.device)
+    return x.mul_(scale.reciprocal()).round_().add_(shift).clamp_(0, top).sub_(shift).mul_(scale)
+
+
+def _power_of_two(x: Tensor, bits: int) -> Tensor:
+    """The e8m0 scale of each row: 2^(floor(log2 amax) - emax) with the exponent held to -127 .. 127."""
+    exponent = torch.frexp(x.abs().amax(-1, keepdim=True)).exponent - 1 - ELEMENT_EMAX[bits]
+    return torch.ldexp(torch.ones_like(exponent, dtype=x.dtype), exponent.clamp_(-127, 127))
