@@ -102,28 +102,26 @@ def _round(x: Tensor, spec: ActivationSpec, static: InputRange | None) -> Tensor
     return round_float_(steps, spec.bits).mul_(scale)
 
 
-def _round_symmetric(x: Tensor, bits: int, scale: Tensor | None) -> Tensor:
+def _round_symmetric(x: Tensor, bits: int, static: Tensor | None) -> Tensor:
     top = 2 ** (bits - 1) - 1
-    if scale is None:
-        amax = x.abs().amax(-1, keepdim=True)
-        scale = amax / top
-        x.mul_((top / amax).masked_fill_(scale < TINY, 0))  # zero, or so small that its reciprocal is infinite
-    else:
-        x.div_(scale)
-    return x.round_().clamp_(-top - 1, top).mul_(scale)
+    if static is not None:
+        return x.div_(static).round_().clamp_(-top - 1, top).mul_(static)
+    amax = x.abs().amax(-1, keepdim=True)
+    scale = amax / top
+    inverse = (top / amax).masked_fill_(scale < TINY, 0)  # zero, or so small that its reciprocal is infinite
+    return x.mul_(inverse).round_().clamp_(-top - 1, top).mul_(scale)
 
 
-def _round_asymmetric(x: Tensor, bits: int, scale: Tensor | None, zero: int | None) -> Tensor:
+def _round_asymmetric(x: Tensor, bits: int, static: Tensor | None, zero: int | None) -> Tensor:
     top = 2**bits - 1
-    if scale is None:
-        low, high = x.aminmax(dim=-1, keepdim=True)
-        flat = (high - low) / top < TINY  # a range of one number would have the scale 0: reach for zero
-        low, high = torch.where(flat, low.clamp(max=0), low), torch.where(flat, high.clamp(min=0), high)
-        scale = ((high - low) / top).clamp_(min=TINY)
-        shift = (-low / scale).round_()
-    else:
+    if static is not None:
         assert zero is not None
-        shift = torch.tensor(float(zero), dtype=x.dtype, device=x.device)
+        return x.mul_(static.reciprocal()).round_().add_(zero).clamp_(0, top).sub_(zero).mul_(static)
+    low, high = x.aminmax(dim=-1, keepdim=True)
+    flat = (high - low) / top < TINY  # a range of one number would have the scale 0: reach for zero
+    low, high = torch.where(flat, low.clamp(max=0), low), torch.where(flat, high.clamp(min=0), high)
+    scale = ((high - low) / top).clamp_(min=TINY)
+    shift = (-low / scale).round_()
     return x.mul_(scale.reciprocal()).round_().add_(shift).clamp_(0, top).sub_(shift).mul_(scale)
 
 
