@@ -1,0 +1,219 @@
+"""GPTQ's layout: integers of 2, 3, 4 or 8 bits packed along the in features, in its two versions.
+
+Per module: qweight int32 [K * bits / 32, N], qzeros int32 [G, N * bits / 32], scales float16 [G, N], g_idx int32 [K].
+w[k, n] = (q[k, n] - z[g_idx[k], n]) * s[g_idx[k], n]. Both packed tensors are the little-endian stream of `bitstream`,
+qweight down its columns, qzeros along its rows. Version 1 ("gptq") stores z - 1, so that z = 0 has no place there;
+version 2 ("gptq_v2") stores z. Symmetric weights have z = 2**(bits - 1), written out all the same.
+
+g_idx is always written, though it says no more than k // group_size: gptqmodel computes nonsense without it. Files of
+others whose g_idx says something else (activation order) cannot be read. gptqmodel's own loader refuses asymmetric
+weights of version 1 unless gptqmodel wrote them: version 2 is the one to choose for these.
+
+Scales may be negative, for the reasons given in `awq`. Sources: github.com/AutoGPTQ/AutoGPTQ,
+github.com/ModelCloud/GPTQModel.
+
+Shapes: N = out features, K = in features, G = groups of a row.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from quantkit.errors import UserError
+from quantkit.formats import common
+from quantkit.formats.bitstream import pack_words, unpack_words
+from quantkit.types import KVSpec, QuantizedWeight, Scheme, TensorSpec
+
+BITS = (2, 3, 4, 8)
+GROUP_SIZES = (-1, 16, 32, 64, 128, 256, 512, 1024)  # what gptqmodel, the reader behind transformers, has kernels for
+
+
+@dataclass(frozen=True, slots=True)
+class Gptq:
+    """One version of the format, used like a format module; `shift` is what stored zero points lack."""
+
+    name: str
+    shift: int
+
+    MARK: ClassVar = "qweight"
+    SUFFIXES: ClassVar = ("qweight", "qzeros", "scales", "g_idx")
+    SIGNED_SCALES: ClassVar = True
+    KV_NAMES: ClassVar[tuple[str, str] | None] = None
+
+    def scale_dtype(self, spec: TensorSpec, dtype: torch.dtype) -> torch.dtype:
+        """float16, whatever the weight was stored as."""
+        return torch.float16
+
+    def layout(self, shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> common.Layout:
+        """Suffix -> (dtype, shape) of what `pack` makes of a weight of shape (N, K); UserError if it cannot hold it."""
+        (N, K), spec = shape, scheme.weights
+        if scheme.activations is not None:
+            raise UserError(
+                f"{self.name} has no quantized inputs ({scheme.activations}); compressed-tensors holds {scheme}"
+            )
+        if spec.bits not in BITS or (spec.element, spec.scale, spec.rows) != ("int", "float", 1):
+            raise UserError(
+                f"{self.name} holds integers of 2, 3, 4 or 8 bits with a scale per group of a row, not {spec}"
+            )
+        if spec.group_size not in GROUP_SIZES:
+            sizes = ", ".join(map(str, GROUP_SIZES))
+            raise UserError(f"{self.name} readers know the group sizes {sizes}, not {spec.group_size}")
+        for count, what in ((K, "in"), (N, "out")):
+            if count * spec.bits % 32:
+                raise UserError(f"{self.name}: {count} {what} features of {spec.bits} bits do not fill 32-bit words")
+        if scale_dtype != torch.float16:
+            raise UserError(f"{self.name} scales are float16, not {scale_dtype}")
+        G = spec.groups(K)
+        return {
+            "qweight": (torch.int32, (K * spec.bits // 32, N)),
+            "qzeros": (torch.int32, (G, N * spec.bits // 32)),
+            "scales": (torch.float16, (G, N)),
+            "g_idx": (torch.int32, (K,)),
+        }
+
+    def pack(self, q: QuantizedWeight) -> dict[str, Tensor]:
+        """The module's tensors by suffix, as `layout` announces them.
+
+        UserError for scales float16 cannot hold, and for zero points of 0 in version 1.
+        """
+        (N, K), spec = q.codes_NK.shape, q.spec
+        self.layout((N, K), Scheme(spec), q.scale_NG.dtype)
+        common.check_scales(q, self.name)
+        middle_NG = torch.full_like(q.scale_NG, spec.levels // 2, dtype=torch.uint8)
+        zero_NG = middle_NG if q.zero_NG is None else q.zero_NG
+        if self.shift and (zero_NG == 0).any():
+            raise UserError(f"{self.name} stores zero points less 1 and cannot hold the zero point 0; gptq_v2 can")
+        return {
+            "qweight": pack_words(q.codes_NK, spec.bits).T.contiguous(),
+            "qzeros": pack_words((zero_NG - self.shift).T, spec.bits),
+            "scales": q.scale_NG.T.contiguous(),
+            "g_idx": _groups(K, spec),
+        }
+
+    def check_tensors(self, tensors: Mapping[str, Tensor], scheme: Scheme) -> tuple[int, int]:
+        """(N, K) of a module's tensors; UserError where one of them does not fit the scheme. g_idx may be absent."""
+        common.require(tensors, set(self.SUFFIXES), scheme, {"g_idx"})
+        words, N = common.matrix(tensors, "qweight")
+        K = words * 32 // scheme.weights.bits
+        common.check_shapes(tensors, self.layout((N, K), scheme, torch.float16), (N, K), scheme)
+        return N, K
+
+    def unpack(self, tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWeight:
+        """The inverse of `pack`; UserError where a tensor does not fit or says what a QuantizedWeight cannot hold."""
+        N, K = self.check_tensors(tensors, scheme)
+        spec = scheme.weights
+        if "g_idx" in tensors and not torch.equal(tensors["g_idx"].cpu(), _groups(K, spec)):
+            raise UserError("g_idx puts columns into groups by activation order; only groups of neighbours can be read")
+        stored_NG = unpack_words(tensors["qzeros"], spec.bits, N).T.contiguous()
+        if spec.symmetric:
+            if not (stored_NG == spec.levels // 2 - self.shift).all():
+                raise UserError(
+                    f"sym is true in quantization_config, but qzeros holds others than {spec.levels // 2 - self.shift}"
+                )
+            zero_NG = None
+        else:
+            if self.shift and (stored_NG == spec.levels - 1).any():
+                raise UserError(
+                    f"qzeros holds {spec.levels - 1}, which version 1 readers take for a zero point of "
+                    f"{spec.levels} or of 0: the file does not say which"
+                )
+            zero_NG = stored_NG + self.shift
+        codes_NK = unpack_words(tensors["qweight"].T, spec.bits, K)
+        return QuantizedWeight(codes_NK, tensors["scales"].T.contiguous(), zero_NG, spec)
+
+    def config(self, schemes: Mapping[str, Scheme], ignored: Iterable[str], kv: KVSpec | None) -> dict[str, Any]:
+        """quantization_config for config.json: the commonest scheme for all, `dynamic` rules for modules that differ.
+
+        A dense linear gets a rule that leaves it out, except for the head, which is dense unless `lm_head` is true.
+        """
+        if not schemes:
+            raise UserError("no module is quantized: there is nothing to describe")
+        ignored = set(ignored)
+        common.refuse_both(schemes, ignored)
+        common.refuse_kv(kv, self.name)
+        most = Counter(schemes.values()).most_common(1)[0][0]
+        others = {name: scheme for name, scheme in schemes.items() if scheme != most}
+        skip: dict[str, Any] = dict.fromkeys(ignored - {"lm_head"})
+        dynamic = {}
+        for name, scheme in sorted((skip | others).items(), key=lambda item: common.natural(item[0])):
+            for alias in (name, _fused(name, schemes)):
+                if alias is not None:
+                    sign = "+:" if scheme else "-:"
+                    dynamic[f"{sign}^{re.escape(alias)}$"] = _numbers(scheme.weights) if scheme else {}
+        return {
+            "quant_method": "gptq",
+            **_numbers(most.weights),
+            "desc_act": False,
+            "lm_head": "lm_head" in schemes,
+            "checkpoint_format": self.name,
+            "pack_dtype": "int32",
+            "dynamic": dynamic,
+        }
+
+    def files(self, quantization_config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """quantize_config.json, the place from before config.json told it."""
+        return {"quantize_config.json": dict(quantization_config)}
+
+    def read_config(self, quantization_config: Mapping[str, Any], modules: Iterable[str]) -> dict[str, Scheme]:
+        """Which of the modules are stored quantized, and how; UserError for what is not this version of GPTQ."""
+        qc = quantization_config
+        version = qc.get("checkpoint_format") or "gptq"
+        if qc.get("quant_method", "gptq") != "gptq" or version != self.name:
+            raise UserError(f"quant_method {qc.get('quant_method')!r} in format {version!r} is not {self.name}")
+        dynamic = qc.get("dynamic") or {}
+        if not isinstance(dynamic, dict):
+            raise UserError("quantization_config.dynamic is not a list of rules by pattern")
+        rules = [(_compiled(pattern), pattern.startswith("-:"), settings) for pattern, settings in dynamic.items()]
+        found = {}
+        for name in modules:
+            rule = next((rule for rule in rules if rule[0].match(name)), None)
+            if rule is None or not rule[1]:
+                found[name] = Scheme(_read_numbers({**qc, **((rule[2] if rule else None) or {})}))
+        return found
+
+    def read_kv(self, quantization_config: Mapping[str, Any]) -> KVSpec | None:
+        """None: the format has no place for one."""
+        return None
+
+
+V1, V2 = Gptq("gptq", 1), Gptq("gptq_v2", 0)
+
+
+def _groups(K: int, spec: TensorSpec) -> Tensor:
+    return torch.arange(K, dtype=torch.int32) // spec.columns(K)
+
+
+def _numbers(spec: TensorSpec) -> dict[str, Any]:
+    return {"bits": spec.bits, "group_size": spec.group_size, "sym": spec.symmetric}
+
+
+def _read_numbers(settings: Mapping[str, Any]) -> TensorSpec:
+    bits, size, symmetric = settings.get("bits"), settings.get("group_size", -1), settings.get("sym", True)
+    if not isinstance(bits, int) or not isinstance(size, int) or not isinstance(symmetric, bool):
+        raise UserError(f"gptq with bits {bits!r}, group_size {size!r} and sym {symmetric!r} cannot be read")
+    return TensorSpec(bits, size, symmetric)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern.removeprefix("+:").removeprefix("-:"))
+    except re.error as error:
+        raise UserError(f"quantization_config.dynamic: {pattern} is no regular expression: {error}") from error
+
+
+FUSED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
+FUSED |= {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
+
+
+def _fused(name: str, schemes: Mapping[str, Scheme]) -> str | None:
+    """The name vLLM looks for once it has put the projections of one input together, where all of them are alike."""
+    parent, _, leaf = name.rpartition(".")
+    if leaf not in FUSED:
+        return None
+    siblings = [f"{parent}.{other}" for other, fused in FUSED.items() if fused == FUSED[leaf]]
+    return f"{parent}.{FUSED[leaf]}" if len({schemes.get(sibling) for sibling in siblings}) == 1 else None
