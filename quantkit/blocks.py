@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from transformers.initialization import no_init_weights
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import RunError, UserError
 from quantkit.naming import Piece
+
+if TYPE_CHECKING:
+    from quantkit.rotate import Rotator
 
 Sources = dict[str, list[Piece]]
 
@@ -146,6 +149,21 @@ class _RowsFromFile(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _BeforeHead(TorchFunctionMode):
+    """Ends the model's run at the product with the head's weight; `seen` is what it reads."""
+
+    def __init__(self, weight: Tensor | None) -> None:
+        super().__init__()
+        self.weight = weight
+        self.seen: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is nn.functional.linear and len(args) > 1 and args[1] is self.weight:
+            self.seen = args[0]
+            raise _Stop
+        return func(*args, **(kwargs or {}))
+
+
 class _Stop(Exception):  # noqa: N818 (control flow, not an error)
     pass
 
@@ -165,7 +183,12 @@ class BlockCall:
 
 
 class Skeleton:
-    """The meta model, its blocks, and what reaches the first of them."""
+    """The meta model, its blocks, and what reaches the first of them.
+
+    rotation  once set, blocks are filled and embedding rows are read rotated
+    """
+
+    rotation: "Rotator | None" = None
 
     def __init__(
         self, model: PreTrainedModel, sources: Sources, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
@@ -184,6 +207,8 @@ class Skeleton:
         """Block `index` with its weights from the checkpoint."""
         block = self.blocks[index]
         materialize(block, self.prefix(index), self.sources, self.checkpoint, dtype or self.dtype, self.device)
+        if self.rotation is not None:
+            self.rotation.rotate_block(block, index)
         return block
 
     def first_call(self, ids: Tensor) -> tuple[Tensor, list[BlockCall]]:
@@ -201,11 +226,29 @@ class Skeleton:
             "this architecture does not chain its blocks plainly and cannot be quantized block by block"
         )
 
+    def ends(self, ids: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What enters block 0 and, did the blocks change nothing, the head: both [..., hidden], for ids [batch, seq].
+
+        None where the head is no linear of those states.
+        """
+        self._fill_surroundings()
+        head = self.model.get_output_embeddings()
+        for as_tuple in (False, True):
+            record: list[tuple[Tensor, BlockCall]] = []
+            mode = _BeforeHead(getattr(head, "weight", None))
+            recording = self._recording(record, as_tuple, stop=False)
+            with suppress(_Stop), recording, _RowsFromFile(self._tables), mode, torch.no_grad():
+                self.model(input_ids=ids.to(self.device), use_cache=False)
+            hidden = [entry[0] for entry in record]
+            if mode.seen is not None and len(record) == len(self.blocks) and all(h is hidden[0] for h in hidden):
+                return hidden[0], mode.seen
+        return None
+
     @contextmanager
-    def _recording(self, record: list[tuple[Tensor, BlockCall]], as_tuple: bool) -> Iterator[None]:
+    def _recording(self, record: list[tuple[Tensor, BlockCall]], as_tuple: bool, stop: bool = True) -> Iterator[None]:
         def recorder(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
             record.append((hidden_states, BlockCall(args, kwargs)))
-            if len(record) == len(self.blocks):
+            if stop and len(record) == len(self.blocks):
                 raise _Stop
             return (hidden_states,) if as_tuple else hidden_states
 
@@ -239,6 +282,8 @@ class Skeleton:
         def rows(ids: Tensor) -> Tensor:
             table = self.checkpoint.rows(tensor_name, ids.reshape(-1).cpu())
             check_finite(table, tensor_name)
+            if self.rotation is not None:
+                table = self.rotation.outside(tensor_name, table)
             return table.reshape(*ids.shape, -1).to(self.device, self.dtype)
 
         return rows

@@ -212,3 +212,15 @@ def test_side_files_do_not_follow_links_out(tmp_path: Path) -> None:
     (source / "vocab.txt").symlink_to(tmp_path / "secret")
     with pytest.raises(UserError, match="link"):
         copy_side_files(source, tmp_path)
+
+
+def test_rows_one_part_after_the_other(tmp_path: Path) -> None:
+    held = torch.randn(10, 3)
+    writer = ShardWriter(tmp_path, [layouts({"x": held})], 1 << 20)
+    for start in (4, 8, 0):
+        writer.write_rows("x", start, held[start : start + 4])
+    assert torch.equal(writer.read("x"), held)
+    with pytest.raises(RunError, match="x: rows 8 to 12"):
+        writer.write_rows("x", 8, held[:4])
+    with pytest.raises(RunError, match=r"x: rows 0 to 1 of .*float64"):
+        writer.write_rows("x", 0, held[:1].double())

@@ -76,6 +76,19 @@ class ShardWriter:
         except OSError as error:
             raise self._explain(error, shard.path) from error
 
+    def write_rows(self, name: str, start: int, rows: Tensor) -> None:
+        """Put rows [start, start + len(rows)) of a tensor at their place: large ones come a part at a time."""
+        layout, shard = self.layouts[name], self._of[name]
+        got, expected = (rows.dtype, tuple(rows.shape[1:])), (layout.dtype, tuple(layout.shape[1:]))
+        if got != expected or start + len(rows) > layout.shape[0]:
+            raise RunError(f"{name}: rows {start} to {start + len(rows)} of {got} do not fit into {layout}")
+        shard.touched = True
+        row = layout.nbytes // max(1, layout.shape[0])
+        try:
+            write_at(shard.fd, rows.cpu().contiguous(), shard.spans[name][0] + start * row)
+        except OSError as error:
+            raise self._explain(error, shard.path) from error
+
     def copy_from(self, checkpoint: Checkpoint, source: str, name: str) -> None:
         """Copy a tensor's bytes from another checkpoint; dtype and shape must be the announced ones."""
         info, layout, shard = checkpoint.info(source), self.layouts[name], self._of[name]
