@@ -56,14 +56,14 @@ def assert_same(a: QuantizedWeight, b: QuantizedWeight) -> None:
 
 def round_trip(form: Any, q: QuantizedWeight, scheme: Scheme) -> dict[str, Tensor]:
     N, K = q.codes_NK.shape
-    tensors = form.pack(q)
+    tensors = form.pack(q, scheme)
     announced = form.layout((N, K), scheme, q.scale_NG.dtype)
     assert {k: (t.dtype, tuple(t.shape)) for k, t in tensors.items()} == announced
     assert announced.keys() <= set(form.SUFFIXES)
     assert form.MARK in announced
     assert form.check_tensors(tensors, scheme) == (N, K)
     assert form.check_tensors({k: t.to("meta") for k, t in tensors.items()}, scheme) == (N, K)
-    assert form.scale_dtype(scheme.weights, torch.bfloat16) == q.scale_NG.dtype
+    assert form.scale_dtype(scheme, torch.bfloat16) == q.scale_NG.dtype
     assert_same(form.unpack(tensors, scheme), q)
     return tensors
 
@@ -239,7 +239,7 @@ def test_packing_leaves_the_weight_alone() -> None:
 )
 def test_layout_refuses(form: Any, shape: tuple[int, int], scheme: Scheme, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        form.layout(shape, scheme, form.scale_dtype(scheme.weights, torch.bfloat16))
+        form.layout(shape, scheme, form.scale_dtype(scheme, torch.bfloat16))
 
 
 @pytest.mark.parametrize("form", [awq, V1, V2, BLOCKS, TENSOR, modelopt])

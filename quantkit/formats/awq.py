@@ -30,7 +30,7 @@ GROUP_SIZES = (-1, 16, 32, 64, 128)  # what gptqmodel, the reader behind transfo
 SCALE_DTYPES = (torch.float16, torch.bfloat16)  # bfloat16 only in folders of others
 
 
-def scale_dtype(spec: TensorSpec, dtype: torch.dtype) -> torch.dtype:
+def scale_dtype(scheme: Scheme, dtype: torch.dtype) -> torch.dtype:
     """float16, whatever the weight was stored as."""
     return torch.float16
 
@@ -56,10 +56,10 @@ def layout(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> 
     }
 
 
-def pack(q: QuantizedWeight) -> dict[str, Tensor]:
+def pack(q: QuantizedWeight, scheme: Scheme | None = None) -> dict[str, Tensor]:
     """The module's tensors by suffix, as `layout` announces them; UserError for scales float16 cannot hold."""
     N, K = q.codes_NK.shape
-    layout((N, K), Scheme(q.spec), q.scale_NG.dtype)
+    layout((N, K), scheme or Scheme(q.spec), q.scale_NG.dtype)
     common.check_scales(q, "awq")
     zero_NG = torch.full_like(q.scale_NG, 8, dtype=torch.uint8) if q.zero_NG is None else q.zero_NG
     return {

@@ -2,6 +2,7 @@
 
 BLOCKS, DeepSeek's and transformers': weight float8_e4m3fn [N, K] and weight_scale_inv float32 [ceil(N / 128),
 ceil(K / 128)], which multiplies, whatever its name says; inputs are quantized as they come, 128 features at a time.
+The last blocks may be cut short, which engines read; transformers, where it dequantizes, knows whole blocks only.
 TENSOR, vLLM's: weight and weight_scale float32 [], one for the tensor; inputs as they come, a scale per token, or with
 input_scale float32 [] from calibration. (transformers calls the per-tensor scales differently and does not read it.)
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from quantkit.errors import UserError
 from quantkit.formats import common
 from quantkit.grids.elements import FP8, collapse, expand
-from quantkit.types import BLOCK, PRESETS, ActivationSpec, InputRange, KVSpec, QuantizedWeight, Scheme, TensorSpec
+from quantkit.types import BLOCK, PRESETS, ActivationSpec, InputRange, KVSpec, QuantizedWeight, Scheme
 
 STATIC = PRESETS["FP8"]
 TOKEN = Scheme(STATIC.weights, ActivationSpec(8, element="float"))
@@ -36,7 +37,7 @@ class Fp8:
     SIGNED_SCALES: ClassVar = False  # floats have a sign of their own: nothing would be gained
     KV_NAMES: ClassVar[tuple[str, str] | None] = None
 
-    def scale_dtype(self, spec: TensorSpec, dtype: torch.dtype) -> torch.dtype:
+    def scale_dtype(self, scheme: Scheme, dtype: torch.dtype) -> torch.dtype:
         """float32, whatever the weight was stored as."""
         return torch.float32
 
@@ -53,8 +54,8 @@ class Fp8:
             tensors["input_scale"] = (torch.float32, ())
         return tensors
 
-    def pack(self, q: QuantizedWeight) -> dict[str, Tensor]:
-        """The module's tensors by suffix, as `layout` announces them."""
+    def pack(self, q: QuantizedWeight, scheme: Scheme | None = None) -> dict[str, Tensor]:
+        """The module's tensors by suffix, as `layout` announces them; the weight alone tells which."""
         if q.scale_NG.dtype != torch.float32:
             raise UserError(f"{self.name} scales are float32, not {q.scale_NG.dtype}")
         common.check_scales(q, self.name)

@@ -45,7 +45,7 @@ class Gptq:
     SIGNED_SCALES: ClassVar = True
     KV_NAMES: ClassVar[tuple[str, str] | None] = None
 
-    def scale_dtype(self, spec: TensorSpec, dtype: torch.dtype) -> torch.dtype:
+    def scale_dtype(self, scheme: Scheme, dtype: torch.dtype) -> torch.dtype:
         """float16, whatever the weight was stored as."""
         return torch.float16
 
@@ -76,13 +76,13 @@ class Gptq:
             "g_idx": (torch.int32, (K,)),
         }
 
-    def pack(self, q: QuantizedWeight) -> dict[str, Tensor]:
+    def pack(self, q: QuantizedWeight, scheme: Scheme | None = None) -> dict[str, Tensor]:
         """The module's tensors by suffix, as `layout` announces them.
 
         UserError for scales float16 cannot hold, and for zero points of 0 in version 1.
         """
         (N, K), spec = q.codes_NK.shape, q.spec
-        self.layout((N, K), Scheme(spec), q.scale_NG.dtype)
+        self.layout((N, K), scheme or Scheme(spec), q.scale_NG.dtype)
         common.check_scales(q, self.name)
         middle_NG = torch.full_like(q.scale_NG, spec.levels // 2, dtype=torch.uint8)
         zero_NG = middle_NG if q.zero_NG is None else q.zero_NG

@@ -25,7 +25,7 @@ from torch import Tensor
 from quantkit.errors import UserError
 from quantkit.formats import common
 from quantkit.grids.elements import FP8, collapse, expand
-from quantkit.types import PRESETS, InputRange, KVSpec, QuantizedWeight, Scheme, TensorSpec
+from quantkit.types import PRESETS, InputRange, KVSpec, QuantizedWeight, Scheme
 
 MARK = "weight_scale"
 SUFFIXES = ("weight", "weight_scale", "weight_scale_2", "input_scale")
@@ -41,7 +41,7 @@ FP8_KV = KVSpec(8, "float")
 PRODUCER = {"name": "modelopt", "version": "0.47.0"}  # the version whose layout this is: readers look for the name
 
 
-def scale_dtype(spec: TensorSpec, dtype: torch.dtype) -> torch.dtype:
+def scale_dtype(scheme: Scheme, dtype: torch.dtype) -> torch.dtype:
     """float32, whatever the weight was stored as."""
     return torch.float32
 
@@ -64,8 +64,8 @@ def layout(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> 
     return tensors
 
 
-def pack(q: QuantizedWeight) -> dict[str, Tensor]:
-    """The module's tensors by suffix, as `layout` announces them."""
+def pack(q: QuantizedWeight, scheme: Scheme | None = None) -> dict[str, Tensor]:
+    """The module's tensors by suffix, as `layout` announces them; the weight alone tells which."""
     if q.scale_NG.dtype != torch.float32:
         raise UserError(f"modelopt scales are float32, not {q.scale_NG.dtype}")
     if q.global_scale is not None:
