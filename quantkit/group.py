@@ -14,7 +14,8 @@ from quantkit.algorithms.gptq import GptqInfo, factor, gptq
 from quantkit.algorithms.rtn import relative_error, rtn
 from quantkit.calibration import Statistic
 from quantkit.errors import RunError
-from quantkit.grids.integer import IntegerGrid, RangeSearch
+from quantkit.grids import Grid, RangeSearch, make_grid
+from quantkit.grids.integer import IntegerGrid
 from quantkit.plan import Linear
 from quantkit.recipe import GptqOptions, RtnOptions
 from quantkit.types import QuantizedWeight
@@ -32,7 +33,8 @@ def needs_hessian(linears: list[Linear]) -> bool:
 def wants_blocks(linear: Linear) -> bool:
     """Whether this linear is rounded on ranges that look at each group's output error."""
     options = linear.weights.options
-    return isinstance(options, RtnOptions) and options.range == "output" and linear.spec.group_size in range(1, 257)
+    plain = linear.spec.element == "int" and linear.spec.rows == 1
+    return isinstance(options, RtnOptions) and options.range == "output" and plain and 0 < linear.spec.group_size <= 256
 
 
 class Drift:
@@ -90,20 +92,23 @@ def quantize_group(
     """
     stacks: dict[Any, list[Linear]] = {}
     for linear in linears:
-        # Rounding gains nothing from company, so each linear stays as it lies: no copy, no float32 of the whole.
-        alone = linear.name if linear.weights.algorithm == "rtn" else ""
-        stacks.setdefault((alone, linear.spec, linear.scale_dtype, linear.weights.model_dump_json()), []).append(linear)
+        key = (linear.scheme, linear.scale_dtype, linear.weights.model_dump_json())
+        stacks.setdefault(key, []).append(linear)
     results = []
     for position, members in enumerate(stacks.values()):
-        if statistic is None or statistic.hessian_KK is None or members[0].weights.algorithm == "rtn":
-            results += [_round(weights[linear.name], linear, statistic, signed) for linear in members]
+        first = members[0]
+        if statistic is None or statistic.hessian_KK is None or first.weights.algorithm == "rtn":
+            # Rounding gains nothing from company, so each linear stays as it lies: no copy, no float32 of the whole.
+            # Only what engines want to be common to linears with one input is found for all of them.
+            importance_K = None if statistic is None else (statistic.square_sum_K / statistic.count).float()
+            grid = _grid(first, signed).for_tensors([weights[linear.name] for linear in members], importance_K)
+            results += [_round(weights[linear.name], linear, statistic, grid) for linear in members]
             continue
         w_NK = torch.cat([weights[linear.name].float() for linear in members])
         moved = [drift[linear.name] for linear in members if linear.name in drift]
+        moved_NK, last = torch.cat(moved) if moved else None, position == len(stacks) - 1
         try:
-            q, info = _gptq(
-                w_NK, members[0], statistic, torch.cat(moved) if moved else None, signed, position == len(stacks) - 1
-            )
+            q, info = _gptq(w_NK, members, statistic, moved_NK, _grid(first, signed), last)
         except RunError as error:
             raise RunError(f"{', '.join(linear.name for linear in members)}: {error}") from error
         start = 0
@@ -114,30 +119,29 @@ def quantize_group(
     return results
 
 
-def _grid(linear: Linear, signed: bool) -> IntegerGrid:
+def _grid(linear: Linear, signed: bool) -> Grid:
     search = None if linear.weights.options.range == "minmax" else RangeSearch()
-    return IntegerGrid(linear.spec, linear.scale_dtype, search, signed)
+    return make_grid(linear.spec, linear.scale_dtype, search, signed=signed)
 
 
-def _round(w_NK: Tensor, linear: Linear, statistic: Statistic | None, signed: bool) -> Result:
+def _round(w_NK: Tensor, linear: Linear, statistic: Statistic | None, grid: Grid) -> Result:
     """Round to nearest; the ranges come from the output error of each group where its hessian is known."""
-    grid = _grid(linear, signed)
     importance_K = None if statistic is None else (statistic.square_sum_K / statistic.count).float()
-    blocks_Ggg = (
-        None if statistic is None else statistic.diagonal_blocks(linear.shape[1] // linear.spec.groups(linear.shape[1]))
-    )
-    if blocks_Ggg is not None and wants_blocks(linear):
+    blocks_Ggg = None
+    if statistic is not None and wants_blocks(linear):
+        blocks_Ggg = statistic.diagonal_blocks(linear.spec.columns(linear.shape[1]))
+    if blocks_Ggg is not None and isinstance(grid, IntegerGrid):
         q = grid.quantize(w_NK, *search_clip(w_NK, blocks_Ggg, grid))
     else:
         q = rtn(w_NK, grid, importance_K=importance_K)
-    record = {"name": linear.name, "scheme": str(linear.spec), "shape": list(linear.shape), "algorithm": "rtn"}
+    record = {"name": linear.name, "scheme": str(linear.scheme), "shape": list(linear.shape), "algorithm": "rtn"}
     return Result(linear, q, record | {"error": relative_error(w_NK, q, importance_K)})
 
 
 def _gptq(
-    w_NK: Tensor, linear: Linear, statistic: Statistic, drift_NK: Tensor | None, signed: bool, consume: bool
+    w_NK: Tensor, members: list[Linear], statistic: Statistic, drift_NK: Tensor | None, grid: Grid, consume: bool
 ) -> tuple[QuantizedWeight, GptqInfo]:
-    options = linear.weights.options
+    options = members[0].weights.options
     assert isinstance(options, GptqOptions)
     assert statistic.hessian_KK is not None
     shared = factor(
@@ -151,7 +155,8 @@ def _gptq(
     return gptq(
         w_NK,
         shared,
-        _grid(linear, signed),
+        grid,
+        stacked=[linear.shape[0] for linear in members],
         drift_NK=drift_NK,
         sweeps=options.sweeps,
         ranges=options.ranges,
@@ -160,7 +165,7 @@ def _gptq(
 
 
 def _gptq_record(linear: Linear, info: GptqInfo, start: int, stop: int) -> dict[str, Any]:
-    record: dict[str, Any] = {"name": linear.name, "scheme": str(linear.spec), "shape": list(linear.shape)}
+    record: dict[str, Any] = {"name": linear.name, "scheme": str(linear.scheme), "shape": list(linear.shape)}
     rounded, error = info.relative_errors(start, stop)
     record |= {"algorithm": "gptq", "error_rounding": rounded, "error": error, "damping": info.damping}
     if info.attempts > 1:

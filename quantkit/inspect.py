@@ -5,22 +5,29 @@ Bits per weight counts codes, scales and zero points of the quantized linears; t
 
 import json
 import re
+from collections.abc import Collection
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from quantkit.checkpoint.reader import Checkpoint, TensorInfo
 from quantkit.errors import UserError
-from quantkit.formats import FORMATS
-from quantkit.types import TensorSpec
+from quantkit.formats import FORMATS, format_name
+from quantkit.types import Scheme
 
 REPORT = "quantkit-report.json"
-PAYLOAD = {"weight_packed": "codes", "weight_scale": "scales", "weight_zero_point": "zero points"}
-KINDS = PAYLOAD | {"weight_shape": "shapes"}
+PAYLOAD = {
+    **dict.fromkeys(("weight_packed", "qweight", "weight"), "codes"),
+    **dict.fromkeys(("weight_scale", "weight_scale_inv", "scales", "weight_global_scale", "weight_scale_2"), "scales"),
+    **dict.fromkeys(("weight_zero_point", "qzeros"), "zero points"),
+}
+INPUTS = ("input_scale", "input_zero_point", "input_global_scale")
+KINDS = PAYLOAD | dict.fromkeys(INPUTS, "input ranges") | {"weight_shape": "shapes", "g_idx": "group of each column"}
 
 
 def inspect_folder(path: str | Path) -> dict[str, Any]:
@@ -32,9 +39,8 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
     checkpoint = Checkpoint.open(Path(path))
     quantization = checkpoint.config.get("quantization_config") or {}
     tensors = checkpoint.tensors
-    packed = sorted(name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale"))
-    specs, note = _specs(quantization, packed)
-    modules = {name: _module(checkpoint, name, spec) for name, spec in specs.items() if name in packed}
+    schemes, format_, note = _schemes(quantization, tensors)
+    modules = {name: _module(checkpoint, name, FORMATS[str(format_)], scheme) for name, scheme in schemes.items()}
 
     rest = [name for name in tensors if _owner(name) not in modules or name.endswith(".bias")]
     weights = sum(prod(module["shape"]) for module in modules.values())
@@ -55,58 +61,73 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
         },
         "bytes": stored,
         "bf16_bytes": None if note else 2 * parameters,
-        "kinds": _kinds(tensors, checkpoint.config),
+        "kinds": _kinds(tensors, checkpoint.config, modules.keys()),
         "unquantized": _unquantized(checkpoint, rest),
         "shards": _shards(tensors),
     }
 
 
-def _specs(quantization: dict[str, Any], packed: list[str]) -> tuple[dict[str, TensorSpec], str | None]:
-    method = quantization.get("quant_method")
-    if method is None:
-        return {}, None
-    if method not in FORMATS:
-        return {}, f"quantkit does not read quant_method {method!r}; it reads {', '.join(FORMATS)}"
+def _schemes(
+    quantization: dict[str, Any], tensors: dict[str, TensorInfo]
+) -> tuple[dict[str, Scheme], str | None, str | None]:
+    """Scheme of every quantized module, the name of the format, and what is in the way of reading it."""
+    if not quantization:
+        return {}, None, None
+    name = format_name(quantization)
+    if name is None:
+        method = quantization.get("quant_method")
+        return {}, None, f"quantkit does not read quant_method {method!r}; it reads {', '.join(FORMATS)}"
+    mark = f".{FORMATS[name].MARK}"
+    packed = sorted(tensor.removesuffix(mark) for tensor in tensors if tensor.endswith(mark))
+    if not packed:
+        return {}, name, f"config.json says {name}, but no tensor is packed that way"
     try:
-        return FORMATS[method].read_config(quantization, packed), None
+        return FORMATS[name].read_config(quantization, packed), name, None
     except UserError as error:
-        return {}, str(error)
+        return {}, name, str(error)
 
 
-def _module(checkpoint: Checkpoint, name: str, spec: TensorSpec) -> dict[str, Any]:
-    """One quantized linear. Its two-number weight_shape is the only tensor that is read."""
-    tensors = checkpoint.tensors
-    N, G = tensors[f"{name}.weight_scale"].shape
-    if f"{name}.weight_shape" in tensors:
-        N, K = checkpoint.read(f"{name}.weight_shape").tolist()
-    elif spec.group_size != -1:
-        K = G * spec.group_size
-    else:
-        raise UserError(f"{checkpoint.folder}: {name} has no weight_shape: its number of columns is not known")
-    size = sum(tensors[f"{name}.{suffix}"].nbytes for suffix in PAYLOAD if f"{name}.{suffix}" in tensors)
+def _module(checkpoint: Checkpoint, name: str, format_: Any, scheme: Scheme) -> dict[str, Any]:
+    """One quantized linear. A two-number weight_shape is the only tensor that is read."""
+    own = {s: checkpoint.tensors[f"{name}.{s}"] for s in format_.SUFFIXES if f"{name}.{s}" in checkpoint.tensors}
+    tensors = {
+        suffix: checkpoint.read(f"{name}.{suffix}")
+        if suffix == "weight_shape"
+        else torch.empty(info.shape, dtype=info.dtype, device="meta")
+        for suffix, info in own.items()
+    }
+    try:
+        N, K = format_.check_tensors(tensors, scheme)
+    except UserError as error:
+        raise UserError(f"{checkpoint.folder}: {name}: {error}") from error
+    size = sum(info.nbytes for suffix, info in own.items() if suffix in PAYLOAD)
     return {
-        "scheme": str(spec),
-        "bits": spec.bits,
-        "group_size": spec.group_size,
-        "symmetric": spec.symmetric,
+        "scheme": str(scheme),
+        "bits": scheme.weights.bits,
+        "group_size": scheme.weights.group_size,
+        "symmetric": scheme.weights.symmetric,
         "shape": [N, K],
         "bytes": size,
         "bits_per_weight": 8 * size / (N * K),
     }
 
 
-def _kinds(tensors: dict[str, TensorInfo], config: dict[str, Any]) -> dict[str, dict[str, int]]:
+def _kinds(
+    tensors: dict[str, TensorInfo], config: dict[str, Any], modules: Collection[str]
+) -> dict[str, dict[str, int]]:
     kinds: dict[str, dict[str, int]] = {}
     for name, info in tensors.items():
-        kind = kinds.setdefault(_kind(name, info, config), {"tensors": 0, "bytes": 0})
+        kind = kinds.setdefault(_kind(name, info, config, modules), {"tensors": 0, "bytes": 0})
         kind["tensors"] += 1
         kind["bytes"] += info.nbytes
     return dict(sorted(kinds.items(), key=lambda item: -item[1]["bytes"]))
 
 
-def _kind(name: str, info: TensorInfo, config: dict[str, Any]) -> str:
-    suffix = name.rpartition(".")[2]
-    if suffix in KINDS:
+def _kind(name: str, info: TensorInfo, config: dict[str, Any], modules: Collection[str] = ()) -> str:
+    owner, _, suffix = name.rpartition(".")
+    if suffix in ("k_scale", "v_scale"):
+        return "key and value scales"
+    if suffix in KINDS and (suffix != "weight" or owner in modules):
         return KINDS[suffix]
     if suffix == "bias":
         return "biases"

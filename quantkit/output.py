@@ -74,11 +74,12 @@ def write_side_files(
 ) -> None:
     """config.json with quantization_config, tokenizer and generation files byte for byte, and the report."""
     copy_side_files(checkpoint.folder, folder)
-    specs = {linear.name: linear.spec for linear in plan.linears}
+    schemes = {linear.name: linear.scheme for linear in plan.linears}
     config = dict(checkpoint.config)
     skipped = [name for name, _ in plan.skipped]
-    config["quantization_config"] = format_.config(specs, skipped)
-    format_.check(config["quantization_config"], [f"{name}.weight_packed" for name in specs], skipped)
+    config["quantization_config"] = format_.config(schemes, skipped, plan.kv)
+    for name, content in format_.files(config["quantization_config"]).items():
+        _write_json(folder / name, content)
     _write_json(folder / "config.json", config)
     _write_json(folder / REPORT, report)
 

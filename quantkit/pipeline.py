@@ -23,11 +23,10 @@ from quantkit.graph import BlockGraph, structure_key, trace_block
 from quantkit.memory import reuse_pages
 from quantkit.naming import weight_sources
 from quantkit.output import check_output, locate_model, locate_tokenizer, versions, write_side_files
-from quantkit.plan import file_layout, make_plan, output_bytes
+from quantkit.plan import Linear, file_layout, make_plan, output_bytes
 from quantkit.progress import Progress
 from quantkit.recipe import Recipe
 from quantkit.run import Clock, Run
-from quantkit.types import TensorSpec
 
 TRACE_TOKENS = 16
 
@@ -172,7 +171,7 @@ def make_report(key: dict[str, Any], run: Run, blocks: list[dict[str, Any]], siz
     records = [record for block in blocks for record in block["linears"]]
     total = len(plan.linears) + sum(1 for _, reason in plan.skipped)
     weights = sum(linear.shape[0] * linear.shape[1] for linear in plan.linears)
-    bits = sum(_stored_bits(linear.spec, linear.shape, linear.scale_dtype.itemsize * 8) for linear in plan.linears)
+    bits = sum(_stored_bits(run.format, linear) for linear in plan.linears)
     rejected = {reason for graph in run.graphs for reason in graph.rejected}
     return {
         "quantkit": key["versions"]["quantkit"],
@@ -193,7 +192,11 @@ def make_report(key: dict[str, Any], run: Run, blocks: list[dict[str, Any]], siz
     }
 
 
-def _stored_bits(spec: TensorSpec, shape: tuple[int, int], scale_bits: int) -> int:
-    """Bits of one weight on file: codes, scales and zero points."""
-    groups = spec.groups(shape[1])
-    return shape[0] * (shape[1] * spec.bits + groups * (scale_bits + (0 if spec.symmetric else spec.bits)))
+def _stored_bits(format_: Any, linear: Linear) -> int:
+    """Bits of one weight on file: codes, scales and zero points (not the two numbers of a weight_shape)."""
+    layout = format_.layout(linear.shape, linear.scheme, linear.scale_dtype)
+    return sum(
+        8 * dtype.itemsize * torch.Size(shape).numel()
+        for suffix, (dtype, shape) in layout.items()
+        if suffix not in ("weight_shape", "g_idx")
+    )

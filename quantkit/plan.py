@@ -14,12 +14,40 @@ from quantkit.blocks import Skeleton
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.writer import TensorLayout
 from quantkit.errors import UserError
+from quantkit.formats import FORMATS, holders
 from quantkit.graph import BlockGraph, Site
 from quantkit.naming import linear_names
-from quantkit.recipe import Recipe, Weights
-from quantkit.types import TensorSpec
+from quantkit.recipe import Activations, KVCache, Recipe, Weights
+from quantkit.types import BLOCK, ActivationSpec, KVSpec, Scheme, TensorSpec
 
-SCALE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+FLOAT_SCALES = {"nvfp4": "e4m3", "mxfp4": "e8m0", "mxfp8": "e8m0"}  # all others are plain
+
+
+def weight_spec(weights: Weights, columns: int | None = None) -> TensorSpec:
+    """The format a recipe's `weights` stand for; columns: another group size than theirs."""
+    element = "int" if weights.type == "int" else "float"
+    size = weights.group_columns if columns is None else columns
+    scale = FLOAT_SCALES.get(weights.type, "float")
+    return TensorSpec(weights.bits, size, weights.symmetric, element, scale, weights.group_rows)  # type: ignore[arg-type]
+
+
+def activation_spec(given: Activations | None) -> ActivationSpec | None:
+    """The format a recipe's `activations` stand for."""
+    if given is None:
+        return None
+    element, bits = ("int" if given.type == "int8" else "float"), 4 if given.type in ("nvfp4", "mxfp4") else 8
+    size = {"nvfp4": 16, "mxfp4": 32, "mxfp8": 32}.get(given.type, -1 if given.group_size == "token" else BLOCK)
+    scale = FLOAT_SCALES.get(given.type, "float")
+    return ActivationSpec(bits, size, given.symmetric, element, scale, given.dynamic)  # type: ignore[arg-type]
+
+
+def kv_spec(given: KVCache | None) -> KVSpec | None:
+    """The format a recipe's `kv_cache` stands for."""
+    if given is None:
+        return None
+    element = "float" if given.type == "fp8" else "int"
+    bits = 4 if given.type == "int4" else 8
+    return KVSpec(bits, element, given.scope, given.symmetric, given.group_size or -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +60,13 @@ class Linear:
     rows: slice
     shape: tuple[int, int]
     weights: Weights
-    spec: TensorSpec
+    activations: Activations | None
+    scheme: Scheme
     scale_dtype: torch.dtype
+
+    @property
+    def spec(self) -> TensorSpec:
+        return self.scheme.weights
 
     def view(self, block: nn.Module) -> Tensor:
         """The live [N, K] weight inside its block."""
@@ -42,11 +75,12 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """linears in execution order per block; skipped and notes are lines for the report."""
+    """linears in execution order per block; skipped and notes are lines for the report; kv: of the cache."""
 
     linears: list[Linear]
     skipped: list[tuple[str, str]]
     notes: list[str]
+    kv: KVSpec | None = None
 
     def of_block(self, block: int) -> list[Linear]:
         return [linear for linear in self.linears if linear.block == block]
@@ -72,7 +106,8 @@ def make_plan(recipe: Recipe, graphs: list[BlockGraph], skeleton: Skeleton) -> P
     if unmatched:
         raise UserError("\n".join(unmatched))
 
-    linears, notes, misfits = [], [], []
+    linears, notes, misfits, refused = [], [], [], dict[str, str]()
+    format_ = FORMATS[recipe.output.format]
     for name, block, site, rows in found:
         weights = recipe.weights_for(name, site.class_name)
         if weights is None:
@@ -81,7 +116,8 @@ def make_plan(recipe: Recipe, graphs: list[BlockGraph], skeleton: Skeleton) -> P
         info = checkpoint.tensors[f"{name}.weight"]
         N, K = (info.shape[1], info.shape[0]) if site.transposed and site.index is None else info.shape
         size = weights.group_columns
-        if size != -1 and K % size:
+        spec = weight_spec(weights)
+        if size != -1 and K % size and spec.rows == 1:
             if weights.on_misfit == "error":
                 misfits.append((name, K, size))
                 continue
@@ -92,16 +128,29 @@ def make_plan(recipe: Recipe, graphs: list[BlockGraph], skeleton: Skeleton) -> P
             notes.append(
                 f"{name}: group_size {size} does not divide {K}, uses {'channel' if fitting == -1 else fitting}"
             )
-            size = fitting
-        spec = TensorSpec(weights.bits, size, weights.symmetric)
-        scale_dtype = info.dtype if info.dtype in SCALE_DTYPES else torch.bfloat16
-        linears.append(Linear(name, block, site, rows, (N, K), weights, spec, scale_dtype))
+            spec = weight_spec(weights, fitting)
+        activations = recipe.activations_for(name, site.class_name)
+        scheme = Scheme(spec, activation_spec(activations))
+        scale_dtype = format_.scale_dtype(scheme, info.dtype)
+        try:
+            format_.layout((N, K), scheme, scale_dtype)
+        except UserError as error:
+            others = [other for other in holders((N, K), scheme, info.dtype) if other != recipe.output.format]
+            advice = f"; output.format {' or '.join(others)} can hold it" if others else "; no format can hold it"
+            refused.setdefault(f"output.format {recipe.output.format}: {error}{advice}", name)
+            continue
+        linears.append(Linear(name, block, site, rows, (N, K), weights, activations, scheme, scale_dtype))
     if misfits:
         raise UserError(_misfit_message(misfits, len(found)))
+    if refused:
+        raise UserError("\n".join(f"{message} ({name})" for message, name in refused.items()))
     if not linears:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
         raise UserError(f"no linear is left to quantize ({reasons or 'none was found in the decoder blocks'})")
-    return Plan(linears, skipped, notes)
+    if len({linear.scheme for linear in linears}) > 1 and not getattr(format_, "MIXES", True):
+        kinds = ", ".join(sorted({str(linear.scheme) for linear in linears}))
+        raise UserError(f"output.format {recipe.output.format} holds one scheme for all linears, not {kinds}")
+    return Plan(linears, skipped, notes, kv_spec(recipe.kv_cache))
 
 
 def _smaller_group(in_features: int, size: int) -> int:
@@ -134,7 +183,7 @@ def file_layout(checkpoint: Checkpoint, plan: Plan, format_: ModuleType) -> list
         unit = units.setdefault(name.rpartition(".")[0], [])
         if name in quantized:
             linear = quantized[name]
-            for suffix, (dtype, shape) in format_.layout(linear.shape, linear.spec, linear.scale_dtype).items():
+            for suffix, (dtype, shape) in format_.layout(linear.shape, linear.scheme, linear.scale_dtype).items():
                 unit.append(TensorLayout(f"{linear.name}.{suffix}", dtype, shape))
         else:
             unit.append(TensorLayout(name, info.dtype, tuple(info.shape)))

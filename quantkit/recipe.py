@@ -16,32 +16,44 @@ from pydantic import Field, ValidationError, model_validator
 
 from quantkit.errors import UserError
 from quantkit.settings import (
+    PRESETS,
+    Activations,
     Algorithm,
     AwqOptions,
     Calibration,
     GptqOptions,
+    KVCache,
     Output,
     Override,
     Pattern,
+    RotationOptions,
     RtnOptions,
+    SchemeName,
+    SmoothquantOptions,
     Strict,
     Transform,
     Weights,
     matches,
     merged,
+    open_scheme,
 )
 from quantkit.wording import did_you_mean, explain
 from quantkit.yamlfile import AFTER_THE_FILE, Document, KeyPath, apply_setting, parse
 
 __all__ = [
+    "PRESETS",
+    "Activations",
     "Algorithm",
     "AwqOptions",
     "Calibration",
     "GptqOptions",
+    "KVCache",
     "Output",
     "Override",
     "Recipe",
+    "RotationOptions",
     "RtnOptions",
+    "SmoothquantOptions",
     "Transform",
     "Weights",
     "load",
@@ -50,7 +62,7 @@ __all__ = [
     "schema",
     "shipped",
 ]
-NEEDS_CALIBRATION = ("gptq", "awq")
+NEEDS_CALIBRATION = ("gptq", "awq", "smoothquant")
 MAX_RECIPE_BYTES = 1 << 20
 
 
@@ -62,7 +74,13 @@ class Recipe(Strict):
     calibration: Calibration | None = None
     transforms: list[Transform] = Field(default=[])
     """Applied in order before the weights are quantized."""
+    scheme: SchemeName | None = None
+    """A whole scheme by the field's name, for the weights and activations keys it means; those given count more."""
     weights: Weights = Weights()
+    activations: Activations | None = None
+    """The number format of the linears' inputs; null leaves them as they are."""
+    kv_cache: KVCache | None = None
+    """The number format of cached keys and values: fp8, or a mapping; null leaves them as they are."""
     overrides: list[Override] = Field(default=[])
     """The first one that matches a linear counts."""
     ignore: list[Pattern] = Field(default=["lm_head"])
@@ -70,6 +88,11 @@ class Recipe(Strict):
     propagate: Literal["quantized", "original"] = "quantized"
     """Whether a block is calibrated on the outputs of the quantized blocks before it, or of the original ones."""
     output: Output = Output()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _open(cls, data: Any) -> Any:
+        return open_scheme(data)
 
     @model_validator(mode="after")
     def _calibrated(self) -> "Recipe":
@@ -86,10 +109,18 @@ class Recipe(Strict):
         """The settings of one linear by its full module name and class; None where it is ignored or skipped."""
         if any(matches(pattern, name, class_name) for pattern in self.ignore):
             return None
-        override = next((o for o in self.overrides if matches(o.match, name, class_name)), None)
-        if override is None:
+        override = self._override(name, class_name)
+        if override is None or (override.weights is None and not override.skip):
             return self.weights
-        return None if override.skip or override.weights is None else merged(self.weights, override.weights)
+        return None if override.weights is None else merged(self.weights, override.weights)
+
+    def activations_for(self, name: str, class_name: str) -> Activations | None:
+        """What the input of one linear is rounded to."""
+        override = self._override(name, class_name)
+        return override.activations if override and "activations" in override.model_fields_set else self.activations
+
+    def _override(self, name: str, class_name: str) -> Override | None:
+        return next((o for o in self.overrides if matches(o.match, name, class_name)), None)
 
     def unmatched(self, names: Mapping[str, str]) -> list[str]:
         """A message for each pattern that has no effect on the linears `names` (full name -> class name).
@@ -212,6 +243,7 @@ def uncalibrated(data: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
     """The first thing that needs calibration text in a recipe without any, tolerant of otherwise wrong data."""
     if data.get("calibration") is not None:
         return []
+    data = open_scheme(data)
 
     def items(value: Any) -> Sequence[Any]:
         return value if isinstance(value, list) else []
@@ -224,13 +256,24 @@ def uncalibrated(data: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
     places += [(("transforms", i), item) for i, item in enumerate(items(data.get("transforms")))]
     overrides = enumerate(items(data.get("overrides")))
     places += [(("overrides", i, "weights", "algorithm"), algorithm(item)) for i, item in overrides]
+    holders = [((), data), *((("overrides", i), open_scheme(o)) for i, o in enumerate(items(data.get("overrides"))))]
     add = "add a section like calibration: {data: FILE.txt, samples: 128, seq_len: 512}"
-    return [
+    found = [
         (path, f"{name} needs calibration text: {add}")
         for path, value in places
         for name in NEEDS_CALIBRATION
         if value == name or (isinstance(value, Mapping) and name in value)
-    ][:1]
+    ]
+    for path, holder in holders:
+        inputs = holder.get("activations") if isinstance(holder, Mapping) else None
+        if isinstance(inputs, Mapping) and (inputs.get("dynamic") is False or inputs.get("type") == "nvfp4"):
+            key = "scheme" if isinstance(holder, Mapping) and "scheme" in holder else "activations"
+            what = "nvfp4 activations need" if inputs.get("type") == "nvfp4" else "static activation ranges need"
+            found.append(((*path, key), f"{what} calibration text: {add}"))
+    cache = data.get("kv_cache")
+    if cache == "fp8" or (isinstance(cache, Mapping) and cache.get("type", "fp8") == "fp8"):
+        found.append((("kv_cache",), f"an fp8 cache has static scales and needs calibration text: {add}"))
+    return found[:1]
 
 
 def _nearest_linear(pattern: str, names: Mapping[str, str]) -> str:

@@ -19,7 +19,7 @@ from quantkit import calibration as cal
 from quantkit.blocks import Skeleton, check_finite, release
 from quantkit.checkpoint.writer import ShardWriter
 from quantkit.graph import BlockGraph
-from quantkit.grids.integer import dequantize
+from quantkit.grids.elements import dequantize
 from quantkit.group import Drift, needs_hessian, quantize_group, refits, wants_blocks
 from quantkit.lockstep import Lockstep, fits
 from quantkit.memory import return_pages
@@ -255,7 +255,7 @@ class Run:
                 linear = result.linear
                 if self.states is not None:
                     linear.view(block).copy_(dequantize(result.quantized))
-                for suffix, tensor in self.format.pack(result.quantized).items():
+                for suffix, tensor in self.format.pack(result.quantized, linear.scheme).items():
                     self.writer.write(f"{linear.name}.{suffix}", tensor.cpu())
                 if self.states is not None and statistic is None:
                     result.record["note"] = "no calibration token reached it: rounded on the range of its weights alone"
@@ -280,9 +280,9 @@ class Run:
         for piece, value in self._plain_pieces(block, index):
             value.copy_(piece.of(self.writer.read(piece.name)))
         for linear in self.plan.of_block(index):
-            layout = self.format.layout(linear.shape, linear.spec, linear.scale_dtype)
+            layout = self.format.layout(linear.shape, linear.scheme, linear.scale_dtype)
             tensors = {suffix: self.writer.read(f"{linear.name}.{suffix}") for suffix in layout}
-            linear.view(block).copy_(dequantize(self.format.unpack(tensors, linear.spec)))
+            linear.view(block).copy_(dequantize(self.format.unpack(tensors, linear.scheme)))
 
 
 def _by_group(graph: BlockGraph, linears: list[Linear]) -> list[Members]:

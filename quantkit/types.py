@@ -1,63 +1,199 @@
-"""The words every other module speaks: what a weight is written as, and the one currency between the axes.
+"""The words every other module speaks: what a tensor is written as, and the one currency between the axes.
 
 N = out features, K = in features, G = groups of a row = ceil(K / group_size).
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from quantkit.errors import UserError
 
+FP8_MAX, FP4_MAX = 448.0, 6.0  # largest finite values of float8 e4m3fn and of float4 e2m1
+BLOCK = 128  # rows and columns of the fp8 blocks engines have kernels for
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """The number format of one tensor: integers of `bits`, one scale per `group_size` columns of a row.
+    """The number format of a weight: what its elements are, and which of them share a scale.
 
-    group_size -1 means one group per row ("channel"). symmetric means no zero point is stored.
+    bits        of a code
+    group_size  columns of a row that share a scale; -1 all of them ("channel")
+    symmetric   no zero point is stored; floats always are
+    element     "int": 0 .. 2**bits - 1 less a zero point; "float": e4m3 (8 bits) or e2m1 (4 bits)
+    scale       what a scale is: "float" (a plain one), "e4m3" (times one global scale), "e8m0" (a power of two)
+    rows        rows that share a scale: 1, BLOCK (blocks, the last ones may be cut short), or -1: the whole tensor
     """
 
     bits: int
     group_size: int
-    symmetric: bool
+    symmetric: bool = True
+    element: Literal["int", "float"] = "int"
+    scale: Literal["float", "e4m3", "e8m0"] = "float"
+    rows: int = 1
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise UserError(f"bits must be 2 to 8, got {self.bits}")
         if self.group_size != -1 and self.group_size < 1:
             raise UserError(f"group_size must be positive or -1 (channel), got {self.group_size}")
+        if self.element == "float" and (self.bits not in (4, 8) or not self.symmetric):
+            raise UserError(f"floats have 4 or 8 bits and no zero point, got {self.bits} bits")
+        if self.rows not in (1, BLOCK, -1) or (self.rows == BLOCK and self.group_size != BLOCK):
+            raise UserError(f"a scale is for one row, for {BLOCK} x {BLOCK} elements or for all, got {self.rows} rows")
+        if self.rows == -1 and self.group_size != -1:
+            raise UserError("one scale for the tensor leaves no groups in a row")
 
     def groups(self, in_features: int) -> int:
-        """G for rows of `in_features`; UserError where the group size does not divide them."""
+        """G for rows of `in_features`; UserError where the group size does not divide them (blocks may be cut)."""
         size = in_features if self.group_size == -1 else self.group_size
-        if in_features % size:
+        if in_features % size and self.rows == 1:
             raise UserError(f"group_size {size} does not divide {in_features} input features")
-        return in_features // size
+        return -(-in_features // size)
+
+    def columns(self, in_features: int) -> int:
+        """Columns of one group."""
+        return in_features if self.group_size == -1 else self.group_size
 
     @property
     def levels(self) -> int:
-        """How many codes there are; codes are 0 .. levels - 1."""
+        """How many integer codes there are; codes are 0 .. levels - 1."""
         return 1 << self.bits
 
+    @property
+    def top(self) -> float:
+        """The largest magnitude of a float element."""
+        return FP8_MAX if self.bits == 8 else FP4_MAX
+
     def __str__(self) -> str:
-        size = "channel" if self.group_size == -1 else f"g{self.group_size}"
+        if self.scale != "float":
+            return {"e4m3": "nvfp", "e8m0": "mxfp"}[self.scale] + str(self.bits)
+        size = {-1: "tensor", BLOCK: f"{BLOCK}x{BLOCK} blocks", 1: None}[self.rows]
+        size = size or ("channel" if self.group_size == -1 else f"g{self.group_size}")
+        if self.element == "float":
+            return f"fp{self.bits} {size}"
         return f"int{self.bits} {'sym' if self.symmetric else 'asym'} {size}"
 
 
 @dataclass(frozen=True, slots=True)
-class QuantizedWeight:
-    """One linear's weight on its grid: w = (codes - zero) * scale, computed in scale's dtype.
+class ActivationSpec:
+    """The number format a linear's input is rounded to while the model runs.
 
-    codes_NK  uint8 [N, K], 0 .. 2**bits - 1, never packed
-    scale_NG  [N, G] in the dtype it is stored with (bf16, fp16 or fp32); may be negative where the format allows it
-    zero_NG   uint8 [N, G], or None when symmetric: the zero point is then 2**(bits - 1)
+    group_size  -1: one scale for a token (dynamic) or for all inputs (static); else for so many features of a token
+    dynamic     the scale is taken from the very tokens at hand; False: from calibration, one for all inputs
+    scale       as for weights; "e4m3" scales are dynamic, but the global one they count in comes from calibration
+    """
+
+    bits: int
+    group_size: int = -1
+    symmetric: bool = True
+    element: Literal["int", "float"] = "int"
+    scale: Literal["float", "e4m3", "e8m0"] = "float"
+    dynamic: bool = True
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether a number from calibration text belongs to it."""
+        return not self.dynamic or self.scale == "e4m3"
+
+    @property
+    def top(self) -> float:
+        """The largest magnitude of a float element."""
+        return FP8_MAX if self.bits == 8 else FP4_MAX
+
+    def __str__(self) -> str:
+        if self.scale != "float":
+            return {"e4m3": "nvfp", "e8m0": "mxfp"}[self.scale] + str(self.bits)
+        kind = f"{'int' if self.element == 'int' else 'fp'}{self.bits}{'' if self.symmetric else ' asym'}"
+        group = "token" if self.group_size == -1 else f"g{self.group_size}"
+        return f"{kind} {f'dynamic {group}' if self.dynamic else 'static'}"
+
+
+@dataclass(frozen=True, slots=True)
+class KVSpec:
+    """The number format of cached keys and values.
+
+    per  "tensor" or "head": one scale for all tokens, from calibration; "token": one for each token and head, or for
+         group_size features of it, taken from the token itself
+    """
+
+    bits: int
+    element: Literal["int", "float"]
+    per: Literal["tensor", "head", "token"] = "tensor"
+    symmetric: bool = True
+    group_size: int = -1
+
+    def __str__(self) -> str:
+        size = self.per if self.group_size == -1 else f"{self.per} g{self.group_size}"
+        return f"{'fp' if self.element == 'float' else 'int'}{self.bits} {size}{'' if self.symmetric else ' asym'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How one linear computes: the format of its weight and, unless None, of its input."""
+
+    weights: TensorSpec
+    activations: ActivationSpec | None = None
+
+    def __str__(self) -> str:
+        return str(self.weights) + (f", input {self.activations}" if self.activations else "")
+
+
+_INT8_TOKEN, _FP8_TOKEN = ActivationSpec(8), ActivationSpec(8, element="float")
+_FP8_CHANNEL, _FP8_TENSOR = (TensorSpec(8, -1, element="float", rows=rows) for rows in (1, -1))
+_NVFP4, _MXFP4, _MXFP8 = (
+    TensorSpec(bits, size, element="float", scale=scale)
+    for bits, size, scale in ((4, 16, "e4m3"), (4, 32, "e8m0"), (8, 32, "e8m0"))
+)
+PRESETS: dict[str, Scheme] = {
+    "W4A16": Scheme(TensorSpec(4, 128)),
+    "W4A16_ASYM": Scheme(TensorSpec(4, 128, symmetric=False)),
+    "W8A16": Scheme(TensorSpec(8, -1)),
+    "W8A8": Scheme(TensorSpec(8, -1), _INT8_TOKEN),
+    "W4A8": Scheme(TensorSpec(4, 128), _INT8_TOKEN),
+    "FP8": Scheme(_FP8_TENSOR, ActivationSpec(8, element="float", dynamic=False)),
+    "FP8_DYNAMIC": Scheme(_FP8_CHANNEL, _FP8_TOKEN),
+    "FP8_BLOCK": Scheme(TensorSpec(8, BLOCK, element="float", rows=BLOCK), ActivationSpec(8, BLOCK, element="float")),
+    "NVFP4": Scheme(_NVFP4, ActivationSpec(4, 16, element="float", scale="e4m3")),
+    "NVFP4A16": Scheme(_NVFP4),
+    "MXFP4": Scheme(_MXFP4, ActivationSpec(4, 32, element="float", scale="e8m0")),
+    "MXFP8": Scheme(_MXFP8, ActivationSpec(8, 32, element="float", scale="e8m0")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class InputRange:
+    """What calibration found for a linear's input: x is about (code - zero) * scale.
+
+    scale  float32 []; of "e4m3" activations the global scale their group scales are multiplied by
+    zero   the zero point among the unsigned codes 0 .. 2**bits - 1, None when symmetric
+    """
+
+    scale: Tensor
+    zero: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """One linear's weight on its grid: w = element(code) * scale, computed in scale's dtype; `dequantize` does it.
+
+    codes_NK  uint8 [N, K], never packed: integers 0 .. 2**bits - 1, or the bit patterns of floats
+    scale_NG  [N, G], one row for each row of the weight also where rows share it; in the dtype it is stored with
+              (bf16, fp16 or fp32) if it is a plain float, else float32; may be negative where the format allows it
+    zero_NG   uint8 [N, G], or None when symmetric: integers then have the zero point 2**(bits - 1)
+    global_scale  of "e4m3" scales: scale_NG = e4m3 number * global_scale. One that is a power of two (as all of ours
+              are) is held exactly both by formats that store it and by those that store its reciprocal
+    input     the static range of the inputs, where the scheme has one
     """
 
     codes_NK: Tensor
     scale_NG: Tensor
     zero_NG: Tensor | None
     spec: TensorSpec
+    global_scale: float | None = None
+    input: InputRange | None = None
 
     def __post_init__(self) -> None:
         N, K = self.codes_NK.shape
@@ -66,6 +202,7 @@ class QuantizedWeight:
         assert self.scale_NG.shape == (N, G), f"scale {tuple(self.scale_NG.shape)}, expected {(N, G)}"
         assert (self.zero_NG is None) == self.spec.symmetric
         assert self.zero_NG is None or (self.zero_NG.shape == (N, G) and self.zero_NG.dtype == torch.uint8)
+        assert (self.global_scale is not None) == (self.spec.scale == "e4m3")
 
     def rows(self, start: int, stop: int) -> "QuantizedWeight":
         """The same weight cut to output rows [start, stop)."""

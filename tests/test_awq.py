@@ -11,7 +11,8 @@ from quantkit.algorithms import awq
 from quantkit.algorithms.awq import search_scale, storable
 from quantkit.algorithms.clip import search_clip
 from quantkit.errors import RunError, UserError
-from quantkit.grids.integer import IntegerGrid, RangeSearch, dequantize
+from quantkit.grids.elements import dequantize
+from quantkit.grids.integer import IntegerGrid, RangeSearch
 from quantkit.types import TensorSpec
 
 SPECS = [TensorSpec(4, 16, False), TensorSpec(4, 32, True), TensorSpec(3, -1, True), TensorSpec(3, -1, False)]

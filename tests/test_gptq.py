@@ -11,7 +11,8 @@ from quantkit.algorithms.gptq import Factor, accumulate, factor, finish, gptq, r
 from quantkit.algorithms.refine import sweep
 from quantkit.algorithms.rtn import rtn
 from quantkit.errors import RunError, UserError
-from quantkit.grids.integer import IntegerGrid, RangeSearch, dequantize
+from quantkit.grids.elements import dequantize
+from quantkit.grids.integer import IntegerGrid, RangeSearch
 from quantkit.types import TensorSpec
 
 N, K = 20, 96

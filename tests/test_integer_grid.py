@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quantkit.grids import integer
-from quantkit.grids.integer import IntegerGrid, RangeSearch, dequantize
+from quantkit.grids.elements import dequantize
+from quantkit.grids.integer import IntegerGrid, RangeSearch
 from quantkit.types import TensorSpec
 
 SPECS = [TensorSpec(bits, size, sym) for bits, size in ((2, 16), (3, 48), (4, 32), (8, -1)) for sym in (True, False)]

@@ -21,7 +21,8 @@ from quantkit.algorithms.rtn import rtn
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.formats import compressed_tensors as ct
-from quantkit.grids.integer import IntegerGrid, RangeSearch, dequantize
+from quantkit.grids.elements import dequantize
+from quantkit.grids.integer import IntegerGrid, RangeSearch
 from quantkit.run import Run
 from quantkit.runtime.load import load
 from quantkit.types import QuantizedWeight, TensorSpec

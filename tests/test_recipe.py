@@ -86,7 +86,7 @@ TYPOS = {
     "output": ("output:\n  engin: vllm", "r.yaml:2: output.engin: unknown key; did you mean 'engine'?"),
     "no near name": (
         "output:\n  zzz: 1",
-        "r.yaml:2: output.zzz: unknown key; valid here: format, engine, max_shard_gb",
+        "r.yaml:2: output.zzz: unknown key; valid here: format, engine, tp, max_shard_gb",
     ),
     "value": (
         "output: {engine: vlm}",
@@ -114,7 +114,7 @@ WRONG = {
     "list is text": ("ignore: lm_head", "ignore: must be a list, got the text 'lm_head'"),
     "group size": (
         "weights: {group_size: 0}",
-        "weights.group_size: must be a positive whole number, or channel for one scale per output row, got 0",
+        "weights.group_size: must be a positive whole number, channel (one scale per output row), tensor or block, got 0",
     ),
     "nan": ("output: {max_shard_gb: .nan}", "output.max_shard_gb: must be a number, got nan"),
     "two algorithms": (
@@ -128,7 +128,7 @@ WRONG = {
     "override without match": ("overrides: [{skip: true}]", "overrides.0.match: this key is required"),
     "override that does nothing": (
         "overrides: [{match: a}]",
-        "overrides.0: give either weights: {keys to change} or skip: true",
+        "overrides.0: give either weights: {keys to change}, activations or a scheme, or skip: true",
     ),
     "bad regex": (
         'ignore: ["re:("]',
@@ -388,7 +388,7 @@ def test_resolved_overrides_keep_only_what_they_change(tmp_path: Path) -> None:
     )
     recipe = good(tmp_path, text)
     changes = {"group_size": 32, "algorithm": {"gptq": {"damping": 0.25}}}
-    assert recipe.resolved()["overrides"] == [{"match": "Linear", "weights": changes, "skip": False}]
+    assert recipe.resolved()["overrides"] == [{"match": "Linear", "weights": changes}]
     again = Recipe.model_validate(recipe.resolved())
     assert again.weights_for("a", "Linear") == recipe.weights_for("a", "Linear")
 

@@ -3,7 +3,8 @@ import torch
 
 from quantkit.algorithms.rtn import rtn
 from quantkit.errors import RunError
-from quantkit.grids.integer import IntegerGrid, RangeSearch, dequantize
+from quantkit.grids.elements import dequantize
+from quantkit.grids.integer import IntegerGrid, RangeSearch
 from quantkit.types import TensorSpec
 
 

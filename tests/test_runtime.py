@@ -12,10 +12,11 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.writer import ShardWriter, TensorLayout
 from quantkit.errors import UserError
 from quantkit.formats import compressed_tensors as ct
-from quantkit.grids.integer import IntegerGrid, dequantize
+from quantkit.grids.elements import dequantize
+from quantkit.grids.integer import IntegerGrid
 from quantkit.runtime.linear import QuantLinear
 from quantkit.runtime.load import load
-from quantkit.types import TensorSpec
+from quantkit.types import Scheme, TensorSpec
 from tests.interop.packing import pack_folder
 from tests.tiny_models import CONFIGS, random_tokens, tiny_model
 
@@ -132,10 +133,10 @@ def test_quant_linear() -> None:
     w_NK, bias, x = torch.randn(24, 64), torch.randn(24), torch.randn(2, 3, 64)
     grid = IntegerGrid(SPEC)
     q = grid.quantize(w_NK, *grid.fit(w_NK))
-    layer = QuantLinear(ct, ct.pack(q), SPEC, bias)
+    layer = QuantLinear(ct, ct.pack(q), Scheme(SPEC), bias)
     assert torch.equal(layer(x), nn.functional.linear(x, dequantize(q), bias))
     assert layer(x.bfloat16()).dtype == torch.bfloat16
-    assert dict(layer.named_buffers()).keys() == {*ct.SUFFIXES}
+    assert dict(layer.named_buffers()).keys() == {*ct.layout((24, 64), Scheme(SPEC), torch.float32)}
     assert (layer.in_features, layer.out_features) == (64, 24)
     assert "int4 asym g8" in repr(layer)
 
@@ -161,7 +162,6 @@ Q = "model.layers.0.self_attn.q_proj"
         ({f"{Q}.weight_scale": torch.ones(48, 4)}, rf"{Q}: weight_scale is .*\[48, 4\]"),
         ({f"{Q}.weight_scale": None}, f"{Q}: .*needs the tensors"),
         ({f"{Q}.weight_zero_point": None}, f"{Q}: .*needs the tensors"),
-        ({f"{Q}.weight_shape": None}, f"{Q}.weight_shape is missing"),
         ({f"{Q}.weight_shape": torch.tensor([48, 64])}, "q_proj"),
         ({f"{Q}.weight_packed": torch.zeros(48, 6)}, f"{Q}: weight_packed"),
         ({f"{Q}.weight_packed": None}, "q_proj"),

@@ -20,8 +20,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from quantkit.algorithms.rtn import rtn
 from quantkit.errors import RunError, UserError
-from quantkit.grids.integer import IntegerGrid, dequantize
+from quantkit.grids import Grid
+from quantkit.grids.elements import dequantize
 
 CHUNK = 1 << 22  # elements of candidate weights held at a time
 PROBE_ROWS = 512  # rows of each weight that screen the candidates: all of them would cost N K^2 for each candidate
@@ -46,7 +48,7 @@ def search_scale(
     weights: Sequence[Tensor],
     hessian_KK: Tensor,
     magnitude_K: Tensor,
-    grid: IntegerGrid,
+    grid: Grid,
     *,
     columns_K: Tensor | None = None,
     candidates: int = 20,
@@ -140,7 +142,7 @@ def _candidates(
 
 
 def _hessian_losses(
-    weights: Sequence[Tensor], hessian_KK: Tensor, scale_SK: Tensor, grid: IntegerGrid, rows: int | None
+    weights: Sequence[Tensor], hessian_KK: Tensor, scale_SK: Tensor, grid: Grid, rows: int | None
 ) -> Tensor:
     """tr(E H E^T) over all weights, float64 [S]; estimated from about `rows` evenly spaced rows of each weight."""
     losses_S = torch.zeros(len(scale_SK), dtype=torch.float64, device=hessian_KK.device)
@@ -157,12 +159,15 @@ def _hessian_losses(
     return losses_S
 
 
-def _round_scaled(w_NK: Tensor, scale_SK: Tensor, grid: IntegerGrid) -> Tensor:
+def _round_scaled(w_NK: Tensor, scale_SK: Tensor, grid: Grid) -> Tensor:
     """Q(W s) / s with min-max ranges, [N, S, K]: the candidates lie side by side as groups of one wide weight."""
     N, K = w_NK.shape
     scale_SK = scale_SK.to(w_NK.device)
-    wide = replace(grid, search=None, spec=replace(grid.spec, group_size=K // grid.spec.groups(K)))
     w_NSK = _wide(w_NK)[:, None] * scale_SK
+    if grid.spec.rows != 1 or grid.spec.scale == "e4m3":  # what is for a whole tensor is each candidate's own
+        rounded = [rtn(w_NSK[:, s], replace(grid, search=None)) for s in range(len(scale_SK))]
+        return torch.stack([dequantize(q).to(w_NSK.dtype) for q in rounded], 1) / scale_SK
+    wide = replace(grid, search=None, spec=replace(grid.spec, group_size=grid.spec.columns(K)))
     w_NX = w_NSK.reshape(N, -1)
     rounded_NX = dequantize(wide.quantize(w_NX, *wide.fit(w_NX)))
     return rounded_NX.reshape(w_NSK.shape).to(w_NSK.dtype) / scale_SK

@@ -18,6 +18,7 @@ Shapes: N = out features (all linears that share the input, stacked), K = in fea
 B = columns of a block. Tensors named _KN are transposed, so that one column of the weight is one run of memory.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +27,8 @@ from torch import Tensor
 
 from quantkit.algorithms.refine import sweep
 from quantkit.errors import RunError, UserError
-from quantkit.grids.integer import IntegerGrid, dequantize
+from quantkit.grids import Grid
+from quantkit.grids.elements import dequantize
 from quantkit.types import QuantizedWeight
 
 LEAF = 16  # columns rounded one by one between two small matrix products
@@ -167,7 +169,7 @@ def _solve(target_KN: Tensor, factor: Factor) -> Tensor:
 def gptq(
     weight_NK: Tensor,
     hessian: Tensor | Factor,
-    grid: IntegerGrid,
+    grid: Grid,
     *,
     drift_NK: Tensor | None = None,
     cross_NK: Tensor | None = None,
@@ -177,6 +179,7 @@ def gptq(
     ranges: Literal["fixed", "updated"] = "fixed",
     block_size: int = 128,
     float64: bool = False,
+    stacked: Sequence[int] | None = None,
 ) -> tuple[QuantizedWeight, GptqInfo]:
     """Quantize weight_NK so that its outputs on the inputs behind `hessian` change least.
 
@@ -186,6 +189,8 @@ def gptq(
              for twice the walk's work; a factor given must have kept its matrix
     ranges   "fixed": every group's range comes from the target weight; "updated": from the target plus the errors fed
              back to it when its first column is reached (needs act_order off: groups must be walked whole)
+    stacked  rows of each linear, where weight_NK is several: blocks of rows do not reach from one into the next, while
+             what is for a whole tensor (its scale, or the global one) becomes common to all
     block_size changes speed only
     """
     if not torch.isfinite(weight_NK.sum(dtype=torch.float32)):
@@ -200,7 +205,12 @@ def gptq(
         target_NK = refit(weight_NK, hessian, cross_NK=cross_NK, drift_NK=drift_NK)
     if ranges == "updated" and hessian.order_K[0] != K - 1:
         raise UserError("gptq: ranges: updated needs act_order: false")
-    scale_NG, zero_NG = grid.fit(target_NK, hessian.importance_K)
+    if ranges == "updated" and grid.spec.rows != 1:
+        raise UserError(f"gptq: ranges: updated needs a scale for each row, {grid.spec} shares them")
+    grid = grid.for_tensors([target_NK], hessian.importance_K)
+    parts = target_NK.split(list(stacked)) if stacked and grid.spec.rows > 1 else (target_NK,)
+    fitted = [grid.fit(part_NK, hessian.importance_K) for part_NK in parts]
+    scale_NG, zero_NG = fitted[0] if len(fitted) == 1 else (torch.cat(column) for column in zip(*fitted, strict=True))
     error_KN = _transposed(target_NK, hessian)
     codes_KN, error_N = _walk(error_KN, hessian, grid, scale_NG, zero_NG, ranges == "updated", block_size)
     probe = _probe(target_NK, hessian, grid, scale_NG, zero_NG)
@@ -210,7 +220,7 @@ def gptq(
         for _ in range(sweeps):
             error_N += sweep(error_KN, codes_KN, scale_GN, zero_GN, hessian.matrix_KK, hessian.order_K, grid)
         scale_NG = scale_GN.mT.to(grid.scale_dtype).contiguous()
-    q = QuantizedWeight(_restored(codes_KN, hessian), scale_NG, None if grid.spec.symmetric else zero_NG, grid.spec)
+    q = grid.weight(_restored(codes_KN, hessian), scale_NG, zero_NG)
     dead = int(hessian.dead_K.sum())
     return q, GptqInfo(hessian.damping, hessian.attempts, dead, error_N, *probe)
 
@@ -236,14 +246,14 @@ def _restored(weight_KN: Tensor, factor: Factor) -> Tensor:
 
 
 def _walk(
-    error_KN: Tensor, factor: Factor, grid: IntegerGrid, scale_NG: Tensor, zero_NG: Tensor, updated: bool, block: int
+    error_KN: Tensor, factor: Factor, grid: Grid, scale_NG: Tensor, zero_NG: Tensor, updated: bool, block: int
 ) -> tuple[Tensor, Tensor]:
     """Codes (uint8) in the factor's order and the error of every row. error_KN: the target in, target - Q out.
 
     With `updated`, scale_NG and zero_NG are overwritten as their groups are reached.
     """
     K, N = error_KN.shape
-    upper_KK, group_size = factor.upper_KK, K // scale_NG.shape[1]
+    upper_KK, group_size = factor.upper_KK, grid.spec.columns(K)
     group_K = factor.order_K // group_size
     groups = group_K.tolist()
     scale_GN, zero_GN = scale_NG.mT.to(error_KN.dtype).contiguous(), zero_NG.mT.to(error_KN.dtype).contiguous()
@@ -252,7 +262,7 @@ def _walk(
     block_size = group_size if updated else min(block, K)
     code_BN = error_KN.new_empty(block_size, N)
     rounded_N = torch.empty(N, dtype=grid.scale_dtype, device=error_KN.device)
-    inverse_GN, low_GN, high_GN = 1 / scale_GN, -zero_GN, grid.spec.levels - 1 - zero_GN
+    inverse_GN, (low_GN, high_GN) = 1 / scale_GN, grid.limits(zero_GN)
 
     for stop in range(K, 0, -block_size):
         start = max(0, stop - block_size)
@@ -265,7 +275,7 @@ def _walk(
             scale_N1, zero_N1 = grid.fit(seen_BN.flip(0).mT, factor.importance_K[columns_B.flip(0)])
             scale_NG[:, g], zero_NG[:, g] = scale_N1[:, 0], zero_N1[:, 0]
             scale_GN[g], zero_GN[g] = scale_N1[:, 0], zero_N1[:, 0]
-            inverse_GN[g], low_GN[g], high_GN[g] = 1 / scale_GN[g], -zero_GN[g], grid.spec.levels - 1 - zero_GN[g]
+            inverse_GN[g], (low_GN[g], high_GN[g]) = 1 / scale_GN[g], grid.limits(zero_GN[g])
         for leaf_stop in range(stop, start, -LEAF):
             leaf = max(start, leaf_stop - LEAF)
             wanted_BN[leaf - start : leaf_stop - start].addmm_(
@@ -275,13 +285,13 @@ def _walk(
                 g, wanted_N, code_N = groups[k], wanted_BN[k - start], code_BN[k - start]
                 if k + 1 < leaf_stop:
                     wanted_N.addmv_(error_KN[k + 1 : leaf_stop].mT, upper_KK[k, k + 1 : leaf_stop])
-                torch.mul(wanted_N, inverse_GN[g], out=code_N).round_()
-                torch.clamp(code_N, low_GN[g], high_GN[g], out=code_N)
+                torch.mul(wanted_N, inverse_GN[g], out=code_N)
+                grid.round_(torch.clamp(code_N, low_GN[g], high_GN[g], out=code_N))
                 torch.mul(code_N, scale_GN[g], out=rounded_N)  # rounds as `decode` does: once, to the dtype on file
                 wanted_N.sub_(rounded_N)
                 error_KN[k].sub_(rounded_N)
         used_BN = code_BN[: stop - start]
-        codes_KN[start:stop] = used_BN.add_(zero_GN[group_K[start:stop]])
+        codes_KN[start:stop] = grid.codes(used_BN, zero_GN[group_K[start:stop]])
         error_N += wanted_BN.mul_(factor.diagonal_K[start:stop, None]).square_().sum(0)
 
     return codes_KN, error_N
@@ -296,7 +306,7 @@ def _seen_by_group(target_BN: Tensor, wanted_BN: Tensor, upper_BB: Tensor) -> Te
 
 
 def _probe(
-    target_NK: Tensor, factor: Factor, grid: IntegerGrid, scale_NG: Tensor, zero_NG: Tensor
+    target_NK: Tensor, factor: Factor, grid: Grid, scale_NG: Tensor, zero_NG: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows probe_P, their error when rounded to nearest, and their energy."""
     N = len(target_NK)

@@ -13,7 +13,8 @@ Shapes: as in gptq.py; B = columns of a block (whole groups).
 import torch
 from torch import Tensor
 
-from quantkit.grids.integer import IntegerGrid
+from quantkit.grids import Grid
+from quantkit.grids.elements import steps_of
 
 LEAF = 16
 
@@ -25,7 +26,7 @@ def sweep(
     zero_GN: Tensor,
     matrix_KK: Tensor,
     order_K: Tensor,
-    grid: IntegerGrid,
+    grid: Grid,
     *,
     block_size: int = 128,
 ) -> Tensor:
@@ -36,37 +37,38 @@ def sweep(
     """
     K, N = error_KN.shape
     G = len(scale_GN)
-    size = K // G
+    size = grid.spec.columns(K)
     place_K = torch.argsort(order_K)
+    group_K = order_K // size
     change_N = error_KN.new_zeros(N)
     step = max(1, block_size // size)
     for first in range(0, G, step):
         groups = range(first, min(first + step, G))
-        places_B = place_K[first * size : groups.stop * size]
+        places_B = place_K[first * size : min(groups.stop * size, K)]
         rows_BK = matrix_KK[places_B]
         matrix_BB = rows_BK[:, places_B]
         gradient_BN = rows_BK @ error_KN
         error_BN = error_KN[places_B]
-        code_BN = codes_KN[places_B].to(error_KN.dtype)
+        code_BN = steps_of(codes_KN[places_B], grid.spec, zero_GN[group_K[places_B]])
         for g in groups:
-            inside = slice((g - first) * size, (g - first + 1) * size)
-            code_gN = code_BN[inside].sub_(zero_GN[g])
-            before_gN = _decoded(code_gN, scale_GN[g], grid)
-            moved_gN = _move_scale(gradient_BN, code_gN, before_gN, scale_GN[g], matrix_BB, inside, grid, change_N)
-            value_gN = before_gN + moved_gN
+            inside = slice((g - first) * size, min((g - first + 1) * size, len(places_B)))
+            code_gN = code_BN[inside]
+            value_gN, moved_gN = _decoded(code_gN, scale_GN[g], grid), torch.zeros_like(code_gN)
+            if grid.spec.rows == 1:  # a scale that rows share is no row's own to move
+                moved_gN = _move_scale(gradient_BN, code_gN, value_gN, scale_GN[g], matrix_BB, inside, grid, change_N)
+                value_gN = value_gN + moved_gN
             matrix_gg = matrix_BB[inside, inside]
             moved_gN += _move_codes(
                 gradient_BN[inside], code_gN, value_gN, scale_GN[g], zero_GN[g], matrix_gg, grid, change_N
             )
             gradient_BN[inside.stop :].addmm_(matrix_BB[inside.stop :, inside], moved_gN, alpha=-1)
             error_BN[inside] -= moved_gN
-            code_gN.add_(zero_GN[g])
         error_KN[places_B] = error_BN
-        codes_KN[places_B] = code_BN.to(torch.uint8)
+        codes_KN[places_B] = grid.codes(code_BN, zero_GN[group_K[places_B]])
     return change_N
 
 
-def _decoded(code_gN: Tensor, scale_N: Tensor, grid: IntegerGrid) -> Tensor:
+def _decoded(code_gN: Tensor, scale_N: Tensor, grid: Grid) -> Tensor:
     return (code_gN * scale_N).to(grid.scale_dtype).to(code_gN.dtype)
 
 
@@ -77,14 +79,13 @@ def _move_scale(
     scale_N: Tensor,
     matrix_BB: Tensor,
     inside: slice,
-    grid: IntegerGrid,
+    grid: Grid,
     change_N: Tensor,
 ) -> Tensor:
     """Put the scale where J is least, if that still helps once it is storable; returns how the values moved."""
     matrix_gg, gradient_gN = matrix_BB[inside, inside], gradient_BN[inside]
     curve_N = (matrix_gg @ code_gN).mul_(code_gN).sum(0).clamp_(min=torch.finfo(scale_N.dtype).tiny)
-    better_N = (scale_N + (code_gN * gradient_gN).sum(0) / curve_N).to(grid.scale_dtype).to(scale_N.dtype)
-    better_N = torch.where(better_N.abs() >= torch.finfo(grid.scale_dtype).tiny, better_N, scale_N)
+    better_N = grid.storable(scale_N + (code_gN * gradient_gN).sum(0) / curve_N)
     moved_gN = _decoded(code_gN, better_N, grid).sub_(before_gN)
     pull_gN = matrix_gg @ moved_gN
     gain_N = (pull_gN - 2 * gradient_gN).mul_(moved_gN).sum(0)
@@ -103,12 +104,12 @@ def _move_codes(
     scale_N: Tensor,
     zero_N: Tensor,
     matrix_gg: Tensor,
-    grid: IntegerGrid,
+    grid: Grid,
     change_N: Tensor,
 ) -> Tensor:
     """Each column's best code in turn, the later ones seeing the earlier ones' moves; returns how the values moved."""
     size = len(code_gN)
-    inverse_N, low_N, high_N = 1 / scale_N, -zero_N, grid.spec.levels - 1 - zero_N
+    inverse_N, (low_N, high_N) = 1 / scale_N, grid.limits(zero_N)
     rounded_N = torch.empty_like(scale_N, dtype=grid.scale_dtype)
     pull_K = (1 / matrix_gg.diagonal()).tolist()
     moved_gN = torch.empty_like(value_gN)
@@ -120,8 +121,8 @@ def _move_codes(
             wanted_N, code_N, moved_N = gradient_gN[k], code_gN[k], moved_gN[k]
             if k > start:
                 wanted_N.addmv_(moved_gN[start:k].mT, matrix_gg[k, start:k], alpha=-1)
-            torch.add(value_gN[k], wanted_N, alpha=pull_K[k], out=code_N).mul_(inverse_N).round_()
-            torch.clamp(code_N, low_N, high_N, out=code_N)
+            torch.add(value_gN[k], wanted_N, alpha=pull_K[k], out=code_N).mul_(inverse_N)
+            grid.round_(torch.clamp(code_N, low_N, high_N, out=code_N))
             torch.mul(code_N, scale_N, out=rounded_N)
             torch.sub(rounded_N, value_gN[k], out=moved_N)
         gain_N = moved_gN[start:stop] * matrix_gg.diagonal()[start:stop, None]

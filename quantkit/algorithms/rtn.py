@@ -4,18 +4,23 @@ import torch
 from torch import Tensor
 
 from quantkit.errors import RunError
-from quantkit.grids.integer import CHUNK, IntegerGrid, dequantize
+from quantkit.grids import Grid
+from quantkit.grids.elements import dequantize
+from quantkit.grids.integer import CHUNK
 from quantkit.types import QuantizedWeight
 
 
-def rtn(weight_NK: Tensor, grid: IntegerGrid, *, importance_K: Tensor | None = None) -> QuantizedWeight:
+def rtn(weight_NK: Tensor, grid: Grid, *, importance_K: Tensor | None = None) -> QuantizedWeight:
     """Quantize weight_NK (any float dtype) on `grid`.
 
     importance_K, E[x^2] of each input column, weights the grid's range search; it changes nothing where the grid is
-    plain min-max. RunError where the weight holds NaN or Inf.
+    plain min-max. A grid with something for the whole tensor takes it from this weight unless `for_tensors` gave it.
+    RunError where the weight holds NaN or Inf.
     """
     if not torch.isfinite(weight_NK.sum(dtype=torch.float32)):  # one pass, no [N, K] mask: NaN and Inf survive a sum
         raise RunError("the weight holds NaN or Inf")
+    if grid.fixed is None and getattr(grid, "global_scale", None) is None:
+        grid = grid.for_tensors([weight_NK], importance_K)
     return grid.quantize(weight_NK, *grid.fit(weight_NK, importance_K))
 
 

@@ -1,5 +1,62 @@
-"""How codes and scales lie in a file: one module per format, pure functions, no files opened here."""
+"""How codes and scales lie in a file: one module per format, pure functions, no files opened here.
 
-from quantkit.formats import compressed_tensors
+Every module of FORMATS has the same names:
 
-FORMATS = {"compressed-tensors": compressed_tensors}
+MARK           the tensor that tells a quantized module from a dense one: its name is MODULE + "." + MARK
+SUFFIXES       all tensors a quantized module may have besides its bias
+SIGNED_SCALES  whether a scale may be negative
+scale_dtype(scheme, dtype)           what a weight stored as `dtype` gets its scales in
+layout(shape, scheme, scale_dtype)   suffix -> (dtype, shape) for a weight (N, K); UserError: the format cannot hold it
+pack(q, scheme)                      QuantizedWeight -> tensors by suffix, as `layout` announces them
+check_tensors(tensors, scheme)       (N, K) of a module's tensors; UserError where one of them does not fit
+unpack(tensors, scheme)              the inverse of pack
+config(schemes, ignored, kv)         quantization_config: module -> Scheme, names of dense linears, KVSpec or None
+files(quantization_config)           further JSON files that belong to it, by name
+read_config(qc, modules)             module -> Scheme of those of `modules` that are quantized; UserError where foreign
+read_kv(qc)                          KVSpec or None
+KV_NAMES                             names of the static key and value scales within an attention module, or None
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from quantkit.errors import UserError
+from quantkit.formats import awq, compressed_tensors, fp8, gptq, modelopt
+from quantkit.types import Scheme
+
+FORMATS: dict[str, Any] = {
+    "compressed-tensors": compressed_tensors,
+    "awq": awq,
+    "gptq": gptq.V1,
+    "gptq_v2": gptq.V2,
+    "fp8": fp8.BLOCKS,
+    "fp8_tensor": fp8.TENSOR,
+    "modelopt": modelopt,
+}
+
+
+def format_name(quantization_config: Mapping[str, Any]) -> str | None:
+    """Which of FORMATS a quantization_config speaks of: several share a quant_method. None: none of them."""
+    method = quantization_config.get("quant_method")
+    if method == "gptq":
+        method = quantization_config.get("checkpoint_format") or "gptq"
+    elif method == "fp8" and not quantization_config.get("weight_block_size"):
+        method = "fp8_tensor"
+    elif isinstance(method, str) and method.startswith("modelopt"):
+        method = "modelopt"  # some writers say modelopt_fp4
+    return method if method in FORMATS else None
+
+
+def holders(shape: tuple[int, int], scheme: Scheme, dtype: torch.dtype) -> list[str]:
+    """The formats that can hold a weight (N, K), stored as `dtype` so far, in this scheme."""
+    return [name for name, format_ in FORMATS.items() if _holds(format_, shape, scheme, dtype)]
+
+
+def _holds(format_: Any, shape: tuple[int, int], scheme: Scheme, dtype: torch.dtype) -> bool:
+    try:
+        format_.layout(shape, scheme, format_.scale_dtype(scheme, dtype))
+    except UserError:
+        return False
+    return True

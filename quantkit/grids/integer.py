@@ -7,8 +7,8 @@ positive; the range search tries both signs where the format can store it.
 Shapes: N = out features (n of them at a time), K = in features, G = groups of a row, g = columns of a group.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,12 +39,38 @@ class IntegerGrid:
     """Grid of one TensorSpec. Scales are rounded to `scale_dtype`, as the file will hold them, before codes are chosen.
 
     search None is plain min-max; signed lets the search choose negative scales (symmetric grids only).
+    fixed is the one scale of a tensor-wide grid, set by `for_tensors`.
     """
 
     spec: TensorSpec
     scale_dtype: torch.dtype = torch.float32
     search: RangeSearch | None = None
     signed: bool = True
+    fixed: float | None = None
+
+    def for_tensors(self, weights: Sequence[Tensor], importance_K: Tensor | None = None) -> "IntegerGrid":
+        """This grid with what weights [N_i, K] that an engine fuses must share: the one scale of a tensor-wide grid."""
+        if self.spec.rows != -1:
+            return self
+        flat = replace(self, spec=replace(self.spec, rows=1, group_size=-1))
+        amax = max((w_NK.abs().amax().item() for w_NK in weights), default=0.0)
+        scale = flat._storable(torch.tensor(2 * amax / (self.spec.levels - 1)))
+        if self.search is not None and amax > 0:
+            root_K = None if importance_K is None else importance_K.float().sqrt()
+            step = self.search.span / self.search.steps
+            scales = [flat._storable(scale.float() * (1 - step * i)) for i in range(self.search.steps)]
+            errors = [sum(flat._rows_error(w_NK, s, root_K) for w_NK in weights) for s in scales]
+            scale = scales[errors.index(min(errors))]
+        return replace(self, fixed=scale.float().item())
+
+    def _rows_error(self, w_NK: Tensor, scale: Tensor, root_K: Tensor | None) -> float:
+        """The error of a whole weight on one scale."""
+        total, zero = 0.0, torch.tensor(self.spec.levels // 2, dtype=torch.uint8)
+        for rows in _row_chunks(*w_NK.shape):
+            w_n1K = w_NK[rows].float()[:, None]
+            scale_n1 = scale.to(w_n1K.device).expand(len(w_n1K), 1)
+            total += self._error(w_n1K, scale_n1, zero.to(w_n1K.device).expand(len(w_n1K), 1), root_K).sum().item()
+        return total
 
     def fit(self, w_NK: Tensor, importance_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scale [N, G] (scale_dtype) and zero point [N, G] (uint8) for a weight [N, K] of any float dtype.
@@ -54,6 +80,10 @@ class IntegerGrid:
         """
         N, K = w_NK.shape
         G = self.spec.groups(K)
+        if self.spec.rows == -1:
+            assert self.fixed is not None, "a tensor-wide grid is made by for_tensors"
+            scale_NG = torch.full((N, 1), self.fixed, dtype=self.scale_dtype, device=w_NK.device)
+            return scale_NG, torch.full_like(scale_NG, self.spec.levels // 2, dtype=torch.uint8)
         root_Gg = None
         if importance_K is not None and self.search is not None:
             root_Gg = importance_K.to(w_NK.device, torch.float32).sqrt().reshape(G, K // G)
@@ -174,6 +204,22 @@ class IntegerGrid:
         """(codes - zero) * scale, rounded once in scale's dtype: what compressed-tensors and the engines compute."""
         return (codes.to(scale.dtype) - zero.to(scale.dtype)) * scale
 
+    def storable(self, scale: Tensor) -> Tensor:
+        """The nearest scale that can be stored, in scale's own dtype; of the same sign."""
+        return self._storable(scale).to(scale.dtype)
+
+    def limits(self, zero: Tensor) -> tuple[Tensor, Tensor]:
+        """Least and greatest step (code less zero) for these zero points, in zero's own dtype (a float)."""
+        return -zero, self.spec.levels - 1 - zero
+
+    def round_(self, steps: Tensor) -> Tensor:
+        """Steps within their limits to the nearest ones that have a code, in place."""
+        return steps.round_()
+
+    def codes(self, steps: Tensor, zero: Tensor) -> Tensor:
+        """Codes (uint8) of steps that have one."""
+        return (steps + zero.to(steps.dtype)).to(torch.uint8)
+
     def quantize(self, w_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor) -> QuantizedWeight:
         """Round every weight to its group's grid."""
         N, K = w_NK.shape
@@ -182,19 +228,13 @@ class IntegerGrid:
         for rows in _row_chunks(N, K):
             w_nGg = w_NK[rows].float().reshape(-1, G, K // G)
             codes_NK[rows] = self.encode(w_nGg, scale_NG[rows, :, None], zero_NG[rows, :, None]).reshape(-1, K)
-        zero = None if self.spec.symmetric else zero_NG
-        return QuantizedWeight(codes_NK, scale_NG, zero, self.spec)
+        return self.weight(codes_NK, scale_NG, zero_NG)
+
+    def weight(self, codes_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor) -> QuantizedWeight:
+        """Codes, scales and zero points of this grid as a QuantizedWeight."""
+        return QuantizedWeight(codes_NK, scale_NG, None if self.spec.symmetric else zero_NG, self.spec)
 
 
 def _row_chunks(N: int, K: int) -> Iterator[slice]:
     rows = max(1, CHUNK // K)
     return (slice(start, start + rows) for start in range(0, N, rows))
-
-
-def dequantize(q: QuantizedWeight) -> Tensor:
-    """The weight [N, K] a quantized weight stands for, in its scale's dtype."""
-    N, K = q.codes_NK.shape
-    G = q.scale_NG.shape[1]
-    zero = q.spec.levels // 2 if q.zero_NG is None else q.zero_NG[..., None].to(q.scale_NG.dtype)
-    codes_NGg = q.codes_NK.reshape(N, G, K // G).to(q.scale_NG.dtype)
-    return ((codes_NGg - zero) * q.scale_NG[..., None]).reshape(N, K)

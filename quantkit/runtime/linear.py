@@ -1,39 +1,37 @@
 """A linear layer whose weight stays packed in memory and is dequantized for each call."""
 
 from collections.abc import Mapping
-from types import ModuleType
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from quantkit.grids.integer import dequantize
-from quantkit.types import QuantizedWeight, TensorSpec
+from quantkit.grids.activations import fake_quantize
+from quantkit.grids.elements import dequantize
+from quantkit.types import QuantizedWeight, Scheme
 
 
 class QuantLinear(nn.Module):
     """y = x @ W^T + bias with W kept as its format stores it, in buffers named as in the file (weight_packed, ...).
 
-    W is dequantized in the dtype its scales have on file and then brought to x's, whatever the module was cast to.
+    W is dequantized in the dtype its scales have on file and then brought to x's, whatever the module was cast to. Where
+    the scheme quantizes inputs, x is rounded just as an engine rounds it.
     """
 
-    def __init__(
-        self, format_: ModuleType, tensors: Mapping[str, Tensor], spec: TensorSpec, bias: Tensor | None = None
-    ) -> None:
-        """UserError where the tensors do not fit the spec."""
+    def __init__(self, format_: Any, tensors: Mapping[str, Tensor], scheme: Scheme, bias: Tensor | None = None) -> None:
+        """UserError where the tensors do not fit the scheme."""
         super().__init__()
-        self.format, self.spec = format_, spec
-        self.out_features, self.in_features = format_.check_tensors(tensors, spec)
-        self.scale_dtype = tensors["weight_scale"].dtype
+        self.format, self.scheme = format_, scheme
+        self.out_features, self.in_features = format_.check_tensors(tensors, scheme)
+        self.dtypes = {suffix: tensor.dtype for suffix, tensor in tensors.items()}
         for suffix, tensor in tensors.items():
             self.register_buffer(suffix, tensor)
-        self.suffixes = tuple(tensors)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def quantized(self) -> QuantizedWeight:
         """Codes, scales and zero points, unpacked."""
-        tensors = {suffix: getattr(self, suffix) for suffix in self.suffixes}
-        tensors["weight_scale"] = tensors["weight_scale"].to(self.scale_dtype)
-        return self.format.unpack(tensors, self.spec)
+        tensors = {suffix: getattr(self, suffix).to(dtype) for suffix, dtype in self.dtypes.items()}
+        return self.format.unpack(tensors, self.scheme)
 
     @property
     def weight(self) -> Tensor:
@@ -42,11 +40,13 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> [..., N] in x's dtype."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return nn.functional.linear(x, self.weight.to(x.dtype), bias)
+        bias, q = None if self.bias is None else self.bias.to(x.dtype), self.quantized()
+        if self.scheme.activations is not None:
+            x = fake_quantize(x, self.scheme.activations, q.input)
+        return nn.functional.linear(x, dequantize(q).to(x.dtype), bias)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, {self.spec}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.scheme}"
 
 
 def is_linear(module: nn.Module) -> bool:

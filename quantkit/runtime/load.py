@@ -1,8 +1,8 @@
 """Load a quantized folder as a transformers model whose linears keep their weights packed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,12 +13,10 @@ from transformers.pytorch_utils import Conv1D
 from quantkit.blocks import build_meta_model, read_config
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
-from quantkit.formats import FORMATS
+from quantkit.formats import FORMATS, format_name
 from quantkit.naming import Piece, assemble, weight_sources
 from quantkit.runtime.linear import QuantLinear, is_linear
-from quantkit.types import TensorSpec
-
-PACKED = ".weight_packed"
+from quantkit.types import Scheme
 
 
 def load(
@@ -63,12 +61,16 @@ class PackedFolder:
     def __init__(self, checkpoint: Checkpoint, settings: Mapping[str, Any], model: nn.Module) -> None:
         self.checkpoint = checkpoint
         self.format = _format_of(settings, checkpoint.folder)
-        modules = [name.removesuffix(PACKED) for name in checkpoint.tensors if name.endswith(PACKED)]
+        modules = packed_modules(checkpoint.tensors, self.format)
+        if not modules:
+            raise UserError(
+                f"{checkpoint.folder}: config.json says {settings.get('quant_method')}, but no tensor is packed that way"
+            )
         try:
-            self.specs: dict[str, TensorSpec] = self.format.read_config(settings, modules)
+            self.schemes: dict[str, Scheme] = self.format.read_config(settings, modules)
         except UserError as error:
             raise UserError(f"{checkpoint.folder / 'config.json'}: {error}") from error
-        if hidden := [name for name in modules if name not in self.specs]:
+        if hidden := [name for name in modules if name not in self.schemes]:
             raise UserError(f"{checkpoint.folder}: {hidden[0]} is packed, but quantization_config does not target it")
         self._own = {
             f"{name}.{suffix}" for name in modules for suffix in self.format.SUFFIXES if self._has(f"{name}.{suffix}")
@@ -76,7 +78,7 @@ class PackedFolder:
 
         transposed = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
         tails = {tail for name in transposed for tail in _tails(name)}
-        self._transposed = {name for name in self.specs if name in tails or transposed & _tails(name)}
+        self._transposed = {name for name in self.schemes if name in tails or transposed & _tails(name)}
 
     def _has(self, name: str) -> bool:
         return name in self.checkpoint.tensors
@@ -84,29 +86,46 @@ class PackedFolder:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of the dense checkpoint."""
         found = {name: info.shape for name, info in self.checkpoint.tensors.items() if name not in self._own}
-        for module in self.specs:
-            if not self._has(f"{module}.weight_shape"):
-                raise UserError(f"{self.checkpoint.folder}: {module}.weight_shape is missing; export the folder again")
-            shape = tuple(self.checkpoint.read(f"{module}.weight_shape").reshape(-1).tolist())
+        for module, scheme in self.schemes.items():
+            with self._named(module):
+                shape = self.format.check_tensors(self._meta(module), scheme)
             found[f"{module}.weight"] = shape[::-1] if module in self._transposed else shape
         return found
 
+    def _meta(self, module: str) -> dict[str, Tensor]:
+        """The module's tensors without their data, but for the two numbers of its shape."""
+        infos = {suffix: self.checkpoint.info(f"{module}.{suffix}") for suffix in self._suffixes(module)}
+        return {
+            suffix: self.checkpoint.read(f"{module}.{suffix}")
+            if suffix == "weight_shape"
+            else torch.empty(info.shape, dtype=info.dtype, device="meta")
+            for suffix, info in infos.items()
+        }
+
+    def _suffixes(self, module: str) -> list[str]:
+        return [suffix for suffix in self.format.SUFFIXES if f"{module}.{suffix}" in self._own]
+
+    @contextmanager
+    def _named(self, module: str) -> Iterator[None]:
+        """Errors inside name the folder and the module."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self.checkpoint.folder}: {module}: {error}") from error
+
     def is_packed(self, name: str) -> bool:
         """Whether the dense tensor `name` lies packed here."""
-        return name.removesuffix(".weight") in self.specs and name.endswith(".weight")
+        return name.removesuffix(".weight") in self.schemes and name.endswith(".weight")
 
     def tensors(self, module: str) -> dict[str, Tensor]:
         """The packed tensors of a module by suffix."""
-        names = [suffix for suffix in self.format.SUFFIXES if f"{module}.{suffix}" in self._own]
-        return {suffix: self.checkpoint.read(f"{module}.{suffix}") for suffix in names}
+        return {suffix: self.checkpoint.read(f"{module}.{suffix}") for suffix in self._suffixes(module)}
 
     def linear(self, name: str) -> QuantLinear:
         """A QuantLinear without bias from the packed tensors of the dense tensor `name`."""
         module = name.removesuffix(".weight")
-        try:
-            return QuantLinear(self.format, self.tensors(module), self.specs[module])
-        except UserError as error:
-            raise UserError(f"{self.checkpoint.folder}: {module}: {error}") from error
+        with self._named(module):
+            return QuantLinear(self.format, self.tensors(module), self.schemes[module])
 
     def dense(self, name: str) -> Tensor:
         """A tensor of the dense checkpoint: dequantized where it is packed, read where it is not."""
@@ -114,6 +133,12 @@ class PackedFolder:
             return self.checkpoint.read(name)
         weight_NK = self.linear(name).weight
         return weight_NK.T if name.removesuffix(".weight") in self._transposed else weight_NK
+
+
+def packed_modules(names: Iterable[str], format_: Any) -> list[str]:
+    """The modules that have a tensor no dense linear has."""
+    own = {suffix for suffix in format_.SUFFIXES if suffix != "weight"}
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in names if name.rpartition(".")[2] in own))
 
 
 def _fill(
@@ -175,11 +200,11 @@ def _tails(module: str) -> set[str]:
     return {".".join(parts[i:]) for i in range(len(parts))}
 
 
-def _format_of(settings: Mapping[str, Any], folder: Path) -> ModuleType:
-    method = settings.get("quant_method")
-    if method not in FORMATS:
-        raise UserError(f"{folder}: quantized by {method!r}; quantkit loads {', '.join(FORMATS)}")
-    return FORMATS[method]
+def _format_of(settings: Mapping[str, Any], folder: Path) -> Any:
+    name = format_name(settings)
+    if name is None:
+        raise UserError(f"{folder}: quantized by {settings.get('quant_method')!r}; quantkit loads {', '.join(FORMATS)}")
+    return FORMATS[name]
 
 
 def _load_plain(

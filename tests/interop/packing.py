@@ -12,8 +12,9 @@ from torch import Tensor
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.writer import ShardWriter, TensorLayout, copy_side_files
 from quantkit.formats import compressed_tensors as ct
-from quantkit.grids.integer import IntegerGrid, dequantize
-from quantkit.types import QuantizedWeight, TensorSpec
+from quantkit.grids.elements import dequantize
+from quantkit.grids.integer import IntegerGrid
+from quantkit.types import QuantizedWeight, Scheme, TensorSpec
 
 NOT_LINEAR = re.compile(r".*(norm|ln_|embed|wte|wpe|lm_head|\.gate\.|router).*")
 
@@ -58,7 +59,7 @@ def pack_folder(
         q = grid.quantize(w_NK, *grid.fit(w_NK))
         quantized[module] = q = negate_half(q) if negative else q
         parts = {f"{module}.{suffix}": part for suffix, part in ct.pack(q).items()}
-        announced = ct.layout(tuple(w_NK.shape), specs[module], q.scale_NG.dtype)
+        announced = ct.layout(tuple(w_NK.shape), Scheme(specs[module]), q.scale_NG.dtype)
         units.append([TensorLayout(f"{module}.{suffix}", *kind) for suffix, kind in announced.items()])
         tensors |= parts
         w_NK = dequantize(q).to(tensor.dtype)
@@ -70,7 +71,7 @@ def pack_folder(
         config = dict(checkpoint.config)
         if folder == packed:
             ignored = [n for n in linears if n not in specs and "embed" not in n and not re.match(r".*(wte|wpe)", n)]
-            config["quantization_config"] = ct.config(specs, {*ignored, "lm_head"})
+            config["quantization_config"] = ct.config({n: Scheme(s) for n, s in specs.items()}, {*ignored, "lm_head"})
         (folder / "config.json").write_text(json.dumps(config))
     return quantized
 

@@ -7,8 +7,9 @@ import torch
 from packaging.version import Version
 
 from quantkit.formats import compressed_tensors as ct
-from quantkit.grids.integer import IntegerGrid, dequantize
-from quantkit.types import TensorSpec
+from quantkit.grids.elements import dequantize
+from quantkit.grids.integer import IntegerGrid
+from quantkit.types import Scheme, TensorSpec
 from tests.interop.packing import negate_half
 
 pytestmark = pytest.mark.interop
@@ -43,7 +44,7 @@ def test_same_floats(shape: tuple[int, int], bits: int, symmetric: bool, group_s
     grid = IntegerGrid(spec, dtype)
     q = negate_half(grid.quantize(w_NK, *grid.fit(w_NK)))
     assert (q.scale_NG < 0).any()
-    theirs = decompress(ct.pack(q), ct.config({"a": spec}, ["lm_head"]))
+    theirs = decompress(ct.pack(q), ct.config({"a": Scheme(spec)}, ["lm_head"]))
     assert theirs.dtype == dtype
     assert torch.equal(theirs, dequantize(q))
 
@@ -51,7 +52,8 @@ def test_same_floats(shape: tuple[int, int], bits: int, symmetric: bool, group_s
 def test_our_config_is_valid_there() -> None:
     from compressed_tensors.quantization import QuantizationConfig
 
-    specs = {"a.0.q": TensorSpec(4, 128, True), "a.1.q": TensorSpec(4, 128, True), "b": TensorSpec(8, -1, False)}
+    four, eight = Scheme(TensorSpec(4, 128, True)), Scheme(TensorSpec(8, -1, False))
+    specs = {"a.0.q": four, "a.1.q": four, "b": eight}
     parsed = QuantizationConfig.model_validate(ct.config(specs, ["lm_head"]))
     assert len(parsed.config_groups) == 2
     assert parsed.ignore == ["lm_head"]

@@ -1,0 +1,80 @@
+"""What one element stands for before its scale: integers less their zero point, e4m3 and e2m1 floats.
+
+Codes are uint8; an integer's is the number itself, a float's its bit pattern (sign, exponent, mantissa). "Steps" are
+the numbers that codes stand for, in units of the scale: w = step * scale.
+
+Sources: e4m3fn arXiv:2209.05433; e2m1 and the power-of-two scale e8m0: OCP Microscaling Formats (MX) v1.0.
+"""
+
+import torch
+from torch import Tensor
+
+from quantkit.types import FP4_MAX, FP8_MAX, QuantizedWeight, TensorSpec
+
+FP8 = torch.float8_e4m3fn
+FP4_STEPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)  # by code
+
+
+def round_float_(steps: Tensor, bits: int) -> Tensor:
+    """Round to the nearest e4m3 (bits 8) or e2m1 (bits 4) number, ties to the even mantissa, in place.
+
+    Clamped first: a cast of what lies beyond 448 gives NaN. Zeros come out positive.
+    """
+    if bits == 8:
+        return steps.copy_(steps.clamp_(-FP8_MAX, FP8_MAX).to(FP8)).add_(0.0)
+    steps.clamp_(-FP4_MAX, FP4_MAX)
+    size = steps.abs()
+    ulp = (size >= 2).to(steps.dtype).mul_(0.5).add_(0.5).add_((size >= 4).to(steps.dtype))  # 0.5, from 2 on 1, then 2
+    return steps.div_(ulp).round_().mul_(ulp).add_(0.0)
+
+
+def float_codes(steps: Tensor, bits: int) -> Tensor:
+    """The bit patterns (uint8) of steps that are e4m3 or e2m1 numbers."""
+    if bits == 8:
+        return steps.to(FP8).view(torch.uint8)
+    twice = steps.abs().mul_(2)  # 0 1 2 3 4 6 8 12
+    index = torch.minimum(torch.minimum(twice, twice * 0.5 + 2), twice * 0.25 + 4)
+    return index.to(torch.uint8).bitwise_or_(torch.signbit(steps).to(torch.uint8).mul_(8))
+
+
+def float_steps(codes: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    """The numbers that bit patterns (uint8) stand for."""
+    if bits == 8:
+        return codes.view(FP8).to(dtype)
+    table = torch.tensor(FP4_STEPS, dtype=dtype, device=codes.device)
+    return table.index_select(0, codes.reshape(-1).int()).reshape(codes.shape)
+
+
+def steps_of(codes: Tensor, spec: TensorSpec, zero: Tensor) -> Tensor:
+    """The numbers that codes stand for, in units of the scale, in zero's (floating) dtype; zero broadcasts."""
+    if spec.element == "float":
+        return float_steps(codes, spec.bits, zero.dtype)
+    return codes.to(zero.dtype) - zero
+
+
+def expand(scale: Tensor, spec: TensorSpec, N: int) -> Tensor:
+    """Scales as they are stored, a row for each `spec.rows` rows of the weight, to one row for each row [N, G]."""
+    if spec.rows == 1:
+        return scale
+    return (scale.expand(N, -1) if spec.rows == -1 else scale.repeat_interleave(spec.rows, 0)[:N]).contiguous()
+
+
+def collapse(scale_NG: Tensor, spec: TensorSpec) -> Tensor:
+    """The inverse of `expand`."""
+    if spec.rows == 1:
+        return scale_NG
+    return scale_NG[:1].contiguous() if spec.rows == -1 else scale_NG[:: spec.rows].contiguous()
+
+
+def dequantize(q: QuantizedWeight) -> Tensor:
+    """The weight [N, K] a quantized weight stands for, in its scale's dtype."""
+    (N, K), G, dtype = q.codes_NK.shape, q.scale_NG.shape[1], q.scale_NG.dtype
+    size = q.spec.columns(K)
+    if q.spec.element == "float":
+        steps_NK = float_steps(q.codes_NK, q.spec.bits, dtype)
+        if G * size == K:
+            return (steps_NK.reshape(N, G, size) * q.scale_NG[..., None]).reshape(N, K)
+        return steps_NK * q.scale_NG.repeat_interleave(size, 1)[:, :K]  # blocks cut short at the right edge
+    zero = q.spec.levels // 2 if q.zero_NG is None else q.zero_NG[..., None].to(dtype)
+    codes_NGg = q.codes_NK.reshape(N, G, size).to(dtype)
+    return ((codes_NGg - zero) * q.scale_NG[..., None]).reshape(N, K)
