@@ -1,0 +1,97 @@
+"""Tile sizes: measured ones from configs/<device>.json where that device was tuned, else a small heuristic table.
+
+Nothing is tuned at the first call. `python -m quantkit_kernels.tune` measures on the GPU at hand and writes the JSON:
+{"device": ..., "triton": ..., "weight_only": {"int4/4096x4096": {"16": {"block_m": 16, ...}, ...}}}, the inner keys
+being the largest M a config is for.
+"""
+
+import functools
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from quantkit_kernels.common import WORKSPACE_FLOATS, WORKSPACE_TILES, processors
+
+FOLDER = Path(__file__).parent / "configs"
+DEQUANTIZE_FROM = 192  # tokens from which decoding the weight once and cuBLAS win, until a device's JSON says otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class WeightOnlyConfig:
+    """Tile of the weight-only kernel; dequantize: decode the whole weight once and leave the product to cuBLAS."""
+
+    block_m: int
+    block_n: int
+    splits: int
+    num_warps: int
+    num_stages: int
+    dequantize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GemmConfig:
+    """Tile of the W8A8 kernels."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    splits: int
+    num_warps: int
+    num_stages: int
+
+
+def file_of(device: torch.device) -> Path:
+    """Where the measured configs of this device's model lie."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
+    return FOLDER / f"{re.sub('[^A-Za-z0-9]+', '_', name).strip('_')}.json"
+
+
+@functools.cache
+def measured(device: torch.device) -> dict:
+    """The device's JSON; empty where it was never tuned."""
+    path = file_of(device)
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def split_count(tiles: int, steps: int, device: torch.device, floats_per_tile: int, per_processor: int = 3) -> int:
+    """The largest divisor of `steps` that keeps `tiles` x splits programs within `per_processor` for each processor.
+
+    Every part keeps at least two steps, and the parts fit the workspace.
+    """
+    room = min(per_processor * processors(device) // tiles, steps // 2, WORKSPACE_FLOATS // (tiles * floats_per_tile))
+    if tiles > WORKSPACE_TILES:
+        return 1
+    return max((s for s in range(1, room + 1) if steps % s == 0), default=1)
+
+
+@functools.lru_cache(maxsize=4096)
+def weight_only_config(format: str, M: int, N: int, K: int, device: torch.device) -> WeightOnlyConfig:
+    """The tile for y_MN = x_MK @ W_NK^T."""
+    buckets = measured(device).get("weight_only", {}).get(f"{format}/{N}x{K}", {})
+    for largest in sorted(map(int, buckets)):
+        if largest >= M:
+            return WeightOnlyConfig(**buckets[str(largest)])
+    steps = -(-K // 256)
+    if M >= DEQUANTIZE_FROM:
+        return WeightOnlyConfig(64, 128, 1, 4, 3, dequantize=True)
+    block_m = 16 if M <= 16 else 32 if M <= 32 else 64
+    tiles = -(-N // 64) * -(-M // block_m)
+    splits = split_count(tiles, steps, device, block_m * 64, per_processor=4)
+    return WeightOnlyConfig(block_m, 64, splits, 4, 3)
+
+
+@functools.lru_cache(maxsize=4096)
+def gemm_config(kind: str, M: int, N: int, K: int, device: torch.device) -> GemmConfig:
+    """The tile of a W8A8 product; few tokens split K, many take the largest tile."""
+    buckets = measured(device).get("gemm", {}).get(f"{kind}/{N}x{K}", {})
+    for largest in sorted(map(int, buckets)):
+        if largest >= M:
+            return GemmConfig(**buckets[str(largest)])
+    if M > 128:
+        return GemmConfig(128, 128, 128, 1, 8, 3)
+    block_m = 16 if M <= 16 else 32 if M <= 32 else 64
+    tiles = -(-N // 128) * -(-M // block_m)
+    return GemmConfig(block_m, 128, 128, split_count(tiles, -(-K // 128), device, block_m * 128), 4, 4)
