@@ -90,21 +90,23 @@ def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
 def reduce_splits(
     acc, partial_ptr, count_ptr, tile, split, SPLITS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
-    """Sum of a tile's `acc` [ROWS, COLS] over all splits, in the splits' order, and whether this program holds it.
+    """Sum of a tile's `acc` [ROWS, COLS] over all splits, in their order, and whether this program holds it.
 
-    Every program leaves its part in the workspace and counts itself; the one that counts last adds all parts up (so
+    Elements are int32 or float32; the workspace holds their bits. Every program leaves its part in the workspace and counts itself; the one that counts last adds all parts up (so
     the order, and with it the result, never depends on which one that is) and sets the counter back to zero.
     """
     offsets = tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
     base = partial_ptr + tile.to(tl.int64) * (SPLITS * ROWS * COLS)
-    tl.store(base + split * (ROWS * COLS) + offsets, acc, cache_modifier=".cg")
+    tl.store(base + split * (ROWS * COLS) + offsets, acc.to(tl.float32, bitcast=True), cache_modifier=".cg")
     tl.debug_barrier()  # all of the program's stores come before its count
     arrived = tl.atomic_add(count_ptr + tile, 1, sem="acq_rel")
     last = arrived == SPLITS - 1
     if last:
         tl.debug_barrier()
-        acc = tl.load(base + offsets, cache_modifier=".cg")
+        total = tl.load(base + offsets, cache_modifier=".cg").to(acc.dtype, bitcast=True)
         for other in tl.static_range(1, SPLITS):
-            acc += tl.load(base + other * (ROWS * COLS) + offsets, cache_modifier=".cg")
+            part = tl.load(base + other * (ROWS * COLS) + offsets, cache_modifier=".cg")
+            total += part.to(acc.dtype, bitcast=True)
+        acc = total
         tl.store(count_ptr + tile, 0)
     return acc, last

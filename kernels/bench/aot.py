@@ -1,0 +1,194 @@
+"""Compile every kernel and config for GPUs that need not be here, and print what their machine code is made of.
+
+    python kernels/bench/aot.py [--arch 90] [--match int4] [--json FILE]
+
+int/el: integer instructions of the main loop for each weight (or cached element) a thread decodes. Exit code 1 where a
+limit is broken: spills, shared memory (227 KiB on sm_90), the tensor-core class on sm_90, integer work.
+"""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.pop("TRITON_INTERPRET", None)
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # otherwise Triton 3.9 warns of 3.10's default at each compile
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import torch
+import triton
+import triton.language as tl
+from sass import Compiled, compile_kernel
+
+from quantkit_kernels.configs import gemm_config, weight_only_config
+from quantkit_kernels.quantize_activations import quantize_kernel
+from quantkit_kernels.w8a8 import w8a8_kernel
+from quantkit_kernels.weight_only import decode_kernel, weight_only_kernel
+
+ARCHES = (80, 89, 90, 100)
+SHARED = {80: 163, 89: 99, 90: 227, 100: 227}  # KiB a program can have
+CPU = torch.device("cpu")  # the heuristic table
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel with its constants. elements: what a thread decodes in one turn of the loop, 0 where none."""
+
+    name: str
+    kernel: object
+    signature: dict[str, str]
+    constants: dict
+    num_warps: int
+    num_stages: int
+    elements: float = 0
+    limit: float = 0
+    tensor: str = "none"
+
+
+def weight_only(format: str, group: int, M: int, *, zero: bool = False, dtype: str = "bf16", K: int = 4096) -> Case:
+    """The product of a weight-only format; group 0: one scale a row."""
+    config = weight_only_config(format, M, 4096, K, CPU)
+    data = "*" + dtype
+    signature = {
+        "x_ptr": data, "words_ptr": "*i32", "scale_ptr": data if group else "*i32",
+        "zero_ptr": data if zero else "*i32", "row_scale_ptr": "*fp32", "y_ptr": data, "partial_ptr": "*fp32",
+        "count_ptr": "*i32", "M": "i32", "N": "i32", "stride_x": "i32",
+    }  # fmt: skip
+    constants = {
+        "K": K, "STEPS": -(-K // 256), "SPLITS": 4, "FORMAT": format, "GROUP": group or 128, "SCALE": group > 0,
+        "ZERO": zero, "ROW_SCALE": format == "fp4" or not group, "SCALE_SUMS": group == 128 and config.block_m <= 32,
+        "EVEN_N": True, "ASM": True, "CDT": tl.bfloat16 if dtype == "bf16" else tl.float16,
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
+    }  # fmt: skip
+    elements = config.block_n * 256 / (32 * config.num_warps)
+    limit = {"int4": 1.3, "int8": 1.6, "fp8": 1.6, "fp4": 1.6}[format]
+    size = f"g{group}" if group else "channel"
+    name = f"{format} {size}{' asym' if zero else ''} {dtype} M{M}"
+    return Case(
+        name, weight_only_kernel, signature, constants, config.num_warps, config.num_stages, elements, limit, "HGMMA"
+    )
+
+
+def decode(format: str, group: int) -> Case:
+    """The kernel that decodes a whole weight."""
+    signature = {
+        "words_ptr": "*i32", "scale_ptr": "*bf16", "zero_ptr": "*i32", "row_scale_ptr": "*fp32", "w_ptr": "*bf16",
+        "N": "i32",
+    }  # fmt: skip
+    constants = {
+        "K": 4096, "FORMAT": format, "GROUP": group, "SCALE": True, "ZERO": False, "ROW_SCALE": format == "fp4",
+        "ASM": True, "CDT": tl.bfloat16, "BLOCK_N": 64,
+    }  # fmt: skip
+    return Case(f"decode {format} g{group}", decode_kernel, signature, constants, 4, 3)
+
+
+def w8a8(kind: str, M: int, arch: int) -> Case:
+    """A W8A8 product."""
+    config = gemm_config(kind, M, 4096, 4096, CPU)
+    soft = kind != "int8" and arch < 89
+    element = "*i8" if kind == "int8" else "*u8" if soft else "*fp8e4nv"
+    signature = {
+        "x_ptr": element, "w_ptr": element, "x_scale_ptr": "*fp32", "w_scale_ptr": "*fp32", "y_ptr": "*bf16",
+        "partial_ptr": "*fp32", "count_ptr": "*i32", "M": "i32", "N": "i32", "stride_sm": "i32", "stride_sg": "i32",
+    }  # fmt: skip
+    constants = {
+        "K": 4096, "KIND": kind, "DECODE": soft, "CDT": tl.float16, "SPLITS": 4 if M <= 128 else 1, "EVEN_N": True,
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k,
+    }  # fmt: skip
+    tensor = "IGMMA" if kind == "int8" else "QGMMA"
+    return Case(
+        f"w8a8 {kind} M{M}", w8a8_kernel, signature, constants, config.num_warps, config.num_stages, tensor=tensor
+    )
+
+
+def quantize(fuse: str, element: str, group: int, arch: int) -> Case:
+    """Activations of 4096 features."""
+    native = arch >= 89
+    code = "*i8" if element == "int8" else "*fp8e4nv" if native else "*u8"
+    signature = {
+        "x_ptr": "*bf16", "norm_weight_ptr": "*bf16", "codes_ptr": code, "scale_ptr": "*fp32", "stride_x": "i32",
+        "stride_sm": "i32", "stride_sg": "i32", "eps": "fp32",
+    }  # fmt: skip
+    constants = {
+        "K": 4096, "FUSE": fuse, "INT8": element == "int8", "NATIVE": native, "GROUPS": 1 if group == -1 else 32,
+        "BLOCK": 4096,
+    }  # fmt: skip
+    name = f"quantize {element} {'row' if group == -1 else 'g128'} {fuse}"
+    return Case(name, quantize_kernel, signature, constants, 4, 3)
+
+
+def cases(arch: int) -> list[Case]:
+    """Everything that is shipped."""
+    return [
+        *(weight_only("int4", 128, M) for M in (16, 32, 64)),
+        *(weight_only("int4", group, 16) for group in (0, 32, 64)),
+        *(weight_only("int4", group, 16, zero=True) for group in (0, 32, 128)),
+        weight_only("int4", 128, 64, zero=True),
+        weight_only("int4", 128, 16, zero=True, dtype="fp16"),
+        weight_only("int4", 128, 64, dtype="fp16"),
+        weight_only("int4", 128, 16, K=4032),
+        *(weight_only("int8", 0, M) for M in (16, 64)),
+        weight_only("int8", 128, 16, dtype="fp16"),
+        *(weight_only("fp8", group, M) for group, M in ((0, 16), (0, 64), (128, 16))),
+        *(weight_only("fp4", group, M) for group, M in ((16, 16), (16, 64), (32, 16))),
+        decode("int4", 128),
+        decode("fp4", 16),
+        *(w8a8(kind, M, arch) for kind in ("int8", "fp8", "fp8_block") for M in (16, 64, 4096)),
+        *(quantize(fuse, "fp8", -1, arch) for fuse in ("none", "rmsnorm", "silu_mul")),
+        quantize("none", "fp8", 128, arch),
+        quantize("rmsnorm", "int8", -1, arch),
+    ]
+
+
+def faults(case: Case, got: Compiled, arch: int) -> list[str]:
+    """Which limits are broken."""
+    found = []
+    if got.spills:
+        found.append(f"{got.spills} spills")
+    if got.shared > SHARED[arch] * 1024:
+        found.append(f"shared memory {got.shared}")
+    if arch == 90 and got.tensor != case.tensor:
+        found.append(f"{got.tensor}, wanted {case.tensor}")
+    if arch == 90 and case.elements and got.integer() / case.elements > case.limit:
+        found.append(f"{got.integer() / case.elements:.2f} integer instructions an element, limit {case.limit}")
+    return found
+
+
+def main() -> int:
+    """Print the table; 1 where a limit is broken."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--arch", type=int, action="append", choices=ARCHES)
+    parser.add_argument("--match", default="", help="only cases whose name contains this")
+    parser.add_argument("--json", type=Path, help="write the rows here too")
+    options = parser.parse_args()
+    rows, broken = [], 0
+    print(f"triton {triton.__version__}")
+    print(f"{'arch':>5} {'kernel':34} {'tensor':8} {'regs':>4} {'spills':>6} {'shared':>7} {'int/el':>6}  faults")
+    for arch in options.arch or ARCHES:
+        for case in cases(arch):
+            if options.match not in case.name:
+                continue
+            got = compile_kernel(
+                case.kernel, case.signature, case.constants, arch, case.num_warps, case.num_stages
+            )
+            found = faults(case, got, arch)
+            broken += len(found)
+            work = f"{got.integer() / case.elements:.2f}" if case.elements else ""
+            print(
+                f"sm_{arch:<3}{case.name:34} {got.tensor:8} {got.registers:>4} {got.spills:>6} {got.shared:>7} "
+                f"{work:>6}  {', '.join(found)}",
+                flush=True,
+            )
+            rows.append({
+                "arch": arch, "kernel": case.name, "tensor": got.tensor, "registers": got.registers,
+                "spills": got.spills, "shared": got.shared, "int_per_element": work or None, "faults": found,
+            })  # fmt: skip
+    if options.json:
+        options.json.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=1) + "\n")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
