@@ -37,6 +37,8 @@ def make(N: int, K: int, scheme: Scheme, dtype: torch.dtype = torch.float32, see
         if spec.scale == "e4m3":
             whole = 2.0**-12
             stored = (stored / 0.015 * 448).to(FP8).float() * whole
+        elif spec.scale == "e8m0":
+            stored = stored.log2().round().exp2()
     elif not spec.symmetric:
         zero_NG = torch.randint(1, spec.levels, (N, G), dtype=torch.uint8, generator=draw)
     calibrated = scheme.activations is not None and scheme.activations.calibrated

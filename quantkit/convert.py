@@ -1,0 +1,204 @@
+"""Carry a quantized folder from one format to another: the same codes, scales and zero points, or no folder at all.
+
+Each module is unpacked, packed anew, unpacked once more and compared. What the target cannot hold exactly is refused,
+and formats that can are named; `requantize` lets scales be rounded to the target's numbers, and nothing else. One
+module is in memory at a time. A group whose weights are all zero has no scale to keep: it gets the target's least where
+its own does not fit.
+"""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit.checkpoint.journal import NAME as JOURNAL
+from quantkit.checkpoint.journal import Journal
+from quantkit.checkpoint.writer import ShardWriter, TensorLayout, copy_side_files
+from quantkit.errors import UserError
+from quantkit.formats import FORMATS, holders
+from quantkit.formats.common import natural
+from quantkit.output import REPORT, check_output, versions
+from quantkit.quantized import QuantizedFolder
+from quantkit.types import QuantizedWeight, Scheme
+
+SHARD_BYTES = 5_000_000_000
+
+
+def convert(source: Path, output: Path, format_name: str, *, requantize: bool = False) -> dict[str, Any]:
+    """Write the quantized folder `source` as `output` in another of FORMATS; returns the report that lies in it.
+
+    UserError, with nothing left behind, where the folder is not quantized, foreign or damaged, where the target cannot
+    hold what is there, or where `output` exists.
+    """
+    if format_name not in FORMATS:
+        raise UserError(f"there is no format {format_name!r}; choose from {', '.join(FORMATS)}")
+    check_output(output)
+    folder, target = QuantizedFolder.open(source), FORMATS[format_name]
+    units = _layouts(folder, target, format_name)
+    settings = target.config(folder.schemes, folder.dense_linears(), folder.kv)
+    if target.read_config(settings, list(folder.schemes)) != folder.schemes or target.read_kv(settings) != folder.kv:
+        raise UserError(f"{source}: {format_name} would describe these modules as something else")
+    partial = output.absolute().with_name(output.name + ".partial")
+    journal = Journal(partial, {"convert": str(source), "format": format_name}, restart=_is_conversion(partial))
+    try:
+        writer = ShardWriter(partial, units, SHARD_BYTES)
+        rounded = _write(folder, target, writer, requantize)
+        copy_side_files(folder.checkpoint.folder, partial)
+        report = {
+            "converted": {"source": str(source), "from": folder.name, "to": format_name},
+            "modules": len(folder.schemes),
+            "schemes": dict(Counter(str(scheme) for scheme in folder.schemes.values())),
+            "kv_cache": None if folder.kv is None else str(folder.kv),
+            "rounded": rounded,
+            "versions": versions(),
+        }
+        for name, content in target.files(settings).items():
+            _write_json(partial / name, content)
+        config = {key: value for key, value in folder.checkpoint.config.items() if key != "quantization_config"}
+        _write_json(partial / "config.json", config | {"quantization_config": settings})
+        _write_json(partial / REPORT, report)
+        writer.finish()
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    journal.publish(output)
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How many scales came out different, and the largest relative difference."""
+
+    scales: int = 0
+    largest: float = 0.0
+
+    def __add__(self, other: "Change") -> "Change":
+        return Change(self.scales + other.scales, max(self.largest, other.largest))
+
+
+def carry(q: QuantizedWeight, scheme: Scheme, target: Any) -> tuple[dict[str, Tensor], Change]:
+    """The module's tensors in the target format, and what became of its scales there.
+
+    UserError where the target cannot hold the codes, the zero points, or scales of that size or sign at all.
+    """
+    if not target.SIGNED_SCALES and (q.scale_NG < 0).any():
+        raise UserError("a scale is negative, which readers of this format do not know")
+    dtype = target.scale_dtype(scheme, q.scale_NG.dtype)
+    scale_NG, idle_NG = q.scale_NG.to(dtype), _idle(q)
+    vanished_NG = idle_NG & (scale_NG.double() != q.scale_NG.double())
+    scale_NG = torch.where(vanished_NG, torch.finfo(dtype).tiny, scale_NG)
+    tensors = target.pack(replace(q, scale_NG=scale_NG), scheme)
+    back = target.unpack(tensors, scheme)
+    zeros, codes = (q.zero_NG, back.zero_NG), (q.codes_NK, back.codes_NK)
+    if back.spec != q.spec or not _equal(*codes) or not _equal(*zeros):
+        raise UserError("codes or zero points would not come back as they are")
+    before, after = q.input, back.input
+    if (before is None) != (after is None) or (before and after and before.zero != after.zero):
+        raise UserError("the range of the inputs would not come back as it is")
+    change = _change(q.scale_NG[~idle_NG], back.scale_NG[~idle_NG])
+    if before and after:
+        change += _change(before.scale, after.scale)
+    if q.global_scale is not None and back.global_scale is not None:
+        change += _change(*(torch.tensor(value, dtype=torch.float64) for value in (q.global_scale, back.global_scale)))
+    return tensors, change
+
+
+def _write(folder: QuantizedFolder, target: Any, writer: ShardWriter, requantize: bool) -> dict[str, Any]:
+    total, touched = Change(), 0
+    for module, scheme in folder.schemes.items():
+        try:
+            q = folder.weight(module)
+            tensors, change = carry(q, scheme, target)
+            if change.scales and not requantize:
+                raise UserError(
+                    f"{change.scales} scales are no numbers of the target (largest change {change.largest:.1e}); "
+                    "pass --requantize to round them"
+                )
+        except UserError as error:
+            raise UserError(f"{folder.checkpoint.folder}: {module}: {error}{_elsewhere(folder, module)}") from error
+        total, touched = total + change, touched + bool(change.scales)
+        for suffix, tensor in tensors.items():
+            writer.write(f"{module}.{suffix}", tensor)
+    for name, new in folder.renamed(target).items():
+        writer.copy_from(folder.checkpoint, name, new)
+    return {"modules": touched, "scales": total.scales, "largest_change": total.largest}
+
+
+def _elsewhere(folder: QuantizedFolder, module: str) -> str:
+    """Which formats hold a module exactly; nothing where it cannot even be read."""
+    names, scheme = [], folder.schemes[module]
+    try:
+        q = folder.weight(module)
+    except UserError:
+        return ""
+    for name in holders(folder.shape(module), scheme, q.scale_NG.dtype):
+        try:
+            if not carry(q, scheme, FORMATS[name])[1].scales:
+                names.append(name)
+        except UserError:
+            continue
+    return f"; held exactly by: {', '.join(names)}" if names else ""
+
+
+def _layouts(folder: QuantizedFolder, target: Any, format_name: str) -> list[list[TensorLayout]]:
+    """Every tensor of the output, a module's in one unit; UserError for a module the target cannot hold."""
+    units: dict[str, list[TensorLayout]] = {}
+    for module, scheme in folder.schemes.items():
+        try:
+            shape, dtype = folder.shape(module), folder.scale_dtype(module)
+        except UserError as error:
+            raise UserError(f"{folder.checkpoint.folder}: {module}: {error}") from error
+        try:
+            announced = target.layout(shape, scheme, target.scale_dtype(scheme, dtype))
+        except UserError as error:
+            able = ", ".join(holders(shape, scheme, dtype))
+            raise UserError(f"{module} cannot become {format_name}: {error}; held by: {able}") from error
+        units[module] = [TensorLayout(f"{module}.{suffix}", *kind) for suffix, kind in announced.items()]
+    for name, new in folder.renamed(target).items():
+        info = folder.checkpoint.info(name)
+        units.setdefault(new.rpartition(".")[0], []).append(TensorLayout(new, info.dtype, tuple(info.shape)))
+    return [units[module] for module in sorted(units, key=natural)]
+
+
+def _idle(q: QuantizedWeight) -> Tensor:
+    """Which groups [N, G] of integers stand for zeros alone. Floats: none, for their scales never lack range."""
+    (N, G), spec = q.scale_NG.shape, q.spec
+    if spec.element == "float":
+        return torch.zeros(N, G, dtype=torch.bool)
+    zero_NG = torch.full((N, G), spec.levels // 2, dtype=torch.uint8) if q.zero_NG is None else q.zero_NG
+    return (q.codes_NK.reshape(N, G, -1) == zero_NG[..., None]).all(-1)
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+
+
+def _change(before: Tensor, after: Tensor) -> Change:
+    a, b = before.double(), after.double()
+    if torch.equal(a, b):
+        return Change()
+    change = (b - a).abs() / a.abs().clamp(min=1e-300)
+    return Change(int(change.count_nonzero()), float(change.max()))
+
+
+def _is_conversion(partial: Path) -> bool:
+    """Whether the folder was left by a conversion that was killed: it is begun anew."""
+    try:
+        with (partial / JOURNAL).open(encoding="utf-8") as file:
+            return "convert" in json.loads(file.readline())
+    except (OSError, ValueError):
+        return False
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
