@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Fp8QuantizedLayer
 
 from quantkit.errors import RunError, UserError
 from quantkit.runtime.kv import (
@@ -131,6 +132,16 @@ def test_fp8_by_hand() -> None:
     assert bf16.dtype == torch.bfloat16
     with pytest.raises(UserError, match=r"2 scales.* for 3 heads"):
         quantize_kv(states(loud=(1.0, 1.0, 1.0)), FP8_HEAD, scale_H)
+
+
+def test_fp8_equals_transformers_own_cache() -> None:
+    """Its fp8 layer takes the scale from the first states it sees; later ones are rounded with that scale."""
+    first, later = states(T=8), states(T=8, seed=1) * 0.7
+    theirs = Fp8QuantizedLayer()
+    theirs.update(first, first)
+    keys, _ = theirs.update(later, later)
+    scale = choose_kv_scales(seen_of(first, first), FP8).k_scale
+    assert torch.equal(keys, quantize_kv(torch.cat([first, later], 2), FP8, scale))
 
 
 @pytest.mark.parametrize("spec", [INT8, INT4, INT4_ASYM, KVSpec(8, "int", "token", group_size=5)], ids=str)
