@@ -8,7 +8,18 @@ from typing import Any
 
 import torch
 
-from quantkit.verify.subject import Finding, Numbers, Stated, Subject, error, fused_name, leaf, matches, warning
+from quantkit.verify.subject import (
+    Finding,
+    Numbers,
+    Stated,
+    Subject,
+    error,
+    fused_name,
+    leaf,
+    matches,
+    siblings,
+    warning,
+)
 
 KEYS = {
     *("num_bits", "type", "symmetric", "strategy", "group_size", "block_structure", "dynamic", "actorder"),
@@ -192,6 +203,22 @@ def state(subject: Subject) -> None:
         if said is not None:
             subject.stated[name] = said
     subject.problems.extend(_useless(ignore, subject))
+    if fusing:
+        subject.problems.extend(_ignored_in_part(ignore, subject))
+
+
+def _ignored_in_part(ignore: list[str], subject: Subject) -> list[Finding]:
+    """Merged layers that no group targets: vLLM refuses an ignore list that holds only some of their members."""
+    wrong = []
+    for fused, members in siblings({*subject.linears, *subject.shapes}):
+        hit = [any(matches(member, entry) for entry in ignore) for member in members]
+        whole = any(matches(fused, entry) for entry in ignore)
+        if any(hit) and not all(hit) and not whole and not any(member in subject.stated for member in members):
+            wrong.append(fused)
+    if not wrong:
+        return []
+    message = f"{len(wrong)} merged layers are ignored in part; {subject.engine} refuses that though none is quantized"
+    return [error("fused-partly", wrong[0], message, "ignore all of their members")]
 
 
 def _is_linear(target: str, fusing: bool) -> bool:

@@ -52,10 +52,10 @@ def _compressed_tensors(subject: Subject) -> list[Finding]:
             error("ct-sparsity", "sparsity_config", message, "store the weights dense; write no sparsity_config")
         )
     found += _transforms(subject)
-    refused: dict[str, str] = {}
+    refused = _refused_groups(qc)
     for said in _distinct(subject):
         if reason := _refusal(said):
-            refused[said.where] = reason
+            refused.setdefault(said.where, reason)
     for where, reason in refused.items():
         found.append(error("ct-scheme", where, reason, "use a scheme vLLM has: see the presets of quantkit"))
     wrong = {
@@ -65,6 +65,26 @@ def _compressed_tensors(subject: Subject) -> list[Finding]:
     }
     found += [error("w4a8-shape", some(n), text, "leave these layers unquantized") for text, n in rules.grouped(wrong)]
     return found + rules.blocks(subject)
+
+
+def _refused_groups(qc: dict[str, Any]) -> dict[str, str]:
+    """Groups that vLLM's parser refuses, whether they match a module or not."""
+    refused = {}
+    groups = qc.get("config_groups")
+    for name, raw in groups.items() if isinstance(groups, dict) else ():
+        weights = raw.get("weights") if isinstance(raw, dict) else None
+        if not isinstance(weights, dict):
+            continue
+        if weights.get("actorder") is True or str(weights.get("actorder")).lower() in ("group", "dynamic"):
+            refused[f"config_groups.{name}"] = (
+                "columns reordered at run time (actorder 'group') are no longer supported"
+            )
+        if raw.get("input_activations"):
+            continue
+        layout = raw.get("format") if raw.get("format") is not None else qc.get("format")
+        if layout in _ACTIVATION_FORMATS and str(weights.get("type", "int")).lower() == "int":
+            refused[f"config_groups.{name}"] = f"{layout} integers come with input_activations; pack-quantized do not"
+    return refused
 
 
 def _distinct(subject: Subject) -> list[Stated]:
@@ -82,8 +102,6 @@ def _transforms(subject: Subject) -> list[Finding]:
 
 def _refusal(said: Stated) -> str | None:
     weights, inputs = said.weights, said.inputs
-    if weights.actorder == "group":
-        return "actorder 'group' (columns reordered at run time) is no longer supported"
     name = scheme(said)
     if name is None:
         return f"vLLM has no scheme for {said}"
