@@ -380,6 +380,14 @@ def test_gptq_rules_for_modules_that_differ() -> None:
     assert V2.files(qc) == {"quantize_config.json": qc}
 
 
+def test_gptq_names_what_is_quantized_in_every_block() -> None:
+    quantized = [f"model.layers.{i}.mlp.{part}" for i in (0, 1) for part in ("up_proj", "experts.3.gate_proj")]
+    even = V1.config(dict.fromkeys(quantized, INT4), ["lm_head", "model.layers.1.mlp.down_proj"], None)
+    assert even["modules_in_block_to_quantize"] == [["mlp.experts.3.gate_proj", "mlp.up_proj"]]
+    for dense in (["lm_head"], ["model.layers.2.mlp.up_proj"]):  # all of a block; not the same in all blocks
+        assert "modules_in_block_to_quantize" not in V1.config(dict.fromkeys(quantized, INT4), dense, None)
+
+
 def test_modelopt_files_and_kv_cache() -> None:
     schemes, kv = dict.fromkeys(NAMES, PRESETS["NVFP4"]), KVSpec(8, "float")
     qc = modelopt.config(schemes, ["lm_head"], kv)

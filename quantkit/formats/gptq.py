@@ -130,6 +130,8 @@ class Gptq:
         """quantization_config for config.json: the commonest scheme for all, `dynamic` rules for modules that differ.
 
         A dense linear gets a rule that leaves it out, except for the head, which is dense unless `lm_head` is true.
+        gptqmodel and vLLM follow the rules. transformers does not: it knows one scheme, and of dense linears those that
+        are dense in every block, which it finds in modules_in_block_to_quantize.
         """
         if not schemes:
             raise UserError("no module is quantized: there is nothing to describe")
@@ -145,6 +147,7 @@ class Gptq:
                 if alias is not None:
                     sign = "+:" if scheme else "-:"
                     dynamic[f"{sign}^{re.escape(alias)}$"] = _numbers(scheme.weights) if scheme else {}
+        parts = _block_parts(schemes, skip)
         return {
             "quant_method": "gptq",
             **_numbers(most.weights),
@@ -153,6 +156,7 @@ class Gptq:
             "checkpoint_format": self.name,
             "pack_dtype": "int32",
             "dynamic": dynamic,
+            **({"modules_in_block_to_quantize": [parts]} if parts else {}),
         }
 
     def files(self, quantization_config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -217,3 +221,15 @@ def _fused(name: str, schemes: Mapping[str, Scheme]) -> str | None:
         return None
     siblings = [f"{parent}.{other}" for other, fused in FUSED.items() if fused == FUSED[leaf]]
     return f"{parent}.{FUSED[leaf]}" if len({schemes.get(sibling) for sibling in siblings}) == 1 else None
+
+
+def _block_parts(schemes: Mapping[str, Scheme], skipped: Iterable[str]) -> list[str]:
+    """Names within a block of what is quantized, where blocks have dense linears too and all blocks are alike."""
+    quantized, dense = ({_within(name) for name in names} - {None} for names in (schemes, skipped))
+    return sorted(part for part in quantized if part) if dense and not quantized & dense else []
+
+
+def _within(name: str) -> str | None:
+    """A module's name after the first number in it, None where there is none."""
+    parts = name.split(".")
+    return next((".".join(parts[i + 1 :]) or None for i, part in enumerate(parts) if part.isdigit()), None)
