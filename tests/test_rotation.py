@@ -224,6 +224,32 @@ def test_filled_blocks_and_states_are_rotated(tmp_path: Path) -> None:
     )
 
 
+def test_takes_planted_outliers_back(tmp_path: Path) -> None:
+    """Channels of a norm times 50 and its readers' columns by as much less: the rotated weights are the same."""
+    model = tiny_model("llama")
+    plain, _ = rotated(saved(model, tmp_path / "plain"), tmp_path / "out")
+    with torch.no_grad():
+        for layer in model.get_submodule("model.layers").children():
+            for norm, readers in (
+                ("input_layernorm", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+                ("post_attention_layernorm", ["mlp.gate_proj", "mlp.up_proj"]),
+            ):
+                layer.get_parameter(f"{norm}.weight")[[2, 30]] *= 50
+                for reader in readers:
+                    layer.get_parameter(f"{reader}.weight")[:, [2, 30]] /= 50
+    planted, _ = rotated(saved(model, tmp_path / "planted"), tmp_path / "out2")
+    for (name, a), (_, b) in zip(plain.named_parameters(), planted.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_proofs_hold_on_a_bfloat16_skeleton(tmp_path: Path) -> None:
+    skeleton = skeleton_of(saved(tiny_model("qwen3").bfloat16(), tmp_path / "in"), torch.bfloat16)
+    rotator = Rotator(skeleton, trace_all(skeleton, folds=True))
+    assert max(found.error for found in rotator.blocks) < 1e-12
+    skeleton.rotation = rotator
+    assert {param.dtype for param in skeleton.fill(0).parameters()} == {torch.bfloat16}
+
+
 REFUSED = {
     "gpt2": MEAN,
     "gpt_neox": MEAN,
