@@ -1,3 +1,4 @@
+# ruff: noqa: E402, I001
 """Compile every kernel and config for GPUs that need not be here, and print what their machine code is made of.
 
     python kernels/bench/aot.py [--arch 90] [--match int4] [--json FILE]
@@ -24,7 +25,7 @@ from sass import Compiled, compile_kernel
 
 from quantkit_kernels.configs import gemm_config, weight_only_config
 from quantkit_kernels.quantize_activations import quantize_kernel
-from quantkit_kernels.w8a8 import w8a8_kernel
+from quantkit_kernels.w8a8 import order, w8a8_kernel
 from quantkit_kernels.weight_only import decode_kernel, weight_only_kernel
 
 ARCHES = (80, 89, 90, 100)
@@ -79,7 +80,7 @@ def decode(format: str, group: int) -> Case:
     }  # fmt: skip
     constants = {
         "K": 4096, "FORMAT": format, "GROUP": group, "SCALE": True, "ZERO": False, "ROW_SCALE": format == "fp4",
-        "ASM": True, "CDT": tl.bfloat16, "BLOCK_N": 64,
+        "ASM": True, "CDT": tl.bfloat16, "BLOCK_N": 32,
     }  # fmt: skip
     return Case(f"decode {format} g{group}", decode_kernel, signature, constants, 4, 3)
 
@@ -95,7 +96,7 @@ def w8a8(kind: str, M: int, arch: int) -> Case:
     }  # fmt: skip
     constants = {
         "K": 4096, "KIND": kind, "DECODE": soft, "CDT": tl.float16, "SPLITS": 4 if M <= 128 else 1, "EVEN_N": True,
-        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k,
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, **order(kind, config, soft),
     }  # fmt: skip
     tensor = "IGMMA" if kind == "int8" else "QGMMA"
     return Case(
@@ -170,9 +171,7 @@ def main() -> int:
         for case in cases(arch):
             if options.match not in case.name:
                 continue
-            got = compile_kernel(
-                case.kernel, case.signature, case.constants, arch, case.num_warps, case.num_stages
-            )
+            got = compile_kernel(case.kernel, case.signature, case.constants, arch, case.num_warps, case.num_stages)
             found = faults(case, got, arch)
             broken += len(found)
             work = f"{got.integer() / case.elements:.2f}" if case.elements else ""

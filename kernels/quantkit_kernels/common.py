@@ -92,8 +92,9 @@ def reduce_splits(
 ):
     """Sum of a tile's `acc` [ROWS, COLS] over all splits, in their order, and whether this program holds it.
 
-    Elements are int32 or float32; the workspace holds their bits. Every program leaves its part in the workspace and counts itself; the one that counts last adds all parts up (so
-    the order, and with it the result, never depends on which one that is) and sets the counter back to zero.
+    Elements are int32 or float32; the workspace holds their bits. Every program leaves its part in the workspace and
+    counts itself; the one that counts last adds all parts up (so the order, and with it the result, never depends on
+    which one that is) and sets the counter back to zero.
     """
     offsets = tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
     base = partial_ptr + tile.to(tl.int64) * (SPLITS * ROWS * COLS)

@@ -93,5 +93,7 @@ def gemm_config(kind: str, M: int, N: int, K: int, device: torch.device) -> Gemm
     if M > 128:
         return GemmConfig(128, 128, 128, 1, 8, 3)
     block_m = 16 if M <= 16 else 32 if M <= 32 else 64
-    tiles = -(-N // 128) * -(-M // block_m)
-    return GemmConfig(block_m, 128, 128, split_count(tiles, -(-K // 128), device, block_m * 128), 4, 4)
+    block_n = 64 if kind == "fp8_block" else 128
+    tiles = -(-N // block_n) * -(-M // block_m)
+    splits = split_count(tiles, -(-K // 128), device, block_m * block_n)
+    return GemmConfig(block_m, block_n, 128, splits, 4, 4)

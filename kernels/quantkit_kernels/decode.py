@@ -237,3 +237,57 @@ def join8(a0, a1, a2, a3, a4, a5, a6, a7, ROWS: tl.constexpr, COLS: tl.constexpr
     even = tl.join(tl.join(a0, a4), tl.join(a2, a6))
     odd = tl.join(tl.join(a1, a5), tl.join(a3, a7))
     return tl.join(even, odd).permute(0, 2, 3, 4, 1).reshape(ROWS, COLS)
+
+
+# KV caches hold plain bytes, four neighbouring ones to a register (pack=4); the values of two share a register.
+KV_INT4_BF16 = tl.constexpr(
+    "{ .reg .b32 t, u, b, c; mov.b32 b, 0x3F803F80; mov.b32 c, 0xC300C300;"
+    "prmt.b32 t, $4, 0, 0x4140; prmt.b32 u, $4, 0, 0x4342;"
+    "lop3.b32 $0, t, 0x000F000F, 0x43004300, 0xEA; lop3.b32 $1, u, 0x000F000F, 0x43004300, 0xEA;"
+    "shr.u32 t, t, 4; shr.u32 u, u, 4;"
+    "lop3.b32 $2, t, 0x000F000F, 0x43004300, 0xEA; lop3.b32 $3, u, 0x000F000F, 0x43004300, 0xEA;"
+    "fma.rn.bf16x2 $0, $0, b, c; fma.rn.bf16x2 $1, $1, b, c; fma.rn.bf16x2 $2, $2, b, c; fma.rn.bf16x2 $3, $3, b, c; }"
+)
+KV_INT8_BF16 = tl.constexpr(
+    "{ .reg .b32 t, u, a, b, c; mov.b32 c, 0x3F803F80; prmt.b32 t, $2, 0, 0x4140; prmt.b32 u, $2, 0, 0x4342;"
+    "lop3.b32 a, t, 0x007F007F, 0x43004300, 0xEA; lop3.b32 b, t, 0x00800080, 0xC300C300, 0xEA;"
+    "fma.rn.bf16x2 $0, a, c, b;"
+    "lop3.b32 a, u, 0x007F007F, 0x43004300, 0xEA; lop3.b32 b, u, 0x00800080, 0xC300C300, 0xEA;"
+    "fma.rn.bf16x2 $1, a, c, b; }"
+)
+KV_FP8_BF16 = tl.constexpr(
+    "{ .reg .b32 t, u, a, b, c; mov.b32 b, 0x7B807B80; mov.b32 c, 0x80008000;"
+    "prmt.b32 t, $2, 0, 0x1404; prmt.b32 u, $2, 0, 0x3424;"
+    "shr.u32 a, t, 4; and.b32 a, a, 0x07F007F0; lop3.b32 a, t, 0x80008000, a, 0xEA; fma.rn.bf16x2 $0, a, b, c;"
+    "shr.u32 a, u, 4; and.b32 a, a, 0x07F007F0; lop3.b32 a, u, 0x80008000, a, 0xEA; fma.rn.bf16x2 $1, a, b, c; }"
+)
+
+
+@triton.jit
+def kv_int4(byte, ASM: tl.constexpr, CDT: tl.constexpr):
+    """(low nibbles, high nibbles) of uint8, as floats 0 .. 15."""
+    if ASM and tl.bfloat16 == CDT:
+        return tl.inline_asm_elementwise(
+            KV_INT4_BF16, "=&r,=&r,=&r,=&r,r", [byte], (tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
+        )
+    else:
+        return (byte & 15).to(CDT), (byte >> 4).to(CDT)
+
+
+@triton.jit
+def kv_int8(byte, ASM: tl.constexpr, CDT: tl.constexpr):
+    """The signed values of uint8 that hold int8's bits."""
+    if ASM and tl.bfloat16 == CDT:
+        return tl.inline_asm_elementwise(KV_INT8_BF16, "=&r,=&r,r", [byte], tl.bfloat16, is_pure=True, pack=4)
+    else:
+        return byte.to(tl.int8, bitcast=True).to(CDT)
+
+
+@triton.jit
+def kv_fp8(byte, ASM: tl.constexpr, CDT: tl.constexpr):
+    """The values of uint8 that hold e4m3's bits."""
+    if ASM and tl.bfloat16 == CDT:
+        return tl.inline_asm_elementwise(KV_FP8_BF16, "=&r,=&r,r", [byte], tl.bfloat16, is_pure=True, pack=4)
+    else:
+        wide = byte.to(tl.int32)
+        return e4m3_value(wide >> 7, wide & 127, CDT)

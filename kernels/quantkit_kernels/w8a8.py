@@ -6,8 +6,8 @@ Contract, elements [M, K] and [N, K] contiguous, y in bfloat16, float16 or float
   fp8_block  x_scale float32 [M, ceil(K / 128)] (any strides), w_scale float32 [ceil(N / 128), ceil(K / 128)];
              the sum of each 128 columns is scaled and added in float32
 
-Operands are swapped, y^T = W x^T, at every M: few tokens fill the short side of the tile, so they stay on 8-bit tensor
-cores where the plain order falls back to 16 bits. Without native float8 (before sm_89, AMD, the interpreter) codes are
+Few tokens are computed as y^T = W x^T: they fill the short side of the tile and stay on the 8-bit tensor cores, where
+the plain order would fall back to 16 bits. Without native float8 (before sm_89, AMD, the interpreter) codes are
 decoded to float16, which holds them exactly.
 """
 
@@ -47,7 +47,7 @@ def w8a8_reference(x_MK: Tensor, x_scale: Tensor, w_NK: Tensor, w_scale: Tensor,
 @triton.jit
 def _load_codes(pointers, mask, WHOLE: tl.constexpr, DECODE: tl.constexpr, CDT: tl.constexpr):
     """Elements; DECODE: from the bytes of float8 codes. What is masked is zero."""
-    codes = tl.load(pointers) if WHOLE else tl.load(pointers, mask=mask, other=0)
+    codes = tl.load(pointers) if WHOLE else tl.load(pointers, mask=mask, other=0.0)
     if DECODE:
         wide = codes.to(tl.int32)
         return e4m3_value(wide >> 7, wide & 127, CDT)
@@ -59,9 +59,10 @@ def _load_codes(pointers, mask, WHOLE: tl.constexpr, DECODE: tl.constexpr, CDT: 
 def w8a8_kernel(
     x_ptr, w_ptr, x_scale_ptr, w_scale_ptr, y_ptr, partial_ptr, count_ptr, M, N, stride_sm, stride_sg,
     K: tl.constexpr, KIND: tl.constexpr, DECODE: tl.constexpr, CDT: tl.constexpr, SPLITS: tl.constexpr,
-    EVEN_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    EVEN_N: tl.constexpr, PROMOTE: tl.constexpr, SWAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One [BLOCK_N, BLOCK_M] tile of y^T over one of SPLITS parts of K."""
+    """One tile of y over one of SPLITS parts of K; SWAP: computed as y^T = W x^T."""
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     PER_SPLIT: tl.constexpr = (STEPS + SPLITS - 1) // SPLITS
     EVEN_K: tl.constexpr = K % BLOCK_K == 0 and STEPS % SPLITS == 0
@@ -78,8 +79,8 @@ def w8a8_kernel(
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
     w_tile = w_ptr + n[:, None].to(tl.int64) * K + k[None, :]
-    x_tile = x_ptr + m[None, :].to(tl.int64) * K + k[:, None]
-    acc = tl.zeros((BLOCK_N, BLOCK_M), ACC)
+    x_tile = x_ptr + m[:, None].to(tl.int64) * K + k[None, :]
+    acc = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), ACC)
     x_scales = x_scale_ptr + m * stride_sm
     w_scales = w_scale_ptr + tile_n * BLOCK_N // 128 * STEPS
     if KIND == "fp8_block":  # loaded a step ahead: no operand of the product, so the compiler would not
@@ -90,27 +91,39 @@ def w8a8_kernel(
         step = split * PER_SPLIT + i
         left = K - step * BLOCK_K
         w = _load_codes(w_tile + step * BLOCK_K, (n < N)[:, None] & (k < left)[None, :], EVEN_K and EVEN_N, DECODE, CDT)
-        x = _load_codes(x_tile + step * BLOCK_K, (m < M)[None, :] & (k < left)[:, None], False, DECODE, CDT)
-        if KIND == "int8":
-            acc = tl.dot(w, x, acc, out_dtype=tl.int32)
-        elif KIND == "fp8":
-            acc += tl.dot(w, x)
+        x = _load_codes(x_tile + step * BLOCK_K, (m < M)[:, None] & (k < left)[None, :], False, DECODE, CDT)
+        if SWAP:
+            a, b = w, x.T
         else:
-            x_scale, w_scale = x_ahead, w_ahead
+            a, b = x, w.T
+        if KIND == "int8":
+            acc = tl.dot(a, b, acc, out_dtype=tl.int32)
+        elif KIND == "fp8":
+            acc = tl.dot(a, b, acc, max_num_imprecise_acc=PROMOTE)
+        else:
+            scale = x_ahead * w_ahead
             after = tl.minimum(step + 1, STEPS - 1)
             x_ahead = tl.load(x_scales + after * stride_sg, mask=m < M, other=0.0)
             w_ahead = tl.load(w_scales + after)
-            acc += tl.dot(w, x) * (x_scale * w_scale)[None, :]
+            acc += tl.dot(a, b) * (scale[None, :] if SWAP else scale[:, None])
     finished = True
     if SPLITS > 1:
-        acc, finished = reduce_splits(acc, partial_ptr, count_ptr, tile, split, SPLITS, BLOCK_N, BLOCK_M)
+        acc, finished = reduce_splits(acc, partial_ptr, count_ptr, tile, split, SPLITS, acc.shape[0], acc.shape[1])
     if finished:
         y = acc.to(tl.float32)
+        if SWAP:
+            y = y.T
         if KIND != "fp8_block":
-            y *= tl.load(x_scale_ptr + m, mask=m < M, other=0.0)[None, :]
-            y *= tl.load(w_scale_ptr + n, mask=n < N, other=0.0)[:, None]
-        pointers = y_ptr + m[None, :].to(tl.int64) * N + n[:, None]
-        tl.store(pointers, y.to(y_ptr.dtype.element_ty), mask=(m < M)[None, :] & (n < N)[:, None])
+            y *= tl.load(x_scale_ptr + m, mask=m < M, other=0.0)[:, None]
+            y *= tl.load(w_scale_ptr + n, mask=n < N, other=0.0)[None, :]
+        pointers = y_ptr + m[:, None].to(tl.int64) * N + n[None, :]
+        tl.store(pointers, y.to(y_ptr.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
+
+
+def order(kind: str, config: GemmConfig, decode: bool) -> dict:
+    """Which operand goes first, and after how many columns float8 sums leave the tensor cores."""
+    promote = 0 if decode or kind != "fp8" else BLOCK
+    return {"SWAP": config.block_m <= 64, "PROMOTE": promote}
 
 
 def launch(
@@ -137,7 +150,8 @@ def launch(
         x_MK, w_NK, x_scale, w_scale, y_MN, partial, count, M, N,
         x_scale.stride(0), x_scale.stride(1) if kind == "fp8_block" else 0,
         K=K, KIND=kind, DECODE=decode, CDT=tl.float32 if INTERPRET else tl.float16, SPLITS=config.splits,
-        EVEN_N=N % config.block_n == 0, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
+        EVEN_N=N % config.block_n == 0, **order(kind, config, decode),
+        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return y_MN

@@ -231,12 +231,12 @@ def decode_weight(weight: PackedWeight, out_NK: Tensor | None = None) -> Tensor:
     if out_NK is None:
         out_NK = torch.empty(N, K, dtype=weight.dtype, device=device)
     absent = weight.words
-    grid = (triton.cdiv(N, 64), blocks(K) * BLOCK_K // STEP_K)
+    grid = (triton.cdiv(N, 32), blocks(K) * BLOCK_K // STEP_K)
     decode_kernel[grid](
         weight.words, weight.scale if weight.scale is not None else absent,
         weight.zero if weight.zero is not None else absent,
         weight.row_scale if weight.row_scale is not None else absent, out_NK, N,
-        **_specialization(weight), BLOCK_N=64, num_warps=4,
+        **_specialization(weight), BLOCK_N=32, num_warps=4,
     )  # fmt: skip
     return out_NK
 
