@@ -103,6 +103,17 @@ def filled(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda t: t.flatten().index_fill(0, torch.tensor([0]), value).reshape(t.shape)
 
 
+def add(name: str) -> Callable[[Folder], None]:
+    def edit(folder: Folder) -> None:
+        folder.tensors[name] = torch.ones(4)
+
+    return edit
+
+
+def half(folder: Folder) -> None:
+    folder.config["dtype"] = "float16"
+
+
 def dense(*names: str, ignore: bool = False) -> Callable[[Folder], None]:
     def edit(folder: Folder) -> None:
         for name in names:
@@ -195,6 +206,14 @@ BROKEN: dict[str, Broken] = {  # what is broken: (good folder, how, engine, rule
     "kv per head, sglang": (
         "kv", edit_qc(kv_cache_scheme=KV | {"strategy": "attn_head"}), "sglang", "kv-scheme", "error"),
     "kv scale missing": ("kv", drop("0.self_attn.v_scale"), "vllm", "kv-missing", "warning"),
+    "kv scales per head": (
+        "kv", edit_qc(kv_cache_scheme=KV | {"strategy": "attn_head"}), "vllm", "kv-shape", "error"),
+    "padded words": (
+        "W3A16", put(f"{O0}.weight_packed", lambda t: torch.zeros(256, 26).int()), "vllm", "old-packing", "error"),
+    "scaled gelu": ("awq", add("model.layers.0.mlp.act.scales"), "vllm", "awq-act-scales", "error"),
+    "fbgemm": ("FP8", edit_qc(quant_method="fbgemm_fp8"), "vllm", "method-deprecated", "warning"),
+    "mxfp6 in transformers": ("MXFP8", edit_group(format="mxfp6-pack-quantized"), "transformers", "ct-newer", "warning"),
+    "W4A8-FP8 in fp16": ("W4A8-FP8", half, "vllm", "w4a8-dtype", "warning"),
     "transform": (
         "W4A16", edit_qc(transform_config={"config_groups": {"a": {}}}), "transformers", "ct-transform", "error"),
     "asym gptq": ("gptq", edit_qc(sym=False), "vllm", "gptq-type", "error"),
@@ -448,6 +467,15 @@ def test_experts_share_a_scheme() -> None:
     shapes = {name: shape for name, shape in experts.items() if name not in down}
     found = preflight(config, shapes, experts | DENSE, MODEL, "vllm")
     assert "experts-schemes" in {finding.rule for finding in found if finding.level == "error"}
+
+
+def test_embeddings() -> None:
+    shapes = {"model.embed_tokens": (64, 256)}
+    group = ct(integer(), "pack-quantized")["config_groups"]["group_0"]
+    target = {"group_0": group | {"targets": ["re:.*embed_tokens"]}}
+    assert errors_of(ct(integer(), "pack-quantized", config_groups=target), shapes=shapes) == set()
+    target["group_0"] |= {"weights": integer(symmetric=False)}
+    assert errors_of(ct(integer(), "pack-quantized", config_groups=target), shapes=shapes) == {"embedding"}
 
 
 def test_w4a8_fp8_shape() -> None:

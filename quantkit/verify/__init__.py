@@ -171,7 +171,7 @@ def _verify(folder: Path, engine: str, tp: int, shared: list[Finding], parts: di
         "verdict": "refused" if refused else "unknown" if unknown else "loads",
         "findings": _plain(found),
         "kernels": kernels.kernel_table(subject) if subject else [],
-        "hardware": kernels.hardware(subject) if subject else {},
+        "hardware": kernels.hardware(subject) if subject and not refused else {},
     }
 
 

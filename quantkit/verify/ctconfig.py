@@ -36,8 +36,11 @@ _LINEAR_CLASSES = ("qkvparallellinear", "mergedcolumnparallellinear", "rowparall
 _TO_DO = "write one of the schemes compressed-tensors 0.17 knows"
 
 
-def numbers(raw: Any, where: str, found: list[Finding]) -> Numbers | None:
-    """The number format of `weights` or `input_activations`; None, and why in `found`, when it is not a valid one."""
+def numbers(raw: Any, where: str, found: list[Finding], newer: bool = False) -> Numbers | None:
+    """The number format of `weights` or `input_activations`; None, and why in `found`, when it is not a valid one.
+
+    newer: also what came after 0.17, for engines that are not bound to it.
+    """
     start = len(found)
 
     def bad(message: str, remedy: str = _TO_DO, rule: str = "ct-arguments") -> None:
@@ -101,7 +104,7 @@ def numbers(raw: Any, where: str, found: list[Finding]) -> Numbers | None:
         bad(f"dynamic numbers cannot have strategy {strategy!r}")
     if dynamic == "local" and strategy != "tensor_group":
         bad("dynamic 'local' is for strategy 'tensor_group' alone")
-    if kind == "float" and bits not in (4, 8) and raw.get("zp_dtype") is None:
+    if kind == "float" and bits not in ((4, 6, 8) if newer else (4, 8)) and raw.get("zp_dtype") is None:
         bad(f"compressed-tensors 0.17 has no {bits}-bit float (mxfp6 came later)", "use 4 or 8 bits")
     if len(found) > start:
         return None
@@ -117,6 +120,8 @@ def numbers(raw: Any, where: str, found: list[Finding]) -> Numbers | None:
 def groups(subject: Subject) -> list[tuple[list[str], Stated]]:
     """(targets, what they are stored as) of each valid config group; the rest is told in subject.problems."""
     found, qc = subject.problems, subject.qc
+    newer = subject.engine == "transformers"
+    formats = FORMATS | ({"mxfp6-pack-quantized"} if newer else set())
     raw_groups = qc.get("config_groups")
     if not isinstance(raw_groups, dict) or not raw_groups:
         found.append(
@@ -139,9 +144,9 @@ def groups(subject: Subject) -> list[tuple[list[str], Stated]]:
             found += _bad_regex(target, f"{where}.targets")
         if len(targets) == 1 and targets[0].endswith("Attention"):
             continue  # engines read it as part of the KV cache's format
-        weights = numbers(raw.get("weights"), f"{where}.weights", found)
+        weights = numbers(raw.get("weights"), f"{where}.weights", found, newer)
         inputs, outputs = (
-            numbers(raw[key], f"{where}.{key}", found) if raw.get(key) else None
+            numbers(raw[key], f"{where}.{key}", found, newer) if raw.get(key) else None
             for key in ("input_activations", "output_activations")
         )
         layout = raw.get("format") or qc.get("format")
@@ -149,13 +154,13 @@ def groups(subject: Subject) -> list[tuple[list[str], Stated]]:
             found.append(
                 warning("ct-format", where, "no format is stated, here or globally", "state format in each group")
             )
-        elif layout not in FORMATS:
+        elif layout not in formats:
             found.append(
                 error(
                     "ct-format",
                     where,
                     f"format {layout!r} is unknown to compressed-tensors 0.17, vLLM 0.33's version, or no longer read",
-                    f"use one of {', '.join(sorted(FORMATS))}",
+                    f"use one of {', '.join(sorted(formats))}",
                 )
             )
         if weights is not None:
@@ -190,6 +195,7 @@ def state(subject: Subject) -> None:
     """Fill subject.stated for compressed-tensors, by the matching rules of the engine."""
     fusing = subject.engine in ("vllm", "sglang")
     parsed, ignore = groups(subject), ignored(subject)
+    subject.groups.extend(said for _, said in parsed)
     head = subject.head
     for name in sorted({*subject.linears, *subject.shapes, head}):
         names = [name, *([fused_name(name) or name] if fusing else [])]

@@ -127,6 +127,11 @@ def check_side_configs(folder: Path, qc: dict[str, Any] | None) -> list[Finding]
     """quantize_config.json, quant_config.json and hf_quant_config.json left over from another quantization."""
     found = []
     method = str((qc or {}).get("quant_method", "")).lower()
+    if method == "modelopt" and not (folder / "hf_quant_config.json").exists():
+        message = "ModelOpt's own file is absent: some readers know nothing but that"
+        found.append(
+            info("no-side-config", "hf_quant_config.json", message, "write both, the inline config and the file")
+        )
     rightful = {
         "quantize_config.json": ("gptq", "awq"),
         "quant_config.json": ("awq",),

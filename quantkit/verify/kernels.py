@@ -6,8 +6,9 @@ Order and conditions are those of vLLM's choose_mp_linear_kernel and of the kern
 from collections import Counter
 from typing import Any
 
-from quantkit.verify.subject import Finding, Stated, Subject, leaf, local_shape, warning
-from quantkit.verify.vllm import MARLIN_GROUPS, scheme
+from quantkit.verify.schemes import scheme
+from quantkit.verify.subject import Finding, Stated, Subject, leaf, local_shape, siblings, warning
+from quantkit.verify.vllm import MARLIN_GROUPS
 
 HARDWARE = ("Turing", "Ampere", "Ada", "Hopper", "Blackwell", "ROCm", "XPU", "CPU")
 _TRITON_GROUPS = (-1, 32, 64, 128, 256)
@@ -109,8 +110,13 @@ def kernel_table(subject: Subject) -> list[dict[str, Any]]:
     """[{modules, count, scheme, kernel: {hardware: kernel}}], one row for modules that are served alike."""
     fp16 = str(subject.model.get("dtype", subject.model.get("torch_dtype"))).removeprefix("torch.") == "float16"
     rows: dict[tuple[str, tuple[tuple[str, str], ...]], Counter[str]] = {}
+    merged = {}
+    for _, members in siblings(subject.quantized):
+        total = sum(local_shape(member, subject.shapes[member], subject)[0] for member in members)
+        merged |= dict.fromkeys(members, total)
     for name, (said, shape) in sorted(subject.quantized.items()):
         n, k = local_shape(name, shape, subject)
+        n = merged.get(name, n)
         kind = family(said)
         if subject.engine != "vllm":
             kernels = {}

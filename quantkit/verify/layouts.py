@@ -12,7 +12,7 @@ from quantkit.checkpoint.header import TensorInfo
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.verify.rules import grouped
-from quantkit.verify.subject import Finding, Numbers, Shape, Stated, Subject, error, leaf, some, warning
+from quantkit.verify.subject import FUSING, Finding, Numbers, Shape, Stated, Subject, error, leaf, some, warning
 
 Sizes = tuple[int, ...]
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -156,6 +156,12 @@ def check_tensors(subject: Subject, modules: dict[str, dict[str, TensorInfo]]) -
                 wrong["tensor-missing"][name] = f"{said} needs the tensor {suffix}"
             elif info.dtype not in dtypes:
                 wrong["tensor-dtype"][name] = f"{suffix} is {_text(info.dtype)}, {said} has {_text(dtypes[0])}"
+            elif (
+                suffix == "weight_packed" and 32 % said.weights.bits and info.shape == _padded(said.weights.bits, N, K)
+            ):
+                wrong["old-packing"][name] = (
+                    f"{said.weights.bits}-bit words are padded, as before compressed-tensors 0.17"
+                )
             elif info.shape not in shapes:
                 what = f"{suffix} is {list(info.shape)}, {said} of {N} x {K} has {list(shapes[0])}"
                 wrong["tensor-shape"][name] = what
@@ -171,6 +177,7 @@ def check_tensors(subject: Subject, modules: dict[str, dict[str, TensorInfo]]) -
     remedies = {
         "tensor-missing": "export the model again, all tensors of a module together",
         "tensor-extra": "export again without that tensor",
+        "old-packing": "export again with compressed-tensors 0.18 or later",
         "fp8-dialect": "write compressed-tensors float-quantized, which every engine reads alike",
     }
     found = []
@@ -178,7 +185,13 @@ def check_tensors(subject: Subject, modules: dict[str, dict[str, TensorInfo]]) -
         make = warning if rule == "tensor-extra" else error
         remedy = remedies.get(rule, "the config does not describe these tensors: mend it or export again")
         found += [make(rule, some(modules_), text, remedy) for text, modules_ in grouped(names)]
+    found += _act_scales(subject, modules)
     return found + _no_g_idx(subject, modules)
+
+
+def _padded(bits: int, N: int, K: int) -> Sizes:
+    """The shape of packed codes of which none crosses a word."""
+    return N, -(-K // (32 // bits))
 
 
 def _text(dtype: torch.dtype) -> str:
@@ -204,6 +217,15 @@ def _fp8_scales(
     if said.inputs and not said.inputs.dynamic and not {"input_scale", "activation_scale"} & tensors.keys():
         found.append(("tensor-missing", "static inputs need the tensor input_scale"))
     return found
+
+
+def _act_scales(subject: Subject, modules: dict[str, dict[str, TensorInfo]]) -> list[Finding]:
+    """AutoAWQ keeps the scale of a gelu beside the layer, where only its own modules look for it."""
+    names = sorted(name for name, tensors in modules.items() if leaf(name) == "act" and "scales" in tensors)
+    if subject.method != "awq" or subject.engine not in FUSING or not names:
+        return []
+    message = f"{subject.engine} has no place for the scales of an activation function"
+    return [error("awq-act-scales", some(names), message, "quantize without scaling down_proj's (fc2's) inputs")]
 
 
 def _no_g_idx(subject: Subject, modules: dict[str, dict[str, TensorInfo]]) -> list[Finding]:

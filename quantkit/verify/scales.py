@@ -148,14 +148,22 @@ def check_kv(subject: Subject, checkpoint: Checkpoint) -> list[Finding]:
         for name in {*subject.linears, *subject.shapes}
         if leaf(name) in ("k_proj", "qkv_proj", "query_key_value", "c_attn")
     }
-    missing = []
+    missing, wrong = [], []
+    count = subject.number("num_key_value_heads") if raw.get("strategy") == "attn_head" else 1
     for attention in sorted(attentions):
         for letter in ("k", "v"):
             names = (f"{letter}_scale", f"attn.{letter}_scale", f"{letter}_proj.{letter}_scale", "kv_scale")
             names = (*names, f"{letter}_proj.output_scale")
-            if not any(f"{attention}.{name}" in checkpoint.tensors for name in names):
+            stored = [full for name in names if (full := f"{attention}.{name}") in checkpoint.tensors]
+            if not stored:
                 missing.append(f"{attention}.{letter}_scale")
-    if not missing:
-        return []
-    message = f"{len(missing)} scales of the KV cache are not stored: engines use 1.0"
-    return [warning("kv-missing", missing[0], message, "calibrate and store them, or drop kv_cache_scheme")]
+            elif count and math.prod(checkpoint.tensors[stored[0]].shape) != count:
+                wrong.append(stored[0])
+    found = []
+    if missing:
+        message = f"{len(missing)} scales of the KV cache are not stored: engines use 1.0"
+        found.append(warning("kv-missing", missing[0], message, "calibrate and store them, or drop kv_cache_scheme"))
+    if wrong:
+        message = f"strategy {raw.get('strategy')!r} has scales of {count}, stored are other numbers of them"
+        found.append(error("kv-shape", some(wrong), message, "state the strategy the scales were made for"))
+    return found

@@ -88,6 +88,7 @@ class Subject:
     model     config.json
     shapes    (N, K) of the modules whose tensors are quantized; linears: of all linear modules, dense ones included
     stated    what the config says of each module it calls quantized
+    groups    what the config groups say, whether or not they match a module (compressed-tensors)
     problems  what was wrong with the config itself
     """
 
@@ -99,6 +100,7 @@ class Subject:
     engine: str
     tp: int = 1
     stated: dict[str, Stated] = field(default_factory=dict)
+    groups: list[Stated] = field(default_factory=list)
     problems: list[Finding] = field(default_factory=list)
 
     @property

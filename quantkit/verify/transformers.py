@@ -40,7 +40,7 @@ def _compressed_tensors(subject: Subject) -> list[Finding]:
         if isinstance(raw, dict) and raw.get("format") == "mixed-precision":
             message = "a group cannot have the format mixed-precision"
             found.append(error("ct-format", f"config_groups.{name}", message, "name the group's own format"))
-    for said in dict.fromkeys(subject.stated.values()):
+    for said in dict.fromkeys(subject.groups):
         if said.layout == "none":
             message = "without a format the weights are looked for as dense ones"
             found.append(error("ct-format", said.where, message, "state format in the group"))
@@ -51,6 +51,9 @@ def _compressed_tensors(subject: Subject) -> list[Finding]:
             if numbers and (numbers.actorder or numbers.strategy in ("channel", "block")):
                 message = f"inputs cannot have strategy {numbers.strategy} or an actorder"
                 found.append(error("ct-scheme", said.where, message, "use strategy token or tensor"))
+        if said.layout.startswith("mxfp6"):
+            message = "mxfp6 came after compressed-tensors 0.17, so vLLM 0.33 cannot read it"
+            found.append(warning("ct-newer", said.where, message, "use MXFP4 or MXFP8 for vLLM"))
         if said.layout == "pack-quantized" and not said.weights.symmetric:
             message = "transformers 5.23 with compressed-tensors 0.20 refuses packed zero points (size mismatch)"
             remedy = "load with CompressedTensorsConfig(dequantize=True); the file itself is right"

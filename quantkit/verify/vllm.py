@@ -7,16 +7,17 @@ tests/interop/test_vllm_config.py.
 from typing import Any
 
 from quantkit.verify import rules
+from quantkit.verify.schemes import ACTIVATION_FORMATS, scheme
 from quantkit.verify.stated import METHODS
-from quantkit.verify.subject import Finding, Numbers, Stated, Subject, error, info, some, warning
+from quantkit.verify.subject import HEADS, Finding, Numbers, Stated, Subject, error, info, leaf, some, warning
 
 _KNOWN = {
     *METHODS,
     *("fbgemm_fp8", "fp_quant", "humming", "experts_int8", "quark", "moe_wna16", "torchao", "inc", "auto-round"),
     *("mxfp4", "gpt_oss_mxfp4", "deepseek_v4_fp8", "mxfp8", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed"),
 }
+_DEPRECATED = ("fbgemm_fp8", "fp_quant")
 _PLUGIN = {"bitsandbytes": "vllm-bnb-plugin", "gguf": "vllm-gguf-plugin"}
-_ACTIVATION_FORMATS = ("naive-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized")
 _MODELOPT = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4", "W4A16_NVFP4", "MXFP8", "MIXED_PRECISION")
 MARLIN_GROUPS = (-1, 32, 64, 128)
 
@@ -29,6 +30,9 @@ def check(subject: Subject) -> list[Finding]:
     if subject.method not in _KNOWN:
         message = f"vLLM 0.33 has no quantization method {subject.method!r}"
         return [error("method", "quant_method", message, f"convert to one of {', '.join(METHODS)}")]
+    if subject.method in _DEPRECATED:
+        message = f"vLLM 0.33 reads {subject.method} only with --allow-deprecated-quantization"
+        return [warning("method-deprecated", "quant_method", message, "convert to compressed-tensors FP8")]
     check_method = {
         "compressed-tensors": _compressed_tensors,
         "gptq": _gptq,
@@ -64,6 +68,11 @@ def _compressed_tensors(subject: Subject) -> list[Finding]:
         if scheme(said) == "W4A8-FP8" and (N % 128 or K % 128)
     }
     found += [error("w4a8-shape", some(n), text, "leave these layers unquantized") for text, n in rules.grouped(wrong)]
+    dtype = str(subject.model.get("dtype", subject.model.get("torch_dtype"))).removeprefix("torch.")
+    if dtype == "float16" and any(scheme(said) == "W4A8-FP8" for said in _distinct(subject)):
+        message = "4-bit weights with FP8 inputs run in bfloat16 only"
+        found.append(warning("w4a8-dtype", "config.json", message, "pass --dtype bfloat16"))
+    found += _embeddings(subject)
     return found + rules.blocks(subject)
 
 
@@ -82,9 +91,22 @@ def _refused_groups(qc: dict[str, Any]) -> dict[str, str]:
         if raw.get("input_activations"):
             continue
         layout = raw.get("format") if raw.get("format") is not None else qc.get("format")
-        if layout in _ACTIVATION_FORMATS and str(weights.get("type", "int")).lower() == "int":
+        if layout in ACTIVATION_FORMATS and str(weights.get("type", "int")).lower() == "int":
             refused[f"config_groups.{name}"] = f"{layout} integers come with input_activations; pack-quantized do not"
     return refused
+
+
+def _embeddings(subject: Subject) -> list[Finding]:
+    """Rows are gathered from symmetric weight-only integers; nothing else of an embedding is read."""
+    wrong = [
+        name
+        for name, (said, _) in subject.quantized.items()
+        if "embed" in leaf(name)
+        and leaf(name) not in HEADS
+        and not (scheme(said) == "WNA16" and said.weights.symmetric and said.weights.kind == "int")
+    ]
+    message = "vLLM reads only symmetric weight-only integers (pack-quantized) of an embedding"
+    return [error("embedding", some(wrong), message, "leave the embedding unquantized")] if wrong else []
 
 
 def _distinct(subject: Subject) -> list[Stated]:
@@ -112,85 +134,6 @@ def _refusal(said: Stated) -> str | None:
     if name == "FP8" and weights.strategy == "block" and inputs and not inputs.dynamic:
         return "block scales go with dynamic inputs only"
     return None
-
-
-def scheme(said: Stated) -> str | None:
-    """vLLM's own choice among its compressed-tensors schemes, in its order, as if on Hopper; None: it has none."""
-    weights, inputs, layout = said.weights, said.inputs, said.layout
-    if _nvfp4(weights):
-        if inputs is None:
-            return "NVFP4A16"
-        return "NVFP4" if _nvfp4(inputs) else None
-    if weights.kind == "float" and weights.strategy == "group" and weights.group_size == 32 and weights.symmetric:
-        if weights.bits == 4:
-            token = inputs and inputs.kind == "float" and inputs.bits == 8 and inputs.dynamic and inputs.symmetric
-            return "MXFP4A8" if token and inputs and inputs.strategy in ("token", "group") else "MXFP4"
-        if weights.bits == 8 and weights.scale_dtype == "uint8":
-            return "MXFP8"
-    static = not weights.dynamic
-    ranged = weights.strategy in ("channel", "group")
-    if inputs and _w4a8_fp8(weights, inputs):
-        return "W4A8-FP8"
-    if _fake_quantized(said) and ranged and static:
-        return "WNA8O8"
-    if (
-        layout == "pack-quantized"
-        and inputs
-        and _token_integers(inputs)
-        and weights.kind == "int"
-        and static
-        and ranged
-    ):
-        return f"WNA{inputs.bits}"
-    if inputs is None and ranged and static and layout == "pack-quantized":
-        return "WNA16"
-    if layout not in _ACTIVATION_FORMATS:
-        return None
-    if _fp8_weights(weights):
-        scaled = inputs and inputs.kind == "float"
-        if scaled and inputs and (inputs.dynamic or (inputs.symmetric and inputs.strategy == "tensor")):
-            return "FP8"
-        return "FP8A16"
-    if inputs is None or not weights.symmetric or weights.dynamic:
-        return None
-    token = inputs.strategy == "token" and bool(inputs.dynamic)
-    fixed = inputs.strategy == "tensor" and not inputs.dynamic
-    if weights.bits == inputs.bits == 8 and weights.strategy in ("tensor", "channel") and (token or fixed):
-        return "INT8"
-    if (weights.kind, inputs.kind, weights.bits, inputs.bits) == ("int", "int", 4, 8) and ranged:
-        return "W4A8-INT" if token else None
-    return None
-
-
-def _w4a8_fp8(weights: Numbers, inputs: Numbers) -> bool:
-    return (
-        (weights.kind, weights.bits, weights.strategy, weights.symmetric) == ("int", 4, "group", True)
-        and (inputs.kind, inputs.bits, inputs.strategy, inputs.symmetric) == ("float", 8, "token", True)
-        and bool(inputs.dynamic)
-        and not weights.dynamic
-    )
-
-
-def _token_integers(n: Numbers) -> bool:
-    return n.kind == "int" and n.symmetric and bool(n.dynamic) and n.strategy in ("token", "group") and n.bits in (4, 8)
-
-
-def _nvfp4(n: Numbers) -> bool:
-    return (n.strategy, n.kind, n.bits, n.group_size, n.symmetric) == ("tensor_group", "float", 4, 16, True)
-
-
-def _fp8_weights(n: Numbers) -> bool:
-    return n.kind == "float" and n.symmetric and not n.dynamic and n.strategy in ("tensor", "channel", "block")
-
-
-def _fake_quantized(said: Stated) -> bool:
-    """Integer weights whose inputs and outputs both have static 8-bit integer scales."""
-    if said.weights.kind != "int" or said.layout not in ("pack-quantized", "int-quantized"):
-        return False
-    return all(
-        n is not None and n.kind == "int" and n.strategy == "tensor" and n.bits == 8 and not n.dynamic
-        for n in (said.inputs, said.outputs)
-    )
 
 
 def _gptq(subject: Subject) -> list[Finding]:
