@@ -2,9 +2,9 @@
 
 import json
 import os
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from quantkit.checkpoint.writer import copy_side_files
 from quantkit.errors import UserError
 from quantkit.plan import Plan
 from quantkit.recipe import Recipe
+from quantkit.rotate import Rotator
+from quantkit.runtime.load import OWN_CACHE
 
 REPORT = "quantkit-report.json"
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
@@ -70,14 +72,22 @@ def locate_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokeniz
 
 
 def write_side_files(
-    checkpoint: Checkpoint, folder: Path, format_: ModuleType, plan: Plan, report: dict[str, Any]
+    checkpoint: Checkpoint,
+    folder: Path,
+    format_: Any,
+    plan: Plan,
+    report: dict[str, Any],
+    rotation: Rotator | None = None,
 ) -> None:
     """config.json with quantization_config, tokenizer and generation files byte for byte, and the report."""
     copy_side_files(checkpoint.folder, folder)
     schemes = {linear.name: linear.scheme for linear in plan.linears}
-    config = dict(checkpoint.config)
+    config = dict(checkpoint.config) if rotation is None else rotation.config(checkpoint.config)
     skipped = [name for name, _ in plan.skipped]
-    config["quantization_config"] = format_.config(schemes, skipped, plan.kv)
+    stored = plan.kv if plan.kv_scales else None
+    config["quantization_config"] = format_.config(schemes, skipped, stored)
+    if plan.kv is not None and stored is None:  # no engine's format speaks of it: for quantkit's own runtime
+        config[OWN_CACHE] = asdict(plan.kv)
     for name, content in format_.files(config["quantization_config"]).items():
         _write_json(folder / name, content)
     _write_json(folder / "config.json", config)

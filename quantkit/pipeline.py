@@ -6,6 +6,7 @@ Only one block's weights, the calibration states and one group's statistics are 
 import shutil
 from collections.abc import Hashable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from quantkit.blocks import Skeleton, build_meta_model, read_config, release
+from quantkit.cache import scale_layouts
 from quantkit.checkpoint.journal import Journal
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.writer import ShardWriter
@@ -26,6 +28,7 @@ from quantkit.output import check_output, locate_model, locate_tokenizer, versio
 from quantkit.plan import Linear, file_layout, make_plan, output_bytes
 from quantkit.progress import Progress
 from quantkit.recipe import Recipe
+from quantkit.rotate import Rotator
 from quantkit.run import Clock, Run
 
 TRACE_TOKENS = 16
@@ -54,8 +57,13 @@ def quantize(
     skeleton, ids_ST = _prepare(recipe, checkpoint, _device(device), trust_remote_code, calibration_ids)
     clock.lap("prepare")
     graphs = trace_all(skeleton, folds=bool(recipe.transforms))
+    skeleton.rotation = rotation_for(recipe, skeleton, graphs)
     plan = make_plan(recipe, graphs, skeleton)
     format_ = FORMATS[recipe.output.format]
+    if skeleton.rotation is not None:
+        plan = replace(plan, extra=skeleton.rotation.layouts)
+    if plan.kv is not None:
+        plan = replace(plan, kv_scales=scale_layouts(plan.kv, format_.KV_NAMES, plan, skeleton))
     units = file_layout(checkpoint, plan, format_)
     key = run_key(recipe, checkpoint, ids_ST, skeleton.device)
     clock.lap("trace")
@@ -76,7 +84,7 @@ def quantize(
             shutil.rmtree(partial)
         raise
     report = make_report(key, run, journal.entries[1:], output_bytes(units))
-    write_side_files(checkpoint, partial, format_, plan, report)
+    write_side_files(checkpoint, partial, format_, plan, report, skeleton.rotation)
     journal.publish(output)
     return report
 
@@ -119,7 +127,9 @@ def _prepare(
             max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
         )
     # A CPU computes fastest and best in float32; without calibration nothing is computed, so nothing is widened.
-    compute = torch.float32 if device.type == "cpu" and ids_ST is not None else checkpoint.dtype
+    # A rotation, though, is computed in float32 at least.
+    wide = (device.type == "cpu" and ids_ST is not None) or any(t.name == "rotation" for t in recipe.transforms)
+    compute = torch.promote_types(checkpoint.dtype, torch.float32) if wide else checkpoint.dtype
     return Skeleton(model, weight_sources(model, checkpoint.tensors), checkpoint, compute, device), ids_ST
 
 
@@ -130,6 +140,12 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
+
+
+def rotation_for(recipe: Recipe, skeleton: Skeleton, graphs: list[BlockGraph]) -> Rotator | None:
+    """The rotation the recipe asks for, proved; None where it asks for none."""
+    options = next((t.options for t in recipe.transforms if t.name == "rotation"), None)
+    return None if options is None else Rotator(skeleton, graphs, seed=options.seed)
 
 
 def trace_all(skeleton: Skeleton, *, folds: bool) -> list[BlockGraph]:
@@ -184,6 +200,8 @@ def make_report(key: dict[str, Any], run: Run, blocks: list[dict[str, Any]], siz
         "linears": records,
         "skipped": [{"name": name, "reason": reason} for name, reason in plan.skipped],
         "folds": [{"block": block["block"], **fold} for block in blocks for fold in block["folds"]],
+        "rotation": None if run.skeleton.rotation is None else run.skeleton.rotation.report(),
+        "kv_cache": None if plan.kv is None else str(plan.kv),
         "folds_rejected": [{"pair": pair, "reason": reason} for pair, reason in sorted(rejected)],
         "warnings": plan.notes + [f"{r['name']}: {r['note']}" for r in records if "note" in r],
         "seconds": {stage: round(seconds, 3) for stage, seconds in clock.stages.items()},

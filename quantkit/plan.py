@@ -4,7 +4,7 @@ Everything here follows from headers, the recipe and one traced run of each dist
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 
 import torch
@@ -75,12 +75,18 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """linears in execution order per block; skipped and notes are lines for the report; kv: of the cache."""
+    """linears in execution order per block; skipped and notes are lines for the report.
+
+    kv         the format of the cache
+    kv_scales  the tensors of its static scales, two for each block; extra: others that the source lacks
+    """
 
     linears: list[Linear]
     skipped: list[tuple[str, str]]
     notes: list[str]
     kv: KVSpec | None = None
+    kv_scales: list[TensorLayout] = field(default_factory=list)
+    extra: list[TensorLayout] = field(default_factory=list)
 
     def of_block(self, block: int) -> list[Linear]:
         return [linear for linear in self.linears if linear.block == block]
@@ -187,6 +193,8 @@ def file_layout(checkpoint: Checkpoint, plan: Plan, format_: ModuleType) -> list
                 unit.append(TensorLayout(f"{linear.name}.{suffix}", dtype, shape))
         else:
             unit.append(TensorLayout(name, info.dtype, tuple(info.shape)))
+    for layout in (*plan.kv_scales, *plan.extra):
+        units.setdefault(layout.name.rpartition(".")[0], []).append(layout)
     return list(units.values())
 
 

@@ -95,6 +95,13 @@ class Recipe(Strict):
         return open_scheme(data)
 
     @model_validator(mode="after")
+    def _rotation_first(self) -> "Recipe":
+        names = [transform.name for transform in self.transforms]
+        if "rotation" in names[1:]:
+            raise ValueError("rotation rewrites the whole model: it comes first among the transforms, and once")
+        return self
+
+    @model_validator(mode="after")
     def _calibrated(self) -> "Recipe":
         missing = uncalibrated(self.resolved())
         if missing:
@@ -178,6 +185,8 @@ def load(path_or_name: str | Path, sets: Iterable[str] = (), model: str | None =
         document.problems.append((1, f"{path}:1: a recipe is a mapping of keys like weights:, this is a {kind}"))
     if isinstance(document.data, dict):
         for setting in sets:
+            if setting.startswith("scheme="):
+                _forget_scheme(document.data)
             apply_setting(document, setting)
         if model is not None:
             document.data["model"] = model
@@ -188,6 +197,15 @@ def load(path_or_name: str | Path, sets: Iterable[str] = (), model: str | None =
     messages = document.messages()
     count = "a problem" if len(messages) == 1 else f"{len(messages)} problems"
     raise UserError(f"recipe {path_or_name} has {count}:\n" + "\n".join(messages))
+
+
+def _forget_scheme(data: dict[str, Any]) -> None:
+    """Drop the keys of the file that a scheme given on the command line stands for."""
+    weights = data.get("weights")
+    if isinstance(weights, dict):
+        for key in ("type", "bits", "group_size", "symmetric"):
+            weights.pop(key, None)
+    data.pop("activations", None)
 
 
 def from_data(data: Mapping[str, Any]) -> Recipe:
@@ -233,9 +251,10 @@ def _check(document: Document) -> Recipe | None:
         return Recipe.model_validate(document.data)
     except ValidationError as failure:
         for error in failure.errors(include_url=False):
-            # The only check of the whole recipe, at loc (), is uncalibrated: reported above, with its line.
-            if error["loc"] and error["loc"] not in document.unread:
-                document.report(error["loc"], explain(error, Recipe))
+            # Checks of the whole recipe are at loc (): uncalibrated, reported above with its line, and the transforms.
+            path = error["loc"] or ("transforms",)
+            if path not in document.unread and "calibration text" not in error["msg"]:
+                document.report(path, explain(error, Recipe))
         return None
 
 

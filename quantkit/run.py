@@ -8,6 +8,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,9 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from quantkit import calibration as cal
+from quantkit.algorithms.observers import Histogram, choose_range
 from quantkit.blocks import Skeleton, check_finite, release
+from quantkit.cache import calibrate
 from quantkit.checkpoint.writer import ShardWriter
+from quantkit.errors import RunError
 from quantkit.graph import BlockGraph
+from quantkit.grids.activations import static_range
 from quantkit.grids.elements import dequantize
 from quantkit.group import Drift, needs_hessian, quantize_group, refits, wants_blocks
 from quantkit.lockstep import Lockstep, fits
@@ -27,6 +32,7 @@ from quantkit.naming import Piece
 from quantkit.plan import Linear, Plan
 from quantkit.recipe import Recipe
 from quantkit.transforms import TRANSFORMS
+from quantkit.types import InputRange
 
 Members = tuple[int, list[Linear]]  # an input group of a block and its linears
 
@@ -83,8 +89,14 @@ class Run:
             for name, _ in block.named_parameters()
             for piece in self.skeleton.sources[self.skeleton.prefix(index) + name]
         }
+        rotation = self.skeleton.rotation
+        turned = set(rotation.sources) if rotation is not None else set[str]()
+        for name in turned:
+            assert rotation is not None
+            for start, rows in rotation.chunks(name):
+                self.writer.write_rows(name, start, rows)
         for name, info in checkpoint.tensors.items():
-            if name in in_blocks:
+            if name in in_blocks or name in turned:
                 continue
             if len(info.shape) == 2:
                 step = max(1, (64 << 20) // max(1, info.shape[1] * info.dtype.itemsize))
@@ -124,6 +136,9 @@ class Run:
         originals = self._run_original(block, graph, index, linears)
         folds: list[dict[str, Any]] = []
         for transform in self.recipe.transforms:
+            if transform.name not in TRANSFORMS:
+                self._round_plain(block, index)
+                continue  # rotation: the block came rotated
             assert self.states is not None, "the recipe saw to it that transforms have calibration"
             note(transform.name)
             done = TRANSFORMS[transform.name](transform.options, self.states, block, graph, index, linears)
@@ -143,6 +158,7 @@ class Run:
         for stage in stages:
             note(stage[0][1][0].site.name)
             records += self._quantize_stage(block, graph, index, stage, originals, runs)
+        self._calibrate_cache(block, index)
         if self.states is not None and self.recipe.propagate == "quantized" and not last:
             runs.finish() if runs is not None else self.states.advance(block, index)
             self.clock.lap("propagate")
@@ -160,6 +176,18 @@ class Run:
         release(block)
         return_pages()
         return {"folds": folds, "linears": records}
+
+    def _calibrate_cache(self, block: nn.Module, index: int) -> None:
+        """Write the static scales of the block's keys and values, as its quantized weights make them."""
+        if not self.plan.kv_scales:
+            return
+        assert self.states is not None, "the recipe saw to it that static caches have calibration"
+        assert self.plan.kv is not None
+        assert self.recipe.kv_cache is not None
+        scales = calibrate(self.states, block, index, self.plan.kv, self.recipe.kv_cache)
+        for layout, scale in zip(self.plan.kv_scales[2 * index : 2 * index + 2], scales, strict=True):
+            self.writer.write(layout.name, scale)
+        self.clock.lap("cache")
 
     def _run_original(
         self, block: nn.Module, graph: BlockGraph, index: int, linears: list[Linear]
@@ -220,6 +248,7 @@ class Run:
     ) -> list[dict[str, Any]]:
         """Gather the statistics of a stage's groups behind everything quantized so far, quantize and write them."""
         statistics: dict[int, cal.Statistic] = {}
+        histograms: dict[int, Histogram] = {}
         drifts = {
             group: Drift(
                 {linear.name: linear.view(block) for linear in members if refits(linear)}, originals.pop(group)
@@ -229,12 +258,15 @@ class Run:
         }
         if self.states is not None:
             hessian = {group for group, members in stage if needs_hessian(members)}
+            watched = {group for group, members in stage if any(_static(linear) for linear in members)}
             sizes = {group: _block_size(members) for group, members in stage}
 
             def observe(group: int, tokens: slice, x_MK: Tensor) -> None:
                 if group not in statistics:
                     statistics[group] = cal.Statistic.empty(x_MK, hessian=group in hessian, block=sizes[group])
                 statistics[group].add(x_MK)
+                if group in watched:
+                    histograms.setdefault(group, Histogram()).add(x_MK)
                 if group in drifts:
                     drifts[group].add(x_MK, tokens)
 
@@ -252,10 +284,12 @@ class Run:
             weights = {linear.name: linear.view(block) for linear in linears}
             statistic = statistics.pop(group, None)
             for result in quantize_group(weights, linears, statistic, drift, signed=self.format.SIGNED_SCALES):
-                linear = result.linear
+                linear, q = result.linear, result.quantized
+                if _static(linear):
+                    q = replace(q, input=_input_range(linear, group, histograms))
                 if self.states is not None:
-                    linear.view(block).copy_(dequantize(result.quantized))
-                for suffix, tensor in self.format.pack(result.quantized, linear.scheme).items():
+                    linear.view(block).copy_(dequantize(q))
+                for suffix, tensor in self.format.pack(q, linear.scheme).items():
                     self.writer.write(f"{linear.name}.{suffix}", tensor.cpu())
                 if self.states is not None and statistic is None:
                     result.record["note"] = "no calibration token reached it: rounded on the range of its weights alone"
@@ -291,6 +325,26 @@ def _by_group(graph: BlockGraph, linears: list[Linear]) -> list[Members]:
     for linear in linears:
         groups.setdefault(graph.group_of(linear.site.name), []).append(linear)
     return sorted(groups.items())
+
+
+def _static(linear: Linear) -> bool:
+    """Whether a range of its inputs comes from calibration."""
+    return linear.scheme.activations is not None and linear.scheme.activations.calibrated
+
+
+def _input_range(linear: Linear, group: int, histograms: dict[int, Histogram]) -> InputRange:
+    """The static range of a linear's inputs; an expert without tokens gets that of all its siblings together."""
+    assert linear.activations is not None
+    assert linear.scheme.activations is not None
+    seen = histograms.get(group)
+    if seen is None:
+        seen = Histogram()
+        for other in histograms.values():
+            seen.merge(other)
+        if not histograms:
+            raise RunError(f"{linear.name}: no calibration token reached it, so its inputs have no static range")
+    spec, options = linear.scheme.activations, linear.activations
+    return static_range(*choose_range(seen, spec, options.observer, options.percentile), spec)
 
 
 def _block_size(linears: list[Linear]) -> int | None:

@@ -231,9 +231,8 @@ class Weights(Strict):
         if (isinstance(self.group_size, str) and self.group_size not in sizes) or (
             self.type == "fp8" and isinstance(self.group_size, int)
         ):
-            raise ValueError(
-                f"{self.type} weights cannot have group_size {self.group_size}; possible: {_either(sizes)}"
-            )
+            possible = " or ".join(sizes) or "only its own"
+            raise ValueError(f"{self.type} weights cannot have group_size {self.group_size}; possible: {possible}")
         if self.type == "int" and self.group_size == "tensor" and not (self.bits == 8 and self.symmetric):
             raise ValueError("group_size tensor is for fp8 and for symmetric integers of 8 bits")
         return self
@@ -311,7 +310,7 @@ class KVCache(Strict):
 
     @model_validator(mode="after")
     def _possible(self) -> "KVCache":
-        if (self.type == "fp8") == (self.per == "token"):
+        if (self.type == "fp8") == (self.scope == "token"):
             raise ValueError("fp8 caches have static scales per tensor or head, int8 and int4 ones per token")
         if self.type == "fp8" and (self.group_size or not self.symmetric):
             raise ValueError("fp8 caches have no groups and no zero points")
@@ -341,8 +340,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     "MXFP8": {"weights": {"type": "mxfp8"}, "activations": {"type": "mxfp8"}},
 }
 SchemeName = Literal[
-    *("W4A16", "W4A16_ASYM", "W8A16", "W8A8", "W4A8", "FP8", "FP8_DYNAMIC", "FP8_BLOCK"),
-    *("NVFP4", "NVFP4A16", "MXFP4", "MXFP8"),
+    "W4A16",
+    "W4A16_ASYM",
+    "W8A16",
+    "W8A8",
+    "W4A8",
+    "FP8",
+    "FP8_DYNAMIC",
+    "FP8_BLOCK",
+    "NVFP4",
+    "NVFP4A16",
+    "MXFP4",
+    "MXFP8",
 ]
 
 

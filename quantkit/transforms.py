@@ -12,11 +12,18 @@ from torch import Tensor, nn
 
 from quantkit import calibration as cal
 from quantkit.algorithms.awq import search_scale, storable
+from quantkit.algorithms.rtn import rtn
+from quantkit.algorithms.smoothquant import search_alpha, smooth_scale
+from quantkit.blocks import BlockCall
 from quantkit.graph import BlockGraph, Fold, apply_fold
-from quantkit.grids.integer import IntegerGrid
+from quantkit.grids import make_grid
+from quantkit.grids.activations import fake_quantize, static_range
+from quantkit.grids.elements import dequantize
 from quantkit.plan import Linear
-from quantkit.recipe import AwqOptions
+from quantkit.products import Products, Weight
+from quantkit.recipe import AwqOptions, SmoothquantOptions
 
+ALPHAS = tuple(i / 10 for i in range(10))  # tried for each fold; 0 stands for no scaling
 LOSS_TOKENS = 4096  # calibration tokens on which finalists are compared by the block's own output
 
 
@@ -32,11 +39,7 @@ def awq(
     options: AwqOptions, states: cal.States, block: nn.Module, graph: BlockGraph, index: int, linears: list[Linear]
 ) -> Folded:
     """Scale every proven fold of the block by AWQ's search, in place; readers are measured with min-max rounding."""
-    by_site: dict[str, list[Linear]] = {}
-    for linear in linears:
-        by_site.setdefault(linear.site.name, []).append(linear)
-    folds = [fold for fold in graph.folds if any(name in by_site for name in fold.consumers)]
-    wanted = {graph.group_of(name) for fold in folds for name in fold.consumers}
+    by_site, folds, wanted = _folds_of(graph, linears)
     statistics: dict[int, cal.Statistic] = {}
     done = Folded()
     if not wanted:
@@ -63,7 +66,7 @@ def awq(
             [view.float() for view in views],
             found.hessian_KK,
             (found.abs_sum_K / found.count).float(),
-            IntegerGrid(spec, readers[0].scale_dtype),
+            make_grid(spec, readers[0].scale_dtype, None, signed=True),
             columns_K=fold.columns,
             candidates=options.candidates,
             loss=None if len(groups) > 1 else _block_loss(states, block, index, views),
@@ -79,6 +82,105 @@ def awq(
     return done
 
 
+def smoothquant(
+    options: SmoothquantOptions,
+    states: cal.States,
+    block: nn.Module,
+    graph: BlockGraph,
+    index: int,
+    linears: list[Linear],
+) -> Folded:
+    """Move outliers of the inputs into the weights over every proven fold, in place; alpha fixed or searched."""
+    by_site, folds, wanted = _folds_of(graph, linears)
+    amax: dict[int, Tensor] = {}
+    done = Folded()
+    if not wanted:
+        return done
+
+    def observe(group: int, _: slice, x_MK: Tensor) -> None:
+        if len(x_MK):
+            amax_K = x_MK.abs().amax(0).float()
+            amax[group] = torch.maximum(amax[group], amax_K) if group in amax else amax_K
+
+    cal.run(states, block, graph, index, wanted, observe, advance=False)
+    for fold in folds:
+        groups = sorted({graph.group_of(name) for name in fold.consumers} & amax.keys())
+        if not groups:
+            continue  # experts no token reached
+        amax_K = torch.stack([amax[group] for group in groups]).amax(0)
+        readers = [linear for name in fold.consumers for linear in by_site.get(name, [])]
+        views, snap = [linear.view(block) for linear in readers], _snap(block, fold, readers[0].scale_dtype)
+        record: dict[str, Any] = {"producer": fold.producer, "consumers": list(fold.consumers)}
+        if isinstance(options.alpha, float | int):
+            scale_C = smooth_scale(amax_K, views, options.alpha, fold.columns)
+            scale_C, record["alpha"] = (scale_C if snap is None else snap(scale_C)), options.alpha
+        else:
+            loss = _rounded_loss(states, block, graph, index, fold, readers, amax_K)
+            found = search_alpha(amax_K, views, loss, columns_K=fold.columns, alphas=ALPHAS, snap=snap)
+            scale_C = found.scale_C
+            record |= {"alpha": found.alpha, "loss_unscaled": found.loss_identity, "loss": found.loss_best}
+        done.records.append(record)
+        if bool((scale_C != 1).any()):
+            apply_fold(block, graph, fold, scale_C)
+            for group in groups:
+                done.scales[group] = fold.expand(scale_C)
+                amax[group] = amax[group] / fold.expand(scale_C)
+    return done
+
+
+def _folds_of(graph: BlockGraph, linears: list[Linear]) -> tuple[dict[str, list[Linear]], list[Fold], set[int]]:
+    """Linears by site, the folds with a reader among them, and the input groups of all their readers."""
+    by_site: dict[str, list[Linear]] = {}
+    for linear in linears:
+        by_site.setdefault(linear.site.name, []).append(linear)
+    folds = [fold for fold in graph.folds if any(name in by_site for name in fold.consumers)]
+    return by_site, folds, {graph.group_of(name) for fold in folds for name in fold.consumers}
+
+
+def _rounded_loss(
+    states: cal.States,
+    block: nn.Module,
+    graph: BlockGraph,
+    index: int,
+    fold: Fold,
+    readers: list[Linear],
+    amax_K: Tensor,
+) -> Callable[[Tensor | None], float]:
+    """The squared error of the block's output with the readers' weights and inputs rounded, behind a fold's scale."""
+    batches = _reference(states, block, index)
+    at = {(linear.site.param, linear.site.index): linear.scheme.activations for linear in readers}
+
+    def loss(scale_C: Tensor | None) -> float:
+        kept = {name: param.data.clone() for name, param in block.named_parameters() if _touched(name, fold, graph)}
+        if scale_C is not None:
+            apply_fold(block, graph, fold, scale_C)
+        top = (amax_K if scale_C is None else amax_K / fold.expand(scale_C)).max().item()
+        for linear in readers:
+            view = linear.view(block)
+            view.copy_(dequantize(rtn(view, make_grid(linear.spec, linear.scale_dtype, None, signed=False))))
+
+        def on_product(weight: Weight, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+            spec = at.get((weight.param, weight.index))
+            if spec is None:
+                return run(x)
+            return run(fake_quantize(x, spec, static_range(-top, top, spec) if spec.calibrated else None))
+
+        with torch.no_grad(), Products(block, on_product):
+            changes = [call.run(block, hidden) - output for hidden, call, output in batches]
+        for name, value in kept.items():
+            block.get_parameter(name).data.copy_(value)
+        return float(sum(change.double().square().sum() for change in changes))
+
+    return loss
+
+
+def _touched(name: str, fold: Fold, graph: BlockGraph) -> bool:
+    """Whether a fold writes into this parameter."""
+    written = {graph.matrices[reader].param for reader in (*fold.consumers, *fold.routers)}
+    producer = graph.matrices[fold.producer].param if fold.kind == "linear" else f"{fold.producer}.weight"
+    return name in written | {producer} or name == fold.bias
+
+
 def _snap(block: nn.Module, fold: Fold, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
     """Scales a norm's stored weight can be divided by exactly; a linear's rows are requantized and need none."""
     if fold.kind == "linear":
@@ -91,12 +193,7 @@ def _block_loss(
     states: cal.States, block: nn.Module, index: int, views: list[Tensor]
 ) -> Callable[[list[Tensor]], float]:
     """The squared error of the block's output with other weights in the places of `views`, on a few samples."""
-    batches, tokens = [], 0
-    for _, hidden, call in states.batches(index):
-        batches.append((hidden, call, call.run(block, hidden)))
-        tokens += hidden.shape[0] * hidden.shape[1]
-        if tokens >= LOSS_TOKENS:
-            break
+    batches = _reference(states, block, index)
 
     def loss(weights: list[Tensor]) -> float:
         kept = [view.clone() for view in views]
@@ -110,4 +207,15 @@ def _block_loss(
     return loss
 
 
-TRANSFORMS = {"awq": awq}
+def _reference(states: cal.States, block: nn.Module, index: int) -> list[tuple[Tensor, BlockCall, Tensor]]:
+    """A few samples, how the block is called on them, and what it gives."""
+    batches, tokens = [], 0
+    for _, hidden, call in states.batches(index):
+        batches.append((hidden, call, call.run(block, hidden)))
+        tokens += hidden.shape[0] * hidden.shape[1]
+        if tokens >= LOSS_TOKENS:
+            break
+    return batches
+
+
+TRANSFORMS = {"awq": awq, "smoothquant": smoothquant}

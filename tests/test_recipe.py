@@ -114,7 +114,8 @@ WRONG = {
     "list is text": ("ignore: lm_head", "ignore: must be a list, got the text 'lm_head'"),
     "group size": (
         "weights: {group_size: 0}",
-        "weights.group_size: must be a positive whole number, channel (one scale per output row), tensor or block, got 0",
+        "weights.group_size: must be a positive whole number, "
+        "channel (one scale per output row), tensor or block, got 0",
     ),
     "nan": ("output: {max_shard_gb: .nan}", "output.max_shard_gb: must be a number, got nan"),
     "two algorithms": (

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from quantkit.errors import UserError
 from quantkit.formats import common
-from quantkit.formats.bitstream import pack_words, unpack_words
 from quantkit.types import KVSpec, QuantizedWeight, Scheme, TensorSpec
 
 MARK = "qweight"
@@ -63,8 +62,8 @@ def pack(q: QuantizedWeight, scheme: Scheme | None = None) -> dict[str, Tensor]:
     common.check_scales(q, "awq")
     zero_NG = torch.full_like(q.scale_NG, 8, dtype=torch.uint8) if q.zero_NG is None else q.zero_NG
     return {
-        "qweight": _pack_columns(q.codes_NK.T),
-        "qzeros": _pack_columns(zero_NG.T),
+        "qweight": _pack_columns(q.codes_NK),
+        "qzeros": _pack_columns(zero_NG),
         "scales": q.scale_NG.T.contiguous(),
     }
 
@@ -81,12 +80,12 @@ def check_tensors(tensors: Mapping[str, Tensor], scheme: Scheme) -> tuple[int, i
 def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWeight:
     """The inverse of `pack`; UserError where a tensor does not fit, or symmetric weights have other zero points."""
     check_tensors(tensors, scheme)
-    zero_NG = _unpack_columns(tensors["qzeros"]).T.contiguous()
+    zero_NG = _unpack_columns(tensors["qzeros"])
     if scheme.weights.symmetric:
         if not (zero_NG == 8).all():
             raise UserError("zero_point is false in quantization_config, but qzeros holds others than 8")
         zero_NG = None
-    codes_NK = _unpack_columns(tensors["qweight"]).T.contiguous()
+    codes_NK = _unpack_columns(tensors["qweight"])
     return QuantizedWeight(codes_NK, tensors["scales"].T.contiguous(), zero_NG, scheme.weights)
 
 
@@ -133,12 +132,21 @@ def read_kv(quantization_config: Mapping[str, Any]) -> KVSpec | None:
     return None
 
 
-def _pack_columns(codes_RN: Tensor) -> Tensor:
-    R, N = codes_RN.shape
-    return pack_words(codes_RN.reshape(R, N // 8, 8)[..., list(ORDER)].reshape(R, N), 4)
+def _pack_columns(codes_NR: Tensor) -> Tensor:
+    """uint8 [N, R] -> int32 [R, N / 8]."""
+    N, R = codes_NR.shape
+    eights = codes_NR.reshape(N // 8, 8, R)
+    words_WR = torch.zeros(N // 8, R, dtype=torch.int32, device=codes_NR.device)
+    for i, column in enumerate(ORDER):
+        words_WR |= eights[:, column].int() << 4 * i
+    return words_WR.T.contiguous()
 
 
 def _unpack_columns(words_RW: Tensor) -> Tensor:
+    """The inverse of `_pack_columns`."""
     R, W = words_RW.shape
-    place = torch.tensor(ORDER).argsort().to(words_RW.device)
-    return unpack_words(words_RW, 4, W * 8).reshape(R, W, 8)[..., place].reshape(R, W * 8)
+    words_WR = words_RW.T.contiguous()
+    eights = torch.empty(W, 8, R, dtype=torch.uint8, device=words_RW.device)
+    for i, column in enumerate(ORDER):
+        eights[:, column] = words_WR >> 4 * i & 15
+    return eights.reshape(W * 8, R)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from quantkit.grids.elements import FP8, expand, float_codes, round_float_
+from quantkit.grids.elements import FP8, encode_e4m3, expand, float_codes, round_float_
 from quantkit.grids.integer import CHUNK, RangeSearch
 from quantkit.types import FP8_MAX, QuantizedWeight, TensorSpec
 
@@ -182,7 +182,9 @@ class FloatGrid:
                 if whole
                 else w_nK / scale_nG.repeat_interleave(size, 1)[:, :K]
             )
-            codes_NK[start : start + step] = float_codes(round_float_(steps_nK, self.spec.bits), self.spec.bits)
+            codes_NK[start : start + step] = (
+                encode_e4m3(steps_nK) if self.spec.bits == 8 else float_codes(round_float_(steps_nK, 4), 4)
+            )
         return self.weight(codes_NK, scale_NG, zero_NG)
 
     def weight(self, codes_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor) -> QuantizedWeight:

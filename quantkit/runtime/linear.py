@@ -14,8 +14,8 @@ from quantkit.types import QuantizedWeight, Scheme
 class QuantLinear(nn.Module):
     """y = x @ W^T + bias with W kept as its format stores it, in buffers named as in the file (weight_packed, ...).
 
-    W is dequantized in the dtype its scales have on file and then brought to x's, whatever the module was cast to. Where
-    the scheme quantizes inputs, x is rounded just as an engine rounds it.
+    W is dequantized in the dtype its scales have on file and then brought to x's, whatever the module was cast to.
+    Where the scheme quantizes inputs, x is rounded just as an engine rounds it.
     """
 
     def __init__(self, format_: Any, tensors: Mapping[str, Tensor], scheme: Scheme, bias: Tensor | None = None) -> None:
@@ -25,12 +25,12 @@ class QuantLinear(nn.Module):
         self.out_features, self.in_features = format_.check_tensors(tensors, scheme)
         self.dtypes = {suffix: tensor.dtype for suffix, tensor in tensors.items()}
         for suffix, tensor in tensors.items():
-            self.register_buffer(suffix, tensor)
+            self.register_buffer(_buffer(suffix), tensor)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def quantized(self) -> QuantizedWeight:
         """Codes, scales and zero points, unpacked."""
-        tensors = {suffix: getattr(self, suffix).to(dtype) for suffix, dtype in self.dtypes.items()}
+        tensors = {suffix: self._buffers[_buffer(suffix)].to(dtype) for suffix, dtype in self.dtypes.items()}
         return self.format.unpack(tensors, self.scheme)
 
     @property
@@ -47,6 +47,11 @@ class QuantLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.scheme}"
+
+
+def _buffer(suffix: str) -> str:
+    """`weight` is what the layer stands for, also where its codes lie under that name in the file."""
+    return "weight_codes" if suffix == "weight" else suffix
 
 
 def is_linear(module: nn.Module) -> bool:

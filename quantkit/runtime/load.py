@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from quantkit.blocks import build_meta_model, read_config
@@ -15,8 +15,11 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, format_name
 from quantkit.naming import Piece, assemble, weight_sources
+from quantkit.runtime.kv import KVRange, QuantizedCache
 from quantkit.runtime.linear import QuantLinear, is_linear
-from quantkit.types import Scheme
+from quantkit.types import KVSpec, Scheme
+
+OWN_CACHE = "quantkit_kv_cache"  # in config.json: a cache that no engine's format speaks of
 
 
 def load(
@@ -46,6 +49,7 @@ def load(
     packed = PackedFolder(checkpoint, settings, model)
     sources = weight_sources(model, packed.shapes())
     _fill(model, packed, sources, dtype, torch.device(device))
+    _simulate_cache(model, checkpoint, settings, packed.format)
     model.name_or_path = config._name_or_path = str(checkpoint.folder)
     if (checkpoint.folder / "generation_config.json").exists() and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
@@ -63,9 +67,8 @@ class PackedFolder:
         self.format = _format_of(settings, checkpoint.folder)
         modules = packed_modules(checkpoint.tensors, self.format)
         if not modules:
-            raise UserError(
-                f"{checkpoint.folder}: config.json says {settings.get('quant_method')}, but no tensor is packed that way"
-            )
+            method = settings.get("quant_method")
+            raise UserError(f"{checkpoint.folder}: config.json says {method}, but no tensor is packed that way")
         try:
             self.schemes: dict[str, Scheme] = self.format.read_config(settings, modules)
         except UserError as error:
@@ -139,6 +142,33 @@ def packed_modules(names: Iterable[str], format_: Any) -> list[str]:
     """The modules that have a tensor no dense linear has."""
     own = {suffix for suffix in format_.SUFFIXES if suffix != "weight"}
     return list(dict.fromkeys(name.rpartition(".")[0] for name in names if name.rpartition(".")[2] in own))
+
+
+def _simulate_cache(model: PreTrainedModel, checkpoint: Checkpoint, settings: Mapping[str, Any], format_: Any) -> None:
+    """Make the model run on the quantized cache its folder describes, wherever no other cache is handed in."""
+    own = checkpoint.config.get(OWN_CACHE)
+    spec = KVSpec(**own) if own else format_.read_kv(settings)
+    if spec is None:
+        return
+    ranges: dict[int, KVRange] = {}
+    if spec.per != "token":
+        k_name, v_name = format_.KV_NAMES
+        for name in (name for name in checkpoint.tensors if name.endswith(f".{k_name}")):
+            layer = next(int(part) for part in name.split(".") if part.isdigit())
+            names = (name, f"{name.removesuffix(k_name)}{v_name}")
+            ranges[layer] = KVRange(*(checkpoint.read(n).float().reshape(-1).squeeze().to(model.device) for n in names))
+        if not ranges:
+            raise UserError(
+                f"{checkpoint.folder}: config.json speaks of a {spec} cache, but there are no {k_name} tensors"
+            )
+
+    def put_cache(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        given = kwargs.get("past_key_values")
+        if given is None or (type(given) is DynamicCache and given.get_seq_length() == 0):
+            kwargs = kwargs | {"past_key_values": QuantizedCache(spec, ranges, model.config)}
+        return args, kwargs
+
+    model.register_forward_pre_hook(put_cache, with_kwargs=True)
 
 
 def _fill(

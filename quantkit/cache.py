@@ -1,0 +1,88 @@
+"""Scales of a quantized key and value cache: where they are named in the checkpoint, and their calibration.
+
+A block's attention hands its keys and values to whatever cache it is called with; one that only looks gathers their
+histograms, one that rounds is what evaluation runs (runtime/kv.py).
+"""
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.blocks import BlockCall, Skeleton, release
+from quantkit.calibration import States
+from quantkit.checkpoint.writer import TensorLayout
+from quantkit.errors import UserError
+from quantkit.graph import structure_key
+from quantkit.plan import Plan
+from quantkit.recipe import KVCache
+from quantkit.runtime.kv import ObservingCache, attention_path, check_seen, choose_kv_scales, with_cache
+from quantkit.types import KVSpec
+
+TRIAL_TOKENS = 16
+METHODS = {"minmax": "absmax", "percentile": "percentile", "mse": "mse"}
+
+
+def _attention_paths(skeleton: Skeleton) -> list[str]:
+    """For each block the path within it of the module that owns its keys and values; UserError where there is none."""
+    vocab = skeleton.model.config.get_text_config().vocab_size
+    hidden, calls = skeleton.first_call((torch.arange(TRIAL_TOKENS) % vocab).reshape(1, -1))
+    known: dict[Hashable, str] = {}
+    paths = []
+    for index, block in enumerate(skeleton.blocks):
+        key = structure_key(block)
+        if key not in known:
+            skeleton.fill(index)
+            known[key] = _attention_path(block, hidden, calls[index])
+            release(block)
+        paths.append(known[key])
+    return paths
+
+
+def _attention_path(block: nn.Module, hidden: Tensor, call: BlockCall) -> str:
+    def run(cache: Any) -> None:
+        args, kwargs = with_cache(block, (hidden, *call.args), call.kwargs, cache)
+        with torch.no_grad():
+            block(*args, **kwargs)
+
+    return attention_path(block, run)
+
+
+def scale_layouts(spec: KVSpec, names: tuple[str, str] | None, plan: Plan, skeleton: Skeleton) -> list[TensorLayout]:
+    """Two scales per block, in block order; UserError where the format has no names for them."""
+    if spec.per == "token":
+        return []
+    if names is None:
+        raise UserError(f"output.format cannot hold the scales of a {spec} cache; compressed-tensors and modelopt can")
+    shape = (1,)
+    if spec.per == "head":
+        text = skeleton.model.config.get_text_config()
+        shape = (getattr(text, "num_key_value_heads", None) or text.num_attention_heads, 1, 1)
+    return [
+        TensorLayout(f"{module}.{name}", torch.float32, shape)
+        for module in (_on_file(plan, skeleton, index, path) for index, path in enumerate(_attention_paths(skeleton)))
+        for name in names
+    ]
+
+
+def _on_file(plan: Plan, skeleton: Skeleton, index: int, path: str) -> str:
+    """The checkpoint's name of a block's attention module, as its own linears show it."""
+    for linear in plan.of_block(index):
+        rest = linear.site.name.removeprefix(f"{path}.")
+        if rest != linear.site.name and linear.name.endswith(f".{rest}"):
+            return linear.name.removesuffix(f".{rest}")
+    return f"{skeleton.prefix(index)}{path}"
+
+
+def calibrate(states: States, block: nn.Module, index: int, spec: KVSpec, options: KVCache) -> tuple[Tensor, Tensor]:
+    """Scales of a block's keys and values on all calibration states, in the shapes of `scale_layouts`."""
+    seen: dict[int, Any] = {}
+    for _, hidden, call in states.batches(index):
+        args, kwargs = with_cache(block, (hidden, *call.args), call.kwargs, ObservingCache(seen))
+        with torch.no_grad():
+            block(*args, **kwargs)
+    check_seen(seen, [next(iter(seen), index)], f"block {index}")
+    found = choose_kv_scales(next(iter(seen.values())), spec, METHODS[options.observer])  # type: ignore[arg-type]
+    k_scale, v_scale = ((t.reshape(-1, 1, 1) if spec.per == "head" else t.reshape(1)) for t in found)
+    return k_scale, v_scale
