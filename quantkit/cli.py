@@ -26,7 +26,6 @@ app = typer.Typer(
 recipes_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
 
-MAX_WARNINGS = 10
 _shown = {"tracebacks": False}  # --debug, for the verb that follows it
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table, and nothing else on stdout.")]
@@ -117,6 +116,7 @@ def quantize(
 
     loaded = load(recipe, settings or (), model)  # before torch: a typo is answered at once
     from quantkit.pipeline import quantize as run
+    from quantkit.show import render
 
     report = run(
         loaded,
@@ -126,7 +126,7 @@ def quantize(
         trust_remote_code=trust_remote_code,
         progress=sys.stderr.isatty(),
     )
-    _show(report, _render_report, as_json)
+    _show(report, render, as_json)
 
 
 @app.command("eval")
@@ -170,6 +170,82 @@ def inspect(path: Annotated[Path, typer.Argument(help="Model folder.")], as_json
     from quantkit.inspect import inspect_folder, render
 
     _show(inspect_folder(path), render, as_json)
+
+
+@app.command()
+@verb
+def convert(
+    source: Annotated[Path, typer.Argument(help="Quantized model folder, ours or another tool's.")],
+    output: Annotated[Path, typer.Argument(help="New folder for the result.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="compressed-tensors, awq, gptq, gptq_v2, fp8, fp8_tensor or modelopt.")
+    ],
+    requantize: Annotated[
+        bool,
+        typer.Option("--requantize", help="Let scales be rounded to the format's numbers; the report says how far."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Carry a quantized folder to another format: the same codes and scales exactly, or a refusal with the reason.
+
+    Example: quantkit convert llama-w4-gptq llama-w4 --format compressed-tensors
+    """
+    from quantkit.convert import convert as run
+    from quantkit.show import render_conversion
+
+    _show(run(source, output, format_, requantize=requantize), render_conversion, as_json)
+
+
+@app.command()
+@verb
+def verify(
+    path: Annotated[Path, typer.Argument(help="Model folder.")],
+    engine: Annotated[
+        str | None, typer.Option(help="vllm, sglang, transformers, llama.cpp or tensorrt-llm; all where none is named.")
+    ] = None,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel size: devices each layer is spread over.")] = 1,
+    checksums: Annotated[
+        bool, typer.Option("--checksums", help="Also read every file and compare it with the report's sha256.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Will this engine load the folder, on which hardware, with which kernel? From headers and JSON alone.
+
+    Exit code 1 where it would be refused. Example: quantkit verify llama-w4 --engine vllm --tp 2
+    """
+    from quantkit.verify import render, verify_folder
+
+    result = verify_folder(path, engine, tp, checksums=checksums)
+    _show(result, render, as_json)
+    if result["verdict"] == "refused":
+        raise typer.Exit(1)
+
+
+@app.command()
+@verb
+def plan(
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Name of a shipped recipe, or a YAML file.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Model folder (config.json is enough) or Hub id.")
+    ] = None,
+    settings: Sets = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """What quantizing will take and give, from config.json alone: size, memory, time, and whether it fits here.
+
+    Exit code 1 where it does not fit. Example: quantkit plan --recipe gptq-w4a16 --model meta-llama/Llama-3.1-8B
+    """
+    from quantkit.recipe import load
+
+    loaded = load(recipe, settings or (), model)
+    from quantkit.estimate import estimate, render
+    from quantkit.output import locate_config
+
+    result = estimate(loaded, locate_config(loaded), trust_remote_code=trust_remote_code)
+    _show(result, render, as_json)
+    if not result["fits"]:
+        raise typer.Exit(1)
 
 
 @recipes_app.callback()
@@ -236,34 +312,6 @@ def _show(result: dict[str, Any], render: Callable[[dict[str, Any], Any], None],
         from rich.console import Console
 
         render(result, Console())
-
-
-def _render_report(report: dict[str, Any], console: Any) -> None:
-    """The few figures of a run that matter; quantkit-report.json has the rest."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    weights = report["recipe"]["weights"]
-    size = weights["group_size"]
-    steps = [name for item in (*report["recipe"]["transforms"], weights["algorithm"]) for name in item]
-    grid = f"int{weights['bits']} {'symmetric' if weights['symmetric'] else 'asymmetric'}"
-    before, after = report["bytes_before"], report["bytes_after"]
-    table = Table(show_header=False)
-    for label, value in {
-        "model": report["model"],
-        "scheme": f"{' + '.join(steps)}, {grid}, {size if size == 'channel' else f'groups of {size}'}",
-        "coverage": report["coverage"],
-        "size": f"{before / 1e6:.1f} MB -> {after / 1e6:.1f} MB ({after / before:.0%})",
-        "bits per weight": f"{report['bits_per_weight']:.2f}",
-        "seconds": f"{report['seconds_total']:.1f}",
-        "peak memory": f"{report['peak_memory_bytes'] / 2**20:.0f} MiB",
-    }.items():
-        table.add_row(label, escape(value))
-    console.print(table)
-    for warning in report["warnings"][:MAX_WARNINGS]:
-        console.print(f"warning: {warning}", markup=False, highlight=False)
-    if (more := len(report["warnings"]) - MAX_WARNINGS) > 0:
-        console.print(f"and {more} more warnings in quantkit-report.json")
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from quantkit.formats.common import natural
 from quantkit.output import REPORT, check_output, versions
 from quantkit.quantized import QuantizedFolder
 from quantkit.types import QuantizedWeight, Scheme
+from quantkit.verify.folder import file_hashes
 
 SHARD_BYTES = 5_000_000_000
 
@@ -63,8 +64,8 @@ def convert(source: Path, output: Path, format_name: str, *, requantize: bool = 
             _write_json(partial / name, content)
         config = {key: value for key, value in folder.checkpoint.config.items() if key != "quantization_config"}
         _write_json(partial / "config.json", config | {"quantization_config": settings})
-        _write_json(partial / REPORT, report)
         writer.finish()
+        _write_json(partial / REPORT, report | {"files": file_hashes(partial)})
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

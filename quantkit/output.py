@@ -37,7 +37,12 @@ def check_output(output: Path) -> None:
         raise UserError(f"{output} cannot be made: {parent} is not a folder that may be written to")
 
 
-def locate_model(recipe: Recipe) -> Path:
+def locate_config(recipe: Recipe) -> Path:
+    """The folder of recipe.model; of a Hub id its JSON files alone are downloaded."""
+    return locate_model(recipe, weights=False)
+
+
+def locate_model(recipe: Recipe, *, weights: bool = True) -> Path:
     """The folder of recipe.model, downloaded from the Hub where it is an id and not a folder."""
     if recipe.model is None:
         raise UserError("no model: pass --model FOLDER_OR_HUB_ID or set `model:` in the recipe")
@@ -47,6 +52,8 @@ def locate_model(recipe: Recipe) -> Path:
     if recipe.model.count("/") > 1 or recipe.model.startswith((".", "/", "~")) or recipe.model.endswith("/"):
         raise UserError(f"model folder {recipe.model} does not exist")
     try:
+        if not weights:
+            return Path(snapshot_download(recipe.model, allow_patterns=["*.json", "*.py"]))
         found = Path(snapshot_download(recipe.model, allow_patterns=WEIGHT_FILES))
         if not any(found.glob("*.safetensors")):
             found = Path(snapshot_download(recipe.model, allow_patterns=[*WEIGHT_FILES, "pytorch_model*.bin"]))
@@ -76,10 +83,9 @@ def write_side_files(
     folder: Path,
     format_: Any,
     plan: Plan,
-    report: dict[str, Any],
     rotation: Rotator | None = None,
 ) -> None:
-    """config.json with quantization_config, tokenizer and generation files byte for byte, and the report."""
+    """config.json with quantization_config, tokenizer and generation files byte for byte."""
     copy_side_files(checkpoint.folder, folder)
     schemes = {linear.name: linear.scheme for linear in plan.linears}
     config = dict(checkpoint.config) if rotation is None else rotation.config(checkpoint.config)
@@ -91,6 +97,10 @@ def write_side_files(
     for name, content in format_.files(config["quantization_config"]).items():
         _write_json(folder / name, content)
     _write_json(folder / "config.json", config)
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """quantkit-report.json beside the checkpoint."""
     _write_json(folder / REPORT, report)
 
 

@@ -24,12 +24,14 @@ from quantkit.formats import FORMATS
 from quantkit.graph import BlockGraph, structure_key, trace_block
 from quantkit.memory import reuse_pages
 from quantkit.naming import weight_sources
-from quantkit.output import check_output, locate_model, locate_tokenizer, versions, write_side_files
+from quantkit.output import check_output, locate_model, locate_tokenizer, versions, write_report, write_side_files
 from quantkit.plan import Linear, file_layout, make_plan, output_bytes
+from quantkit.preflight import check_engine, check_result
 from quantkit.progress import Progress
 from quantkit.recipe import Recipe
 from quantkit.rotate import Rotator
 from quantkit.run import Clock, Run
+from quantkit.verify import file_hashes
 
 TRACE_TOKENS = 16
 
@@ -64,6 +66,7 @@ def quantize(
         plan = replace(plan, extra=skeleton.rotation.layouts)
     if plan.kv is not None:
         plan = replace(plan, kv_scales=scale_layouts(plan.kv, format_.KV_NAMES, plan, skeleton))
+    advice = check_engine(recipe, plan, checkpoint, format_)
     units = file_layout(checkpoint, plan, format_)
     key = run_key(recipe, checkpoint, ids_ST, skeleton.device)
     clock.lap("trace")
@@ -83,8 +86,12 @@ def quantize(
         if useless and not begun:
             shutil.rmtree(partial)
         raise
-    report = make_report(key, run, journal.entries[1:], output_bytes(units))
-    write_side_files(checkpoint, partial, format_, plan, report, skeleton.rotation)
+    write_side_files(checkpoint, partial, format_, plan, skeleton.rotation)
+    clock.lap("write")
+    report = make_report(key, run, journal.entries[1:], output_bytes(units), advice)
+    report["files"] = file_hashes(partial)
+    write_report(partial, report)
+    check_result(recipe, partial)
     journal.publish(output)
     return report
 
@@ -181,7 +188,9 @@ def run_key(recipe: Recipe, checkpoint: Checkpoint, ids_ST: Tensor | None, devic
     }
 
 
-def make_report(key: dict[str, Any], run: Run, blocks: list[dict[str, Any]], size: int) -> dict[str, Any]:
+def make_report(
+    key: dict[str, Any], run: Run, blocks: list[dict[str, Any]], size: int, advice: list[str]
+) -> dict[str, Any]:
     """quantkit-report.json: what was done to which linear, what was not and why, at which cost."""
     plan, checkpoint, clock = run.plan, run.skeleton.checkpoint, run.clock
     records = [record for block in blocks for record in block["linears"]]
@@ -203,7 +212,7 @@ def make_report(key: dict[str, Any], run: Run, blocks: list[dict[str, Any]], siz
         "rotation": None if run.skeleton.rotation is None else run.skeleton.rotation.report(),
         "kv_cache": None if plan.kv is None else str(plan.kv),
         "folds_rejected": [{"pair": pair, "reason": reason} for pair, reason in sorted(rejected)],
-        "warnings": plan.notes + [f"{r['name']}: {r['note']}" for r in records if "note" in r],
+        "warnings": [*advice, *plan.notes, *(f"{r['name']}: {r['note']}" for r in records if "note" in r)],
         "seconds": {stage: round(seconds, 3) for stage, seconds in clock.stages.items()},
         "seconds_total": round(sum(clock.stages.values()), 3),
         "peak_memory_bytes": clock.peak_bytes(),

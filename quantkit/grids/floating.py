@@ -100,10 +100,12 @@ class FloatGrid:
         amax_nG = w_nGg.abs().amax(2)
         if self.search is None:
             return self._candidate(amax_nG, None)
-        best_nG = torch.empty_like(amax_nG)
-        least_nG = torch.full_like(amax_nG, torch.inf)
         count = {"float": OCTAVE, "e4m3": E4M3_DOWN + E4M3_UP + 1, "e8m0": 3}[self.spec.scale]
-        tried = [self._candidate(amax_nG, i) for i in range(count)]
+        usual = {"float": 0, "e4m3": E4M3_DOWN, "e8m0": 1}[
+            self.spec.scale
+        ]  # first: kept where errors over- or underflow
+        tried = [self._candidate(amax_nG, i) for i in (usual, *(i for i in range(count) if i != usual))]
+        best_nG, least_nG = tried[0], torch.full_like(amax_nG, torch.inf)
         for i in range(count + (self.spec.scale == "float")):
             # last, for plain scales: the best one in closed form for the codes of the best found
             scale_nG = tried[i] if i < count else self.storable(self._solved(w_nGg, best_nG, root_Gg))

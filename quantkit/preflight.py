@@ -1,0 +1,38 @@
+"""The engine named in a recipe: would it load what the recipe makes, and does it load what was made?"""
+
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.errors import RunError, UserError
+from quantkit.plan import Plan
+from quantkit.recipe import Recipe
+from quantkit.verify import preflight, verify_folder
+
+
+def check_engine(recipe: Recipe, plan: Plan, checkpoint: Checkpoint, format_: Any) -> list[str]:
+    """Before any work: UserError where the recipe's engine would refuse the result; its warnings for the report."""
+    engine = recipe.output.engine
+    if engine is None:
+        return []
+    schemes = {linear.name: linear.scheme for linear in plan.linears}
+    shapes = {linear.name: linear.shape for linear in plan.linears}
+    dense = {name: checkpoint.tensors.get(f"{name}.weight") for name, _ in plan.skipped}
+    linears = shapes | {name: info.shape for name, info in dense.items() if info is not None and len(info.shape) == 2}
+    settings = format_.config(schemes, list(dense), plan.kv if plan.kv_scales else None)
+    found = preflight(settings, shapes, linears, checkpoint.config, engine, recipe.output.tp)
+    if refused := [f"{f.where}: {f.message}; {f.remedy}" for f in found if f.level == "error"]:
+        where = f"{engine}{f' on {recipe.output.tp} devices' if recipe.output.tp > 1 else ''}"
+        advice = "or set output.engine to null if it is for something else"
+        raise UserError("\n".join([f"{where} would not load what this recipe makes:", *refused, advice]))
+    return [f"{engine}: {f.where}: {f.message}; {f.remedy}" for f in found if f.level == "warning"]
+
+
+def check_result(recipe: Recipe, folder: Path) -> None:
+    """After it: what lies in the folder is read back; RunError if the engine would refuse it after all."""
+    if recipe.output.engine is None:
+        return
+    found = verify_folder(folder, recipe.output.engine, recipe.output.tp)
+    wrong = [f"{f['where']}: {f['message']}" for f in found["findings"] if f["level"] == "error"]
+    if wrong:
+        raise RunError("\n".join([f"{folder} was written, but {recipe.output.engine} would refuse it:", *wrong]))
