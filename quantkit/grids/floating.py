@@ -101,9 +101,7 @@ class FloatGrid:
         if self.search is None:
             return self._candidate(amax_nG, None)
         count = {"float": OCTAVE, "e4m3": E4M3_DOWN + E4M3_UP + 1, "e8m0": 3}[self.spec.scale]
-        usual = {"float": 0, "e4m3": E4M3_DOWN, "e8m0": 1}[
-            self.spec.scale
-        ]  # first: kept where errors over- or underflow
+        usual = {"float": 0, "e4m3": E4M3_DOWN, "e8m0": 1}[self.spec.scale]  # first: kept where errors overflow
         tried = [self._candidate(amax_nG, i) for i in (usual, *(i for i in range(count) if i != usual))]
         best_nG, least_nG = tried[0], torch.full_like(amax_nG, torch.inf)
         for i in range(count + (self.spec.scale == "float")):
