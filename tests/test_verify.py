@@ -11,6 +11,8 @@ from rich.console import Console
 
 from quantkit.errors import UserError
 from quantkit.verify import ENGINES, file_hashes, preflight, render, verify_folder
+from quantkit.verify.kernels import kernel_table
+from quantkit.verify.stated import make_subject
 from tests.tiny_folders import CONFIGS, DENSE, FP8_TOKEN, KV, MODEL, SHAPES, Folder, ct, floating, integer
 
 Q0, K0, O0, UP0, DOWN0 = (f"model.layers.0.{n}" for n in (
@@ -203,6 +205,7 @@ BROKEN: dict[str, Broken] = {  # what is broken: (good folder, how, engine, rule
     "substring ignore": ("W4A16", edit_qc(ignore=["lm_head", "self_attn"]), "vllm", "ct-ignore-part", "warning"),
     "bad regex": ("W4A16", edit_qc(ignore=["lm_head", "re:*("]), "vllm", "ct-regex", "error"),
     "int8 kv": ("kv", edit_qc(kv_cache_scheme=KV | {"type": "int"}), "vllm", "kv-scheme", "error"),
+    "asym kv": ("kv", edit_qc(kv_cache_scheme=KV | {"symmetric": False}), "sglang", "kv-scheme", "error"),
     "kv per head, sglang": (
         "kv", edit_qc(kv_cache_scheme=KV | {"strategy": "attn_head"}), "sglang", "kv-scheme", "error"),
     "kv scale missing": ("kv", drop("0.self_attn.v_scale"), "vllm", "kv-missing", "warning"),
@@ -212,7 +215,8 @@ BROKEN: dict[str, Broken] = {  # what is broken: (good folder, how, engine, rule
         "W3A16", put(f"{O0}.weight_packed", lambda t: torch.zeros(256, 26).int()), "vllm", "old-packing", "error"),
     "scaled gelu": ("awq", add("model.layers.0.mlp.act.scales"), "vllm", "awq-act-scales", "error"),
     "fbgemm": ("FP8", edit_qc(quant_method="fbgemm_fp8"), "vllm", "method-deprecated", "warning"),
-    "mxfp6 in transformers": ("MXFP8", edit_group(format="mxfp6-pack-quantized"), "transformers", "ct-newer", "warning"),
+    "mxfp6 in transformers": (
+        "MXFP8", edit_group(format="mxfp6-pack-quantized"), "transformers", "ct-newer", "warning"),
     "W4A8-FP8 in fp16": ("W4A8-FP8", half, "vllm", "w4a8-dtype", "warning"),
     "transform": (
         "W4A16", edit_qc(transform_config={"config_groups": {"a": {}}}), "transformers", "ct-transform", "error"),
@@ -416,6 +420,12 @@ def test_tensor_parallel() -> None:
     assert errors_of(CONFIGS["awq"], shapes=wide, tp=2) == {"tp-group"}  # 260 is not whole words of 8
 
 
+def test_key_heads_are_not_cut() -> None:
+    """4 GPUs for 2 key/value heads: two GPUs hold the same head of 24 rows; 12 rows would not be whole words."""
+    assert errors_of(CONFIGS["awq"], shapes={"a.k_proj": (48, 128)}, tp=4) == set()
+    assert errors_of(CONFIGS["awq"], shapes={"a.q_proj": (48, 128)}, tp=4) == {"tp-group"}
+
+
 def test_words() -> None:
     assert errors_of(CONFIGS["awq"], shapes={"a.q": (36, 128)}) == {"words"}
     assert errors_of(CONFIGS["gptq"], shapes={"a.q": (36, 128)}) == {"words"}
@@ -442,6 +452,20 @@ def test_kernels(tmp_path: Path) -> None:
     assert kernel("FP8", "Ampere") == "Marlin (weight-only)"
     result = verify_folder(Folder("W4A8-FP8").save(tmp_path / "model"), "vllm")
     assert {name for name, how in result["hardware"].items() if how == "yes"} == {"Hopper"}
+
+
+def test_kernels_of_merged_layers() -> None:
+    """Machete wants rows in multiples of 128: of the whole layer the engine makes."""
+
+    def on_hopper(shapes: dict[str, tuple[int, int]], tp: int = 1) -> set[str]:
+        subject = make_subject(CONFIGS["W4A16"], shapes, shapes, MODEL, "vllm", tp)
+        return {row["kernel"]["Hopper"] for row in kernel_table(subject)}
+
+    assert on_hopper({"a.q_proj": (256, 256), "a.k_proj": (64, 256), "a.v_proj": (64, 256)}) == {"Machete"}
+    assert on_hopper({"a.q_proj": (256, 256), "a.k_proj": (32, 256), "a.v_proj": (32, 256)}) == {"Marlin"}
+    assert on_hopper({"a.o_proj": (192, 256)}) == {"Marlin"}
+    assert on_hopper({"a.fc1": (256, 256)}) == {"Machete"}
+    assert on_hopper({"a.fc1": (256, 256)}, tp=4) == {"Marlin"}
 
 
 @pytest.mark.parametrize("broken", [{}, {"quant_method": 3}, {"quant_method": "compressed-tensors", "config_groups": 7},
