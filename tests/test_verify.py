@@ -483,6 +483,35 @@ def test_foreign_configs_give_findings(broken: dict[str, Any]) -> None:
         assert errors_of(broken, engine), engine
 
 
+JUNK: list[Any] = [None, 3, -1, 0, "x", [], {}, [1], [None], {"a": 1}, True, 1.5, float("nan"), 10**30]
+
+
+def paths(value: Any, start: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to every value inside a JSON value, itself included."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    return [start, *(path for key in keys for path in paths(value[key], (*start, key)))]
+
+
+@pytest.mark.parametrize("kind", ["kv", "FP8 block", "NVFP4", "gptq", "awq", "fp8 block", "modelopt nvfp4"])
+def test_no_junk_raises(kind: str, tmp_path: Path) -> None:
+    more = {"gptq": {"dynamic": {"+:.*": {"bits": 8}}, "modules_in_block_to_quantize": ["q_proj"]}}
+    more["kv"] = {"transform_config": {"config_groups": {"a": {}}}, "sparsity_config": {"targets": ["Linear"]}}
+    good = CONFIGS[kind] | more.get(kind, {})
+    folder = Folder(kind).save(tmp_path / "model")
+    for path in paths(good)[1:]:
+        for junk in JUNK:
+            config = json.loads(json.dumps(good))
+            parent = config
+            for key in path[:-1]:
+                parent = parent[key]
+            parent[path[-1]] = junk
+            for engine in ENGINES:
+                preflight(config, SHAPES, SHAPES | DENSE, MODEL, engine, 2)
+            if junk == "x":
+                (folder / "config.json").write_text(json.dumps(MODEL | {"quantization_config": config}))
+                json.dumps(verify_folder(folder))
+
+
 def test_experts_share_a_scheme() -> None:
     parts = ("gate_proj", "up_proj", "down_proj")
     experts = {f"model.layers.0.mlp.experts.{e}.{part}": (256, 256) for e in range(2) for part in parts}

@@ -67,7 +67,7 @@ def numbers(raw: Any, where: str, found: list[Finding], newer: bool = False) -> 
         bad(f"symmetric is {symmetric!r}, neither true nor false")
     if dynamic not in (True, False, "local"):
         bad(f"dynamic is {dynamic!r}; it may be true, false or 'local'")
-    if strategy is not None and strategy not in STRATEGIES:
+    if strategy is not None and (not isinstance(strategy, str) or strategy not in STRATEGIES):
         bad(f"strategy is {strategy!r}; there are {', '.join(sorted(STRATEGIES))}")
     if group_size is not None and (type(group_size) is not int or group_size < -1):
         bad(f"group_size is {group_size!r}; it is a positive number, or -1 for channels")
@@ -83,8 +83,10 @@ def numbers(raw: Any, where: str, found: list[Finding], newer: bool = False) -> 
         bad(f"actorder is {order!r}; drop it", "omit actorder")
     if isinstance(block, str):
         block = [int(part) if part.isdecimal() else None for part in block.split("x")]
-    if block is not None and not (isinstance(block, list) and len(block) == 2 and all(type(b) is int for b in block)):
-        bad(f"block_structure is {block!r}, not two whole numbers")
+    if block is not None and not (
+        isinstance(block, list) and len(block) == 2 and all(type(b) is int and b > 0 for b in block)
+    ):
+        bad(f"block_structure is {block!r}, not two sizes")
     if len(found) > start:
         return None
     grouped = group_size is not None and group_size > 0
@@ -154,7 +156,7 @@ def groups(subject: Subject) -> list[tuple[list[str], Stated]]:
             found.append(
                 warning("ct-format", where, "no format is stated, here or globally", "state format in each group")
             )
-        elif layout not in formats:
+        elif not isinstance(layout, str) or layout not in formats:
             found.append(
                 error(
                     "ct-format",

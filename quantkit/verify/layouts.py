@@ -157,7 +157,9 @@ def check_tensors(subject: Subject, modules: dict[str, dict[str, TensorInfo]]) -
             elif info.dtype not in dtypes:
                 wrong["tensor-dtype"][name] = f"{suffix} is {_text(info.dtype)}, {said} has {_text(dtypes[0])}"
             elif (
-                suffix == "weight_packed" and 32 % said.weights.bits and info.shape == _padded(said.weights.bits, N, K)
+                suffix == "weight_packed"
+                and said.weights.bits in (3, 5, 6, 7)
+                and info.shape == _padded(said.weights.bits, N, K)
             ):
                 wrong["old-packing"][name] = (
                     f"{said.weights.bits}-bit words are padded, as before compressed-tensors 0.17"

@@ -129,6 +129,10 @@ def _gptq(subject: Subject) -> None:
         )
         dynamic = {}
     inside = subject.qc.get("modules_in_block_to_quantize") or []
+    if not isinstance(inside, list):
+        message = f"modules_in_block_to_quantize is {inside!r}, not a list of names"
+        subject.problems.append(error("gptq-keys", "quantization_config", message, "write a list of module names"))
+        inside = []
     parts = [part for entry in inside for part in (entry if isinstance(entry, list) else [entry])]
     for name in {*subject.linears, *subject.shapes} if parts else subject.shapes:
         if (leaf(name) in HEADS and not subject.qc.get("lm_head")) or (
@@ -171,8 +175,8 @@ def _fp8(subject: Subject) -> None:
     block = qc.get("weight_block_size", absent)
     pair = None
     if block is not None:
-        if not isinstance(block, list | tuple) or len(block) != 2 or not all(type(size) is int for size in block):
-            message = f"weight_block_size is {block!r}, not two whole numbers"
+        if not isinstance(block, list | tuple) or len(block) != 2 or not all(type(s) is int and s > 0 for s in block):
+            message = f"weight_block_size is {block!r}, not two sizes"
             subject.problems.append(error("fp8-block", "quantization_config", message, "write [128, 128] or null"))
             return
         pair = (block[0], block[1])
