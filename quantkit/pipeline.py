@@ -18,6 +18,7 @@ from quantkit.cache import scale_layouts
 from quantkit.checkpoint.journal import Journal
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.writer import ShardWriter
+from quantkit.clock import Clock
 from quantkit.data import data_fingerprint, token_batches
 from quantkit.errors import DiskFullError, RunError, UserError
 from quantkit.formats import FORMATS
@@ -30,7 +31,7 @@ from quantkit.preflight import check_engine, check_result
 from quantkit.progress import Progress
 from quantkit.recipe import Recipe
 from quantkit.rotate import Rotator
-from quantkit.run import Clock, Run
+from quantkit.run import Run
 from quantkit.verify import file_hashes
 
 TRACE_TOKENS = 16

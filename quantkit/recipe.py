@@ -15,28 +15,18 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from quantkit.errors import UserError
-from quantkit.settings import (
-    PRESETS,
-    Activations,
+from quantkit.options import (
     Algorithm,
     AwqOptions,
-    Calibration,
     GptqOptions,
-    KVCache,
-    Output,
-    Override,
-    Pattern,
     RotationOptions,
     RtnOptions,
-    SchemeName,
     SmoothquantOptions,
     Strict,
     Transform,
-    Weights,
-    matches,
-    merged,
-    open_scheme,
 )
+from quantkit.schemes import PRESETS, Activations, KVCache, SchemeName, Weights, open_scheme
+from quantkit.settings import Calibration, Output, Override, Pattern, matches, merged
 from quantkit.wording import did_you_mean, explain
 from quantkit.yamlfile import AFTER_THE_FILE, Document, KeyPath, apply_setting, parse
 

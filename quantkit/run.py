@@ -5,8 +5,6 @@ original: what the original model's blocks see, kept only where the re-fit needs
 """
 
 import math
-import resource
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,41 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from quantkit import calibration as cal
-from quantkit.algorithms.observers import Histogram, choose_range
 from quantkit.blocks import Skeleton, check_finite, release
 from quantkit.cache import calibrate
 from quantkit.checkpoint.writer import ShardWriter
-from quantkit.errors import RunError
+from quantkit.clock import Clock
 from quantkit.graph import BlockGraph
-from quantkit.grids.activations import static_range
 from quantkit.grids.elements import dequantize
 from quantkit.group import Drift, needs_hessian, quantize_group, refits, wants_blocks
+from quantkit.inputs import InputRanges, is_static
 from quantkit.lockstep import Lockstep, fits
 from quantkit.memory import return_pages
 from quantkit.naming import Piece
 from quantkit.plan import Linear, Plan
 from quantkit.recipe import Recipe
 from quantkit.transforms import TRANSFORMS
-from quantkit.types import InputRange
 
 Members = tuple[int, list[Linear]]  # an input group of a block and its linears
-
-
-class Clock:
-    """Seconds by stage, and the process's peak resident memory."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, float] = {}
-        self.begin = self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
-        self._last = now
-
-    @staticmethod
-    def peak_bytes() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Run:
@@ -248,7 +227,7 @@ class Run:
     ) -> list[dict[str, Any]]:
         """Gather the statistics of a stage's groups behind everything quantized so far, quantize and write them."""
         statistics: dict[int, cal.Statistic] = {}
-        histograms: dict[int, Histogram] = {}
+        ranges = InputRanges(stage)
         drifts = {
             group: Drift(
                 {linear.name: linear.view(block) for linear in members if refits(linear)}, originals.pop(group)
@@ -258,15 +237,13 @@ class Run:
         }
         if self.states is not None:
             hessian = {group for group, members in stage if needs_hessian(members)}
-            watched = {group for group, members in stage if any(_static(linear) for linear in members)}
             sizes = {group: _block_size(members) for group, members in stage}
 
             def observe(group: int, tokens: slice, x_MK: Tensor) -> None:
                 if group not in statistics:
                     statistics[group] = cal.Statistic.empty(x_MK, hessian=group in hessian, block=sizes[group])
                 statistics[group].add(x_MK)
-                if group in watched:
-                    histograms.setdefault(group, Histogram()).add(x_MK)
+                ranges.add(group, x_MK)
                 if group in drifts:
                     drifts[group].add(x_MK, tokens)
 
@@ -285,8 +262,8 @@ class Run:
             statistic = statistics.pop(group, None)
             for result in quantize_group(weights, linears, statistic, drift, signed=self.format.SIGNED_SCALES):
                 linear, q = result.linear, result.quantized
-                if _static(linear):
-                    q = replace(q, input=_input_range(linear, group, histograms))
+                if is_static(linear):
+                    q = replace(q, input=ranges.range_of(linear, group))
                 if self.states is not None:
                     linear.view(block).copy_(dequantize(q))
                 for suffix, tensor in self.format.pack(q, linear.scheme).items():
@@ -325,26 +302,6 @@ def _by_group(graph: BlockGraph, linears: list[Linear]) -> list[Members]:
     for linear in linears:
         groups.setdefault(graph.group_of(linear.site.name), []).append(linear)
     return sorted(groups.items())
-
-
-def _static(linear: Linear) -> bool:
-    """Whether a range of its inputs comes from calibration."""
-    return linear.scheme.activations is not None and linear.scheme.activations.calibrated
-
-
-def _input_range(linear: Linear, group: int, histograms: dict[int, Histogram]) -> InputRange:
-    """The static range of a linear's inputs; an expert without tokens gets that of all its siblings together."""
-    assert linear.activations is not None
-    assert linear.scheme.activations is not None
-    seen = histograms.get(group)
-    if seen is None:
-        seen = Histogram()
-        for other in histograms.values():
-            seen.merge(other)
-        if not histograms:
-            raise RunError(f"{linear.name}: no calibration token reached it, so its inputs have no static range")
-    spec, options = linear.scheme.activations, linear.activations
-    return static_range(*choose_range(seen, spec, options.observer, options.percentile), spec)
 
 
 def _block_size(linears: list[Linear]) -> int | None:

@@ -143,10 +143,8 @@ class Scheme:
 
 _INT8_TOKEN, _FP8_TOKEN = ActivationSpec(8), ActivationSpec(8, element="float")
 _FP8_CHANNEL, _FP8_TENSOR = (TensorSpec(8, -1, element="float", rows=rows) for rows in (1, -1))
-_NVFP4, _MXFP4, _MXFP8 = (
-    TensorSpec(bits, size, element="float", scale=scale)
-    for bits, size, scale in ((4, 16, "e4m3"), (4, 32, "e8m0"), (8, 32, "e8m0"))
-)
+_NVFP4 = TensorSpec(4, 16, element="float", scale="e4m3")
+_MXFP4, _MXFP8 = (TensorSpec(bits, 32, element="float", scale="e8m0") for bits in (4, 8))
 PRESETS: dict[str, Scheme] = {
     "W4A16": Scheme(TensorSpec(4, 128)),
     "W4A16_ASYM": Scheme(TensorSpec(4, 128, symmetric=False)),

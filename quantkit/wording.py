@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from quantkit.settings import Choice
+from quantkit.options import Choice
 
 
 def explain(error: Any, root: type[BaseModel]) -> str:

@@ -57,8 +57,9 @@ def layout(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> 
     if scale_dtype not in SCALE_DTYPES:
         raise UserError(f"compressed-tensors scales are bfloat16, float16 or float32, not {scale_dtype}")
     rows = (1,) if spec.rows == -1 else (-(-N // spec.rows), G)
+    tensors: Layout
     if name == "pack-quantized":
-        tensors: Layout = {
+        tensors = {
             "weight_packed": (torch.int32, (N, words_for(K, spec.bits))),
             "weight_scale": (scale_dtype, (N, G)),
             "weight_shape": (torch.int64, (2,)),
@@ -72,8 +73,8 @@ def layout(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> 
     else:
         if spec.bits == 4 and K % 2:
             raise UserError(f"two 4-bit floats share a byte: {K} input features are odd")
-        weight = {"weight": (FP8, (N, K))} if spec.bits == 8 else {"weight_packed": (torch.uint8, (N, K // 2))}
-        tensors = weight | {"weight_scale": (FP8 if spec.scale == "e4m3" else torch.uint8, (N, G))}
+        weight: Layout = {"weight": (FP8, (N, K))} if spec.bits == 8 else {"weight_packed": (torch.uint8, (N, K // 2))}
+        tensors = {**weight, "weight_scale": (FP8 if spec.scale == "e4m3" else torch.uint8, (N, G))}
         if spec.scale == "e4m3":
             tensors["weight_global_scale"] = (torch.float32, (1,))
     acts = scheme.activations

@@ -30,7 +30,7 @@ class QuantLinear(nn.Module):
 
     def quantized(self) -> QuantizedWeight:
         """Codes, scales and zero points, unpacked."""
-        tensors = {suffix: self._buffers[_buffer(suffix)].to(dtype) for suffix, dtype in self.dtypes.items()}
+        tensors = {suffix: self.get_buffer(_buffer(suffix)).to(dtype) for suffix, dtype in self.dtypes.items()}
         return self.format.unpack(tensors, self.scheme)
 
     @property
