@@ -55,8 +55,8 @@ def compile_kernel(
         usage = _run("-res-usage", file.name)
         sass = _run("-sass", file.name)
     return Compiled(
-        registers=int(re.search(r"REG:(\d+)", usage)[1]),
-        stack=int(re.search(r"STACK:(\d+)", usage)[1]),
+        registers=int(re.findall(r"REG:(\d+)", usage)[0]),
+        stack=int(re.findall(r"STACK:(\d+)", usage)[0]),
         shared=compiled.metadata.shared,
         **_read(sass),
     )

@@ -69,6 +69,12 @@ def check_same_device(**tensors: Tensor | None) -> None:
         raise ValueError("tensors are on different devices: " + ", ".join(f"{n} on {d}" for n, d in places.items()))
 
 
+def check_gpu(name: str, tensor: Tensor) -> None:
+    """ValueError where Triton cannot run: tensors in the CPU's memory outside the interpreter."""
+    if tensor.device.type == "cpu" and not INTERPRET:
+        raise ValueError(f"{name} runs on a GPU, its input of shape {tuple(tensor.shape)} is on the CPU")
+
+
 _workspaces: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
 
@@ -81,7 +87,7 @@ def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
     if device not in _workspaces:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(f"call common.workspace({device}) (or run the model once) before capturing a CUDA graph")
-        partial = torch.empty(WORKSPACE_FLOATS if device.type == "cuda" else 1 << 20, device=device)
+        partial = torch.empty(WORKSPACE_FLOATS, device=device)
         _workspaces[device] = partial, torch.zeros(WORKSPACE_TILES, dtype=torch.int32, device=device)
     return _workspaces[device]
 

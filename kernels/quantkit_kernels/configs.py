@@ -84,16 +84,21 @@ def weight_only_config(format: str, M: int, N: int, K: int, device: torch.device
 
 
 @functools.lru_cache(maxsize=4096)
-def gemm_config(kind: str, M: int, N: int, K: int, device: torch.device) -> GemmConfig:
-    """The tile of a W8A8 product; few tokens split K, many take the largest tile."""
+def gemm_config(kind: str, M: int, N: int, K: int, device: torch.device, decode: bool = False) -> GemmConfig:
+    """The tile of a W8A8 product; few tokens split K, many take the largest tile.
+
+    decode: float8 codes become float16 in the kernel (GPUs without float8), which needs twice the registers.
+    """
     buckets = measured(device).get("gemm", {}).get(f"{kind}/{N}x{K}", {})
     for largest in sorted(map(int, buckets)):
         if largest >= M:
             return GemmConfig(**buckets[str(largest)])
+    if decode and M > 32:
+        return GemmConfig(64, 64, 128, 1, 8, 3)
     if M > 128:
         return GemmConfig(128, 128, 128, 1, 8, 3)
     block_m = 16 if M <= 16 else 32 if M <= 32 else 64
-    block_n = 64 if kind == "fp8_block" else 128
+    block_n = 64 if kind == "fp8_block" or decode else 128
     tiles = -(-N // block_n) * -(-M // block_m)
     splits = split_count(tiles, -(-K // 128), device, block_m * block_n)
     return GemmConfig(block_m, block_n, 128, splits, 4, 4)

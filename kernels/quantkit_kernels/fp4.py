@@ -3,8 +3,8 @@
 Contract: codes uint8 [N, K] in 0..15, sign in bit 3, magnitudes 0, .5, 1, 1.5, 2, 3, 4, 6 by the rest.
 NVFP4: a float8_e4m3fn scale for each 16 columns, times one float32 for the tensor.
 MXFP4: a power of two for each 32 columns, as uint8 exponent + 127 (e8m0; 255, its NaN, is refused). In bfloat16 the
-products are exact; groups more than 2**80 below the largest one may round to zero. Float16 reaches only exponents
--14 .. 8 below the tensor's largest and is refused elsewhere.
+products are exact; groups more than 2**80 below the largest one may round to zero. For float16 activations the scales
+may span at most 2**14.
 """
 
 import torch

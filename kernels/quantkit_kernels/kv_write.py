@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantkit_kernels.common import check, check_same_device, check_tensor
+from quantkit_kernels.common import check_gpu, check_same_device, check_tensor
 from quantkit_kernels.quantize_activations import e4m3_code, round_even
 
 Kind = Literal["16", "fp8", "int8", "int4"]
@@ -38,9 +38,12 @@ def allocate(
     kind: Kind, blocks: int, block_size: int, heads: int, head_size: int, *, dtype: torch.dtype, device: torch.device
 ) -> Cache:
     """An empty cache; ValueError for unsupported sizes. dtype is that of kind "16" and of the activations."""
-    check(kind in KINDS, f"KV kind is {kind!r}; supported: {', '.join(KINDS)}")
-    check(block_size in BLOCK_SIZES, f"block size is {block_size}; supported: {BLOCK_SIZES}")
-    check(head_size in HEAD_SIZES, f"head size is {head_size}; supported: multiples of 16 from 16 to 256")
+    if kind not in KINDS:
+        raise ValueError(f"KV kind is {kind!r}; supported: {', '.join(KINDS)}")
+    if block_size not in BLOCK_SIZES:
+        raise ValueError(f"block size is {block_size}; supported: {BLOCK_SIZES}")
+    if head_size not in HEAD_SIZES:
+        raise ValueError(f"head size is {head_size}; supported: multiples of 16 from 16 to 256")
     shape = (blocks, block_size, heads)
     if kind == "16":
         return Cache(torch.empty(*shape, head_size, dtype=dtype, device=device), None, kind)
@@ -147,9 +150,8 @@ def check_cache(name: str, cache: Cache, head_size: int) -> tuple[int, int, int]
         dtype = torch.float16 if cache.kind == "int4" else torch.float32
         shape = (blocks, block_size, heads, 2) if cache.kind == "int4" else (blocks, block_size, heads)
         check_tensor(f"{name} cache scale", cache.scale, (dtype,), shape)
-    check(
-        (cache.scale is None) == (cache.kind == "16"), f"{name} cache of kind {cache.kind} and its scale do not match"
-    )
+    if (cache.scale is None) != (cache.kind == "16"):
+        raise ValueError(f"{name} cache of kind {cache.kind} and its scale do not match")
     return blocks, block_size, heads
 
 
@@ -186,19 +188,23 @@ def kv_write(k: Tensor, v: Tensor, slots: Tensor, k_cache: Cache, v_cache: Cache
 
     ValueError where shapes, dtypes or devices do not fit; slots beyond the cache are the caller's fault.
     """
-    check(
-        k.dim() == 3 and k.shape == v.shape, f"kv_write: k is {tuple(k.shape)}, v {tuple(v.shape)}; wanted [T, Hkv, D]"
-    )
+    if k.dim() != 3 or k.shape != v.shape:
+        raise ValueError(f"kv_write: k is {tuple(k.shape)}, v {tuple(v.shape)}; wanted [T, Hkv, D]")
     T, heads, D = k.shape
-    check(D in HEAD_SIZES, f"kv_write: head size is {D}; supported: multiples of 16 from 16 to 256")
+    if D not in HEAD_SIZES:
+        raise ValueError(f"kv_write: head size is {D}; supported: multiples of 16 from 16 to 256")
     for name, tensor in (("k", k), ("v", v)):
         good = tensor.dtype in (torch.bfloat16, torch.float16, torch.float32)
-        check(good, f"kv_write: {name} is {tensor.dtype}; supported: bfloat16, float16, float32")
+        if not good:
+            raise ValueError(f"kv_write: {name} is {tensor.dtype}; supported: bfloat16, float16, float32")
         inner = tensor.stride(2) == 1 and (heads == 1 or tensor.stride(1) == D)
-        check(inner, f"kv_write: heads of {name} are not contiguous (strides {tensor.stride()})")
+        if not inner:
+            raise ValueError(f"kv_write: heads of {name} are not contiguous (strides {tensor.stride()})")
     check_tensor("kv_write slots", slots, (torch.int64, torch.int32), (T,))
     for name, cache in (("key", k_cache), ("value", v_cache)):
         found = check_cache(name, cache, D)[2]
-        check(found == heads, f"kv_write: {heads} heads, but the {name} cache has {found}")
+        if found != heads:
+            raise ValueError(f"kv_write: {heads} heads, but the {name} cache has {found}")
     check_same_device(k=k, v=v, slots=slots, k_cache=k_cache.codes, v_cache=v_cache.codes)
+    check_gpu("kv_write", k)
     kv_write_op(k, v, slots, k_cache.codes, k_cache.scale, v_cache.codes, v_cache.scale, k_cache.kind, v_cache.kind)

@@ -78,9 +78,20 @@ def pack_words(codes_NK: Tensor, format: Format) -> Tensor:
     words = torch.zeros_like(codes[:, :, 0], dtype=torch.int32, memory_format=torch.contiguous_format)
     for i, code_places in enumerate(places):
         code = codes[:, :, i].to(torch.int32)
-        for bit, place in enumerate(code_places):
-            words |= ((code >> bit) & 1) << place
+        for bit, place, count in runs(code_places):
+            words |= ((code >> bit) & ((1 << count) - 1)) << place
     return words
+
+
+def runs(code_places: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """(first bit of the code, where it lies, how many bits follow each other in both)."""
+    found: list[tuple[int, int, int]] = []
+    for bit, place in enumerate(code_places):
+        if found and sum(found[-1][1:]) == place:
+            found[-1] = (*found[-1][:2], found[-1][2] + 1)
+        else:
+            found.append((bit, place, 1))
+    return found
 
 
 def unpack_words(words: Tensor, format: Format, in_features: int) -> Tensor:
@@ -88,8 +99,8 @@ def unpack_words(words: Tensor, format: Format, in_features: int) -> Tensor:
     planes = []
     for code_places in PLACES[format]:
         code = torch.zeros_like(words)
-        for bit, place in enumerate(code_places):
-            code |= ((words >> place) & 1) << bit
+        for bit, place, count in runs(code_places):
+            code |= ((words >> place) & ((1 << count) - 1)) << bit
         planes.append(code)
     codes = torch.stack(planes, 2).to(torch.uint8)  # [blocks, N, planes, P]
     return codes.permute(1, 0, 2, 3).reshape(words.shape[1], -1)[:, :in_features].contiguous()

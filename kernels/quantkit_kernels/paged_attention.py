@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quantkit_kernels.common import (
     WORKSPACE_FLOATS,
-    check,
+    check_gpu,
     check_same_device,
     check_tensor,
     compute_dtype,
@@ -276,29 +276,31 @@ def paged_attention(
 
     scale: 1 / sqrt(D) where None; window: 0 for all tokens. ValueError where shapes, dtypes or devices do not fit.
     """
-    check(q.dim() == 3 and q.dtype in (torch.bfloat16, torch.float16), (
-        f"paged_attention: q is {q.dtype} {tuple(q.shape)}; supported: bfloat16 or float16 [T, Hq, D]"
-    ))  # fmt: skip
+    if q.dim() != 3 or q.dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(f"paged_attention: q is {q.dtype} {tuple(q.shape)}; supported: bfloat16 or float16 [T, Hq, D]")
     T, q_heads, D = q.shape
-    check(
-        q.stride(2) == 1 and (q_heads == 1 or q.stride(1) == D),
-        f"paged_attention: q's heads are not contiguous, strides {q.stride()}",
-    )
-    check(D in HEAD_SIZES, f"paged_attention: head size is {D}; supported: multiples of 16 from 16 to 256")
+    if q.stride(2) != 1 or (q_heads > 1 and q.stride(1) != D):
+        raise ValueError(f"paged_attention: q's heads are not contiguous, strides {q.stride()}")
+    if D not in HEAD_SIZES:
+        raise ValueError(f"paged_attention: head size is {D}; supported: multiples of 16 from 16 to 256")
     sizes = check_cache("key", k, D)
-    check(
-        check_cache("value", v, D) == sizes, f"key cache {tuple(k.codes.shape)} and value cache {tuple(v.codes.shape)}"
-    )
+    if check_cache("value", v, D) != sizes:
+        raise ValueError(f"key cache {tuple(k.codes.shape)} and value cache {tuple(v.codes.shape)}")
     _, block_size, heads = sizes
-    check(block_size in BLOCK_SIZES, f"paged_attention: block size is {block_size}; supported: {BLOCK_SIZES}")
-    check(q_heads % heads == 0, f"paged_attention: {q_heads} query heads are no multiple of {heads} KV heads")
+    if block_size not in BLOCK_SIZES:
+        raise ValueError(f"paged_attention: block size is {block_size}; supported: {BLOCK_SIZES}")
+    if q_heads % heads:
+        raise ValueError(f"paged_attention: {q_heads} query heads are no multiple of {heads} KV heads")
     B = lengths.shape[0]
     check_tensor("block_table", block_table, (torch.int32,), (B, None))
     check_tensor("lengths", lengths, (torch.int32,), (B,))
     check_tensor("starts", starts, (torch.int32,), (B + 1,))
-    check(most_queries >= 1 and window >= 0, f"paged_attention: {most_queries=}, {window=}")
-    check(most_queries > 1 or T == B, f"paged_attention: {T} queries of {B} sequences, yet most_queries is 1")
+    if most_queries < 1 or window < 0:
+        raise ValueError(f"paged_attention: {most_queries=}, {window=}")
+    if most_queries == 1 and T != B:
+        raise ValueError(f"paged_attention: {T} queries of {B} sequences, yet most_queries is 1")
     check_same_device(q=q, k=k.codes, v=v.codes, block_table=block_table, lengths=lengths, starts=starts)
+    check_gpu("paged_attention", q)
     return paged_attention_op(
         q, k.codes, k.scale, v.codes, v.scale, block_table, lengths, starts, k.kind, v.kind,
         D**-0.5 if scale is None else scale, window, most_queries,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantkit_kernels.common import check, check_same_device, check_tensor, native_fp8
+from quantkit_kernels.common import check_gpu, check_same_device, check_tensor, native_fp8
 
 Fuse = Literal["none", "rmsnorm", "silu_mul"]
 GROUP = 128
@@ -137,21 +137,26 @@ def quantize_activations(
 ) -> tuple[Tensor, Tensor]:
     """(codes [M, K], scales) of x; ValueError where a dtype, shape or combination is not supported."""
     kinds = (torch.bfloat16, torch.float16, torch.float32)
-    check(x.dim() == 2 and x.dtype in kinds and x.stride(1) == 1, (
-        f"quantize_activations: x is {x.dtype} {tuple(x.shape)} with strides {x.stride()}; "
-        "supported: bfloat16, float16, float32 [M, K] with contiguous rows"
-    ))  # fmt: skip
-    check(element in ("int8", "fp8"), f"quantize_activations: element is {element!r}; supported: int8, fp8")
-    check(group in (-1, GROUP), f"quantize_activations: group is {group}; supported: -1 (row) and {GROUP}")
-    check(
-        fuse in ("none", "rmsnorm", "silu_mul"),
-        f"quantize_activations: fuse is {fuse!r}; supported: none, rmsnorm, silu_mul",
-    )
-    check(fuse != "silu_mul" or x.shape[1] % 2 == 0, f"silu_mul: x is {tuple(x.shape)}, gate and up need even columns")
+    if x.dim() != 2 or x.dtype not in kinds or x.stride(1) != 1:
+        raise ValueError(
+            f"quantize_activations: x is {x.dtype} {tuple(x.shape)} with strides {x.stride()}; "
+            "supported: bfloat16, float16, float32 [M, K] with contiguous rows"
+        )
+    if element not in ("int8", "fp8"):
+        raise ValueError(f"quantize_activations: element is {element!r}; supported: int8, fp8")
+    if group not in (-1, GROUP):
+        raise ValueError(f"quantize_activations: group is {group}; supported: -1 (row) and {GROUP}")
+    if fuse not in ("none", "rmsnorm", "silu_mul"):
+        raise ValueError(f"quantize_activations: fuse is {fuse!r}; supported: none, rmsnorm, silu_mul")
+    if fuse == "silu_mul" and x.shape[1] % 2:
+        raise ValueError(f"silu_mul: x is {tuple(x.shape)}, gate and up need even columns")
     K = x.shape[1] // (2 if fuse == "silu_mul" else 1)
-    check(0 < K <= MAX_K, f"quantize_activations: {K} columns; supported: 1 to {MAX_K}")
-    check((norm_weight is not None) == (fuse == "rmsnorm"), "norm_weight goes with fuse='rmsnorm', and only with it")
+    if not 0 < K <= MAX_K:
+        raise ValueError(f"quantize_activations: {K} columns; supported: 1 to {MAX_K}")
+    if (norm_weight is not None) != (fuse == "rmsnorm"):
+        raise ValueError("norm_weight goes with fuse='rmsnorm', and only with it")
     if norm_weight is not None:
         check_tensor("norm_weight", norm_weight, kinds, (K,))
         check_same_device(x=x, norm_weight=norm_weight)
+    check_gpu("quantize_activations", x)
     return quantize_op(x, norm_weight, eps, fuse, element, group)

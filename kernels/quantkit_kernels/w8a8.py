@@ -18,7 +18,7 @@ from torch import Tensor
 
 from quantkit_kernels.common import (
     INTERPRET,
-    check,
+    check_gpu,
     check_same_device,
     check_tensor,
     native_fp8,
@@ -139,9 +139,9 @@ def launch(
     (M, K), N, device = x_MK.shape, w_NK.shape[0], x_MK.device
     if M == 0:
         return y_MN
-    if config is None:
-        config = gemm_config(kind, M, N, K, device)
     decode = kind != "int8" and not native_fp8(device)
+    if config is None:
+        config = gemm_config(kind, M, N, K, device, decode)
     if decode:
         x_MK, w_NK = x_MK.view(torch.uint8), w_NK.view(torch.uint8)
     partial, count = workspace(device) if config.splits > 1 else (y_MN, x_MK)
@@ -173,24 +173,27 @@ def w8a8(
     x_MK: Tensor, x_scale: Tensor, w_NK: Tensor, w_scale: Tensor, kind: str, *, dtype: torch.dtype = torch.bfloat16
 ) -> Tensor:
     """y [M, N] in dtype. kind: "int8", "fp8" or "fp8_block". ValueError where dtypes, shapes or devices do not fit."""
-    check(kind in ELEMENTS, f"w8a8: kind is {kind!r}; supported: {', '.join(ELEMENTS)}")
-    check(
-        dtype in (torch.bfloat16, torch.float16, torch.float32), f"w8a8: y is bfloat16, float16 or float32, not {dtype}"
-    )
+    if kind not in ELEMENTS:
+        raise ValueError(f"w8a8: kind is {kind!r}; supported: {', '.join(ELEMENTS)}")
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise ValueError(f"w8a8: y is bfloat16, float16 or float32, not {dtype}")
     element = ELEMENTS[kind]
     check_tensor("w8a8 x", x_MK, (element,), (None, None))
     M, K = x_MK.shape
     check_tensor("w8a8 W", w_NK, (element,), (None, K))
     N = w_NK.shape[0]
-    check(0 < K <= MAX_K and N > 0, f"w8a8: W is {N}x{K}; supported: N from 1, K from 1 to {MAX_K}")
+    if not 0 < K <= MAX_K or N == 0:
+        raise ValueError(f"w8a8: W is {N}x{K}; supported: N from 1, K from 1 to {MAX_K}")
     if kind == "fp8_block":
         groups = -(-K // BLOCK)
         wanted, shape = (M, groups), (-(-N // BLOCK), groups)
         fits = x_scale.shape == wanted and x_scale.dtype == torch.float32
-        check(fits, f"w8a8 x_scale: wanted float32 {wanted}, got {x_scale.dtype} {tuple(x_scale.shape)}")
+        if not fits:
+            raise ValueError(f"w8a8 x_scale: wanted float32 {wanted}, got {x_scale.dtype} {tuple(x_scale.shape)}")
     else:
         check_tensor("w8a8 x_scale", x_scale, (torch.float32,), (M,))
         shape = (N,)
     check_tensor("w8a8 w_scale", w_scale, (torch.float32,), shape)
     check_same_device(x=x_MK, x_scale=x_scale, w=w_NK, w_scale=w_scale)
+    check_gpu("w8a8", x_MK)
     return w8a8_op(x_MK, x_scale, w_NK, w_scale, kind, dtype)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from quantkit_kernels.common import (
-    check,
+    check_gpu,
     check_same_device,
     compute_dtype,
     reduce_splits,
@@ -244,9 +244,12 @@ def decode_weight(weight: PackedWeight, out_NK: Tensor | None = None) -> Tensor:
 def linear(name: str, x: Tensor, weight: PackedWeight) -> Tensor:
     """x [..., K] @ W^T -> [..., N] through the operator; ValueError unless x fits the weight."""
     N, K = weight.out_features, weight.in_features
-    check(x.dtype == weight.dtype, f"{name}: x is {x.dtype}, the weight was packed for {weight.dtype}")
-    check(x.dim() >= 1 and x.shape[-1] == K, f"{name}: x is {tuple(x.shape)}, the weight is {N}x{K}: wanted [..., {K}]")
+    if x.dtype != weight.dtype:
+        raise ValueError(f"{name}: x is {x.dtype}, the weight was packed for {weight.dtype}")
+    if x.dim() == 0 or x.shape[-1] != K:
+        raise ValueError(f"{name}: x is {tuple(x.shape)}, the weight is {N}x{K}: wanted [..., {K}]")
     check_same_device(x=x, words=weight.words, scale=weight.scale, row_scale=weight.row_scale)
+    check_gpu(name, x)
     y_MN = weight_only_op(
         x.reshape(-1, K), weight.words, weight.scale, weight.zero, weight.row_scale, weight.format, weight.group_size
     )

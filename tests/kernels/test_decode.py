@@ -142,3 +142,25 @@ def test_ptx_subtracts_and_multiplies_in_pairs(kind: str) -> None:
     product = run_ptx(getattr(decode, f"MUL_{suffix}").value, {1: result, 2: pairs[0]})["$0"]
     wanted = bits_of(((code - zero) * code)[0::2].astype(np.float64), kind)
     np.testing.assert_array_equal((product & U32(0xFFFF)).astype(np.uint16) & 0x7FFF, wanted & 0x7FFF)
+
+
+KV_CASES = [
+    ("KV_INT4_BF16", lambda b: [b & 15, b >> 4]),
+    ("KV_INT8_BF16", lambda b: [np.where(b > 127, b - 256, b)]),
+    ("KV_FP8_BF16", lambda b: [torch.from_numpy(b).to(torch.uint8).view(torch.float8_e4m3fn).double().numpy()]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), KV_CASES, ids=[case[0] for case in KV_CASES])
+def test_ptx_decodes_every_cached_byte(name: str, value) -> None:
+    """Four neighbouring bytes to a register; the first two registers are one output, the next two another."""
+    codes = np.random.default_rng(2).permutation(1024) % 256
+    if "FP8" in name:
+        codes[codes % 128 == 127] = 0  # no NaN is ever written
+    words = np.sum(codes.reshape(-1, 4).astype(U32) << (U32(8) * np.arange(4, dtype=U32)), axis=1, dtype=U32)
+    wanted = value(codes)
+    registers = run_ptx(getattr(decode, name).value, {2 * len(wanted): words})
+    for i, values in enumerate(wanted):
+        pairs = [registers[f"${2 * i}"], registers[f"${2 * i + 1}"]]
+        bits = np.stack([half for r in pairs for half in (r & U32(0xFFFF), r >> U32(16))], 1).astype(np.uint16)
+        np.testing.assert_array_equal(floats(bits.reshape(-1), "bf16x2"), values.astype(np.float64))

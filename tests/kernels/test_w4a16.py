@@ -19,7 +19,7 @@ from quantkit_kernels.weight_only import decode_weight, launch
 
 INTERPRETED = not torch.cuda.is_available()
 LIMIT = {torch.bfloat16: 6e-3 if INTERPRETED else 4e-3, torch.float16: 6e-4}  # of rounded outputs
-SUMS = 1e-5 if INTERPRETED else 2e-3  # on a GPU scaled weights are rounded to bfloat16 too
+SUMS = 1e-5 if INTERPRETED else 3e-3  # on a GPU scaled weights are rounded to bfloat16 too
 
 
 def error(got: Tensor, wanted: Tensor) -> float:
