@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.writer import copy_side_files
-from quantkit.errors import UserError
+from quantkit.errors import RunError, UserError
 from quantkit.plan import Plan
 from quantkit.recipe import Recipe
 from quantkit.rotate import Rotator
@@ -94,6 +94,10 @@ def write_side_files(
     config["quantization_config"] = format_.config(schemes, skipped, stored)
     if plan.kv is not None and stored is None:  # no engine's format speaks of it: for quantkit's own runtime
         config[OWN_CACHE] = asdict(plan.kv)
+    said = format_.read_config(config["quantization_config"], [*schemes, *skipped])
+    if said != schemes:
+        wrong = sorted(name for name in said.keys() | schemes if said.get(name) != schemes.get(name))
+        raise RunError(f"config.json would describe {', '.join(wrong[:3])} as something else than what was written")
     for name, content in format_.files(config["quantization_config"]).items():
         _write_json(folder / name, content)
     _write_json(folder / "config.json", config)

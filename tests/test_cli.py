@@ -22,6 +22,8 @@ REPORT = {
         "weights": {"bits": 4, "group_size": 128, "symmetric": False, "algorithm": {"gptq": {}}},
         "transforms": [{"awq": {}}],
     },
+    "linears": [{"scheme": "int4 asym g128"}],
+    "kv_cache": None,
     "coverage": "7 of 8 linears quantized",
     "bytes_before": 12_000_000,
     "bytes_after": 4_000_000,
@@ -75,7 +77,7 @@ def test_quantize_hands_everything_over(pipeline: Pipeline) -> None:
 
 def test_table_of_a_run(pipeline: Pipeline) -> None:
     output = quantize().output
-    for text in ("awq + gptq, int4 asymmetric, groups of 128", "7 of 8", "12.0 MB -> 4.0 MB (33%)", "4.25", "300 MiB"):
+    for text in ("awq + gptq, int4 asym g128", "7 of 8", "12.0 MB -> 4.0 MB (33%)", "4.25", "300 MiB"):
         assert text in output
     assert "layer 9 [odd]: damping raised" in output
     assert "layer 10" not in output
@@ -183,6 +185,9 @@ def test_options_are_frozen() -> None:
     root: Any = typer.main.get_command(cli.app)
     options = {name: sorted(o for p in c.params for o in p.opts if o[:2] == "--") for name, c in root.commands.items()}
     assert options == {
+        "convert": ["--format", "--json", "--requantize"],
+        "plan": ["--json", "--model", "--recipe", "--set", "--trust-remote-code"],
+        "verify": ["--checksums", "--engine", "--json", "--tp"],
         "quantize": [
             "--device",
             "--json",

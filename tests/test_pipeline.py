@@ -288,3 +288,17 @@ def test_a_module_in_memory(llama: Path, ids: Tensor, tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(quantized(ids).logits, load(tmp_path / "out")(ids).logits)
     assert len(report["linears"]) == 14
+
+
+def test_awq_with_readers_of_several_widths(llama: Path, ids: Tensor, tmp_path: Path) -> None:
+    """The coarsest grid of a fold's readers decides its scale; the others are folded alike and stay right."""
+    overrides = [{"match": "re:.*[kv]_proj", "weights": {"bits": 8}}]
+    report = quantize(llama, tmp_path / "o", ids, transforms=["awq"], overrides=overrides)
+    attention = next(fold for fold in report["folds"] if "self_attn.q_proj" in fold["consumers"])
+    assert set(attention["consumers"]) == {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
+    assert attention["loss"] <= attention["loss_unscaled"]
+    bits = {name.rpartition(".")[2]: q.spec.bits for name, q in unpacked(tmp_path / "o").items()}
+    assert (bits["q_proj"], bits["k_proj"], bits["v_proj"]) == (4, 8, 8)
+    with torch.no_grad():
+        wanted, got = (load(folder, torch.float32)(ids).logits for folder in (llama, tmp_path / "o"))
+    assert float((wanted - got).norm() / wanted.norm()) < 0.2  # a fold applied to some readers only gives over 1

@@ -2,8 +2,8 @@
 
     python -m quantkit_eval.sweep --model M --calibration TEXT --eval TEXT [--recipe NAME[:key=value,...]]...
 
-Each recipe gets the given calibration text, the first 128 x 256 tokens of it; each result is compared with the original
-on the first 16,384 tokens of the other text in windows of 256.
+Each recipe that calibrates gets the given text, the first 128 x 256 tokens of it; each result is compared with the
+original on the first 16,384 tokens of the other text in windows of 256. No engine is asked whether it would load it.
 """
 
 import argparse
@@ -27,8 +27,11 @@ def measure(
 ) -> dict[str, Any]:
     """One row: recipe `name` (with settings as NAME:key=value,key=value), its size and its distance from `model`."""
     recipe, _, settings = name.partition(":")
-    sets = [f"calibration={{data: {json.dumps(calibration)}, samples: {samples}, seq_len: {seq_len}, seed: null}}"]
-    loaded = recipes.load(recipe, [*sets, *filter(None, settings.split(","))], model)
+    given = ["output.engine=null", *filter(None, _split(settings))]
+    if recipes.load(recipe, given, model).calibration is not None:
+        text_data = json.dumps(calibration)
+        given.append(f"calibration={{data: {text_data}, samples: {samples}, seq_len: {seq_len}, seed: null}}")
+    loaded = recipes.load(recipe, given, model)
     with tempfile.TemporaryDirectory(prefix="quantkit-sweep-") as scratch:
         report = pipeline.quantize(loaded, Path(scratch) / "out", progress=False)
         result = evaluate(Path(scratch) / "out", ref=model, text=text, context=256, max_tokens=tokens, progress=False)
@@ -42,6 +45,18 @@ def measure(
         "seconds": report["seconds_total"],
         "peak_mib": report["peak_memory_bytes"] / 2**20,
     }
+
+
+def _split(settings: str) -> list[str]:
+    """key=value,key={a: 1, b: 2} at the commas outside of brackets."""
+    parts, depth = [""], 0
+    for letter in settings:
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def main() -> None:
