@@ -98,7 +98,10 @@ def test_plan(tmp_path: Path) -> None:
     [
         (["output.engine=tensorrt-llm"], "tensorrt-llm would not load"),
         (["output.tp=3"], "vllm on 3 devices would not load"),
-        (["weights.group_size=48", "weights.on_misfit=smaller-group", "output.engine=sglang", "weights.bits=3"], "sglang"),
+        (
+            ["weights.group_size=48", "weights.on_misfit=smaller-group", "output.engine=sglang", "weights.bits=3"],
+            "sglang",
+        ),
         (["scheme=FP8_DYNAMIC", "output.engine=null", "output.format=awq"], "compressed-tensors"),
         (["weights.bits=3", "output.engine=null", "output.format=awq"], "gptq"),
         (["kv_cache=int8", "output.engine=null", "output.format=awq", "weights.bits=8"], "awq"),
