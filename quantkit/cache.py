@@ -50,7 +50,8 @@ def _attention_path(block: nn.Module, hidden: Tensor, call: BlockCall) -> str:
 
 
 def scale_layouts(spec: KVSpec, names: tuple[str, str] | None, plan: Plan, skeleton: Skeleton) -> list[TensorLayout]:
-    """Two scales per block, in block order; UserError where the format has no names for them."""
+    """Two scales per block, in block order; UserError where the format has no names, or attention no cache for them."""
+    paths = _attention_paths(skeleton)
     if spec.per == "token":
         return []
     if names is None:
@@ -61,7 +62,7 @@ def scale_layouts(spec: KVSpec, names: tuple[str, str] | None, plan: Plan, skele
         shape = (getattr(text, "num_key_value_heads", None) or text.num_attention_heads, 1, 1)
     return [
         TensorLayout(f"{module}.{name}", torch.float32, shape)
-        for module in (_on_file(plan, skeleton, index, path) for index, path in enumerate(_attention_paths(skeleton)))
+        for module in (_on_file(plan, skeleton, index, path) for index, path in enumerate(paths))
         for name in names
     ]
 

@@ -137,8 +137,8 @@ def make_plan(recipe: Recipe, graphs: list[BlockGraph], skeleton: Skeleton) -> P
             spec = weight_spec(weights, fitting)
         activations = recipe.activations_for(name, site.class_name)
         scheme = Scheme(spec, activation_spec(activations))
-        scale_dtype = format_.scale_dtype(scheme, info.dtype)
         try:
+            scale_dtype = format_.scale_dtype(scheme, info.dtype)
             format_.layout((N, K), scheme, scale_dtype)
         except UserError as error:
             others = [other for other in holders((N, K), scheme, info.dtype) if other != recipe.output.format]
@@ -153,9 +153,6 @@ def make_plan(recipe: Recipe, graphs: list[BlockGraph], skeleton: Skeleton) -> P
     if not linears:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
         raise UserError(f"no linear is left to quantize ({reasons or 'none was found in the decoder blocks'})")
-    if len({linear.scheme for linear in linears}) > 1 and not getattr(format_, "MIXES", True):
-        kinds = ", ".join(sorted({str(linear.scheme) for linear in linears}))
-        raise UserError(f"output.format {recipe.output.format} holds one scheme for all linears, not {kinds}")
     return Plan(linears, skipped, notes, kv_spec(recipe.kv_cache))
 
 

@@ -11,15 +11,19 @@ from quantkit.verify import preflight, verify_folder
 
 
 def check_engine(recipe: Recipe, plan: Plan, checkpoint: Checkpoint, format_: Any) -> list[str]:
-    """Before any work: UserError where the recipe's engine would refuse the result; its warnings for the report."""
+    """Before any work: UserError where the format cannot describe the result, or the recipe's engine would refuse it.
+
+    Returns the engine's warnings for the report.
+    """
+    schemes = {linear.name: linear.scheme for linear in plan.linears}
+    skipped = [name for name, _ in plan.skipped]
+    settings = format_.config(schemes, skipped, plan.kv if plan.kv_scales else None)
     engine = recipe.output.engine
     if engine is None:
         return []
-    schemes = {linear.name: linear.scheme for linear in plan.linears}
     shapes = {linear.name: linear.shape for linear in plan.linears}
-    dense = {name: checkpoint.tensors.get(f"{name}.weight") for name, _ in plan.skipped}
+    dense = {name: checkpoint.tensors.get(f"{name}.weight") for name in skipped}
     linears = shapes | {name: info.shape for name, info in dense.items() if info is not None and len(info.shape) == 2}
-    settings = format_.config(schemes, list(dense), plan.kv if plan.kv_scales else None)
     found = preflight(settings, shapes, linears, checkpoint.config, engine, recipe.output.tp)
     if refused := [f"{f.where}: {f.message}; {f.remedy}" for f in found if f.level == "error"]:
         where = f"{engine}{f' on {recipe.output.tp} devices' if recipe.output.tp > 1 else ''}"
