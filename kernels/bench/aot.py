@@ -1,7 +1,7 @@
 # ruff: noqa: E402, I001
 """Compile every kernel and config for GPUs that need not be here, and print what their machine code is made of.
 
-    python kernels/bench/aot.py [--arch 90] [--match int4] [--json FILE]
+    python kernels/bench/aot.py [--arch 90] [--match int4] [--json FILE] [--amd]
 
 int/el: integer instructions of the main loop for each weight (or cached element) a thread decodes. Exit code 1 where a
 limit is broken: spills, shared memory (227 KiB on sm_90), the tensor-core class on sm_90, integer work.
@@ -11,19 +11,18 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # otherwise Triton 3.9 warns of 3.10's default at each compile
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-import torch
 import triton
 import triton.language as tl
-from sass import Compiled, compile_kernel
+from sass import Compiled, compile_for_amd, compile_kernel
 
-from quantkit_kernels.configs import gemm_config, weight_only_config
+from quantkit_kernels.configs import gemm_heuristic, weight_only_heuristic
 from quantkit_kernels.layout import Format
 from quantkit_kernels.kv_write import KINDS, Kind, kv_write_kernel
 from quantkit_kernels.paged_attention import combine_kernel, paged_attention_kernel, specialization
@@ -32,8 +31,8 @@ from quantkit_kernels.w8a8 import order, w8a8_kernel
 from quantkit_kernels.weight_only import decode_kernel, weight_only_kernel
 
 ARCHES = (80, 89, 90, 100)
+LONG = 16384  # columns of the weights: enough turns of the loop that it is not unrolled away
 SHARED = {80: 163, 89: 99, 90: 227, 100: 227}  # KiB a program can have
-CPU = torch.device("cpu")  # the heuristic table
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,11 @@ class Case:
     tensor: str = "none"
 
 
-def weight_only(format: Format, group: int, M: int, *, zero: bool = False, dtype: str = "bf16", K: int = 4096) -> Case:
+def weight_only(
+    arch: int, format: Format, group: int, M: int, *, zero: bool = False, dtype: str = "bf16", K: int = 4096
+) -> Case:
     """The product of a weight-only format; group 0: one scale a row."""
-    config = weight_only_config(format, M, 4096, K, CPU)
+    config = weight_only_heuristic(M, 4096, K, 132, SHARED[arch] * 1024)
     data = "*" + dtype
     signature = {
         "x_ptr": data, "words_ptr": "*i32", "scale_ptr": data if group else "*i32",
@@ -61,7 +62,8 @@ def weight_only(format: Format, group: int, M: int, *, zero: bool = False, dtype
         "count_ptr": "*i32", "M": "i32", "N": "i32", "stride_x": "i32",
     }  # fmt: skip
     constants = {
-        "K": K, "STEPS": -(-K // 256), "SPLITS": 4, "FORMAT": format, "GROUP": group or 128, "SCALE": group > 0,
+        "K": K, "STEPS": -(-K // 256), "SPLITS": config.splits, "FORMAT": format, "GROUP": group or 128,
+        "SCALE": group > 0,
         "ZERO": zero, "ROW_SCALE": format == "fp4" or not group, "SCALE_SUMS": group == 128 and config.block_m <= 32,
         "EVEN_N": True, "ASM": True, "CDT": tl.bfloat16 if dtype == "bf16" else tl.float16,
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
@@ -69,7 +71,7 @@ def weight_only(format: Format, group: int, M: int, *, zero: bool = False, dtype
     elements = config.block_n * 256 / (32 * config.num_warps)
     limit = {"int4": 1.3, "int8": 1.6, "fp8": 1.6, "fp4": 1.6}[format]
     size = f"g{group}" if group else "channel"
-    name = f"{format} {size}{' asym' if zero else ''} {dtype} M{M}" + (f" K{K}" if K != 4096 else "")
+    name = f"{format} {size}{' asym' if zero else ''} {dtype} M{M}" + (f" K{K}" if K != LONG else "")
     return Case(
         name, weight_only_kernel, signature, constants, config.num_warps, config.num_stages, elements, limit, "HGMMA"
     )
@@ -91,14 +93,14 @@ def decode(format: str, group: int) -> Case:
 def w8a8(kind: str, M: int, arch: int) -> Case:
     """A W8A8 product."""
     soft = kind != "int8" and arch < 89
-    config = gemm_config(kind, M, 4096, 4096, CPU, soft)
+    config = gemm_heuristic(kind, M, 4096, 4096, 132, SHARED[arch] * 1024, soft)
     element = "*i8" if kind == "int8" else "*u8" if soft else "*fp8e4nv"
     signature = {
         "x_ptr": element, "w_ptr": element, "x_scale_ptr": "*fp32", "w_scale_ptr": "*fp32", "y_ptr": "*bf16",
         "partial_ptr": "*fp32", "count_ptr": "*i32", "M": "i32", "N": "i32", "stride_sm": "i32", "stride_sg": "i32",
     }  # fmt: skip
     constants = {
-        "K": 4096, "KIND": kind, "DECODE": soft, "CDT": tl.float16, "SPLITS": 4 if M <= 128 else 1, "EVEN_N": True,
+        "K": 4096, "KIND": kind, "DECODE": soft, "CDT": tl.float16, "SPLITS": config.splits, "EVEN_N": True,
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, **order(kind, config, soft),
     }  # fmt: skip
     tensor = "IGMMA" if kind == "int8" else "QGMMA"
@@ -172,20 +174,27 @@ def combine() -> Case:
     return Case("combine d128", combine_kernel, signature, constants, 2, 1)
 
 
+def of_ones(case: Case, *names: str) -> Case:
+    """The same where these arguments are 1, which Triton compiles as constants."""
+    signature = {name: kind for name, kind in case.signature.items() if name not in names}
+    constants = case.constants | dict.fromkeys(names, 1)
+    return replace(case, name=f"{case.name} ones", signature=signature, constants=constants)
+
+
 def cases(arch: int) -> list[Case]:
     """Everything that is shipped."""
     return [
-        *(weight_only("int4", 128, M) for M in (16, 32, 64)),
-        *(weight_only("int4", group, 16) for group in (0, 32, 64)),
-        *(weight_only("int4", group, 16, zero=True) for group in (0, 32, 128)),
-        weight_only("int4", 128, 64, zero=True),
-        weight_only("int4", 128, 16, zero=True, dtype="fp16"),
-        weight_only("int4", 128, 64, dtype="fp16"),
-        weight_only("int4", 128, 16, K=4032),
-        *(weight_only("int8", 0, M) for M in (16, 64)),
-        weight_only("int8", 128, 16, dtype="fp16"),
-        *(weight_only("fp8", group, M) for group, M in ((0, 16), (0, 64), (128, 16))),
-        *(weight_only("fp4", group, M) for group, M in ((16, 16), (16, 64), (32, 16))),
+        *(weight_only(arch, "int4", 128, M) for M in (16, 32, 64)),
+        *(weight_only(arch, "int4", group, 16) for group in (0, 32, 64)),
+        *(weight_only(arch, "int4", group, 16, zero=True) for group in (0, 32, 128)),
+        weight_only(arch, "int4", 128, 64, zero=True),
+        weight_only(arch, "int4", 128, 16, zero=True, dtype="fp16"),
+        weight_only(arch, "int4", 128, 64, dtype="fp16"),
+        weight_only(arch, "int4", 128, 16, K=4032),
+        *(weight_only(arch, "int8", 0, M) for M in (16, 64)),
+        weight_only(arch, "int8", 128, 16, dtype="fp16"),
+        *(weight_only(arch, "fp8", group, M) for group, M in ((0, 16), (0, 64), (128, 16))),
+        *(weight_only(arch, "fp4", group, M) for group, M in ((16, 16), (16, 64), (32, 16))),
         decode("int4", 128),
         decode("fp4", 16),
         *(w8a8(kind, M, arch) for kind in ("int8", "fp8", "fp8_block") for M in (16, 64, 4096)),
@@ -199,6 +208,12 @@ def cases(arch: int) -> list[Case]:
         attention("int4", "int4", 256),
         *(attention(kind, kind, 128, prefill=True) for kind in ("16", "fp8", "int4")),
         combine(),
+        of_ones(weight_only(arch, "int4", 128, 1), "M", "N", "stride_x"),
+        of_ones(decode("int4", 128), "N"),
+        of_ones(w8a8("fp8_block", 1, arch), "M", "N", "stride_sm", "stride_sg"),
+        of_ones(attention("int4", "int4", 128, prefill=True), "sequences", "stride_table", "window"),
+        of_ones(attention("int8", "int8", 128), "sequences", "stride_table", "window"),
+        of_ones(kv_write("int4"), "HEADS", "stride_k"),
         *(kv_write(kind) for kind in KINDS),
     ]
 
@@ -217,13 +232,29 @@ def faults(case: Case, got: Compiled, arch: int) -> list[str]:
     return found
 
 
+def amd(match: str) -> int:
+    """Compile what AMD GPUs run, the plain Triton twins, for gfx942; 1 where a product misses the matrix cores."""
+    missing = 0
+    for case in cases(80):  # no float8 in Triton's types there
+        if match not in case.name:
+            continue
+        constants = case.constants | ({"ASM": False} if "ASM" in case.constants else {})
+        matrix = compile_for_amd(case.kernel, case.signature, constants, case.num_warps)
+        missing += case.tensor != "none" and not matrix
+        print(f"gfx942 {case.name:36} {'mfma' if matrix else 'none'}", flush=True)
+    return 1 if missing else 0
+
+
 def main() -> int:
     """Print the table; 1 where a limit is broken."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--arch", type=int, action="append", choices=ARCHES)
     parser.add_argument("--match", default="", help="only cases whose name contains this")
     parser.add_argument("--json", type=Path, help="write the rows here too")
+    parser.add_argument("--amd", action="store_true", help="compile for an AMD MI300 instead")
     options = parser.parse_args()
+    if options.amd:
+        return amd(options.match)
     rows, broken = [], 0
     print(f"triton {triton.__version__}")
     print(f"{'arch':7}{'kernel':36} {'tensor':8} {'regs':>4} {'spills':>6} {'shared':>7} {'int/el':>6}  faults")

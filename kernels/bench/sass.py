@@ -62,6 +62,16 @@ def compile_kernel(
     )
 
 
+def compile_for_amd(kernel, signature: dict[str, str], constants: dict, num_warps: int) -> bool:
+    """Compile for an MI300 (gfx942); whether its matrix cores are used."""
+    names = kernel.arg_names
+    types = {name: signature.get(name, "constexpr") for name in names}
+    source = ASTSource(kernel, types, {(names.index(name),): value for name, value in constants.items()}, {})
+    options = {"num_warps": num_warps, "num_stages": 2}
+    compiled = triton.compile(source, target=GPUTarget("hip", "gfx942", 64), options=options)
+    return "mfma" in compiled.asm["amdgcn"]
+
+
 def _run(option: str, path: str) -> str:
     return subprocess.run([TOOLS / "cuobjdump", option, path], capture_output=True, text=True, check=True).stdout
 

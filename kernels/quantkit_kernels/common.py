@@ -29,6 +29,15 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory one program can have; an H100's where it cannot be asked."""
+    if device.type != "cuda":
+        return 227 * 1024
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+
+
 def compute_dtype(dtype: torch.dtype) -> tl.dtype:
     """The dtype a kernel multiplies in. The interpreter computes bfloat16 arithmetic wrongly, so it gets float32."""
     return tl.float32 if INTERPRET else TL_DTYPES[dtype]

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from quantkit_kernels.common import WORKSPACE_FLOATS, WORKSPACE_TILES, processors
+from quantkit_kernels.common import WORKSPACE_FLOATS, WORKSPACE_TILES, processors, shared_memory
 
 FOLDER = Path(__file__).parent / "configs"
+LARGE_SHARED = 160 * 1024  # A100, H100, B200; what has less has about 99 KiB
 DEQUANTIZE_FROM = 192  # tokens from which decoding the weight once and cuBLAS win, until a device's JSON says otherwise
 
 
@@ -56,15 +57,18 @@ def measured(device: torch.device) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def split_count(tiles: int, steps: int, device: torch.device, floats_per_tile: int, per_processor: int = 3) -> int:
-    """The largest divisor of `steps` that keeps `tiles` x splits programs within `per_processor` for each processor.
+def split_count(tiles: int, steps: int, wanted: int, floats_per_tile: int) -> int:
+    """Into how many parts to split K so that about `wanted` programs run; no part is empty.
 
-    Every part keeps at least two steps, and the parts fit the workspace.
+    Every part has at least two steps, and the parts fit the workspace. Equal parts are preferred: they need no masks.
     """
-    room = min(per_processor * processors(device) // tiles, steps // 2, WORKSPACE_FLOATS // (tiles * floats_per_tile))
     if tiles > WORKSPACE_TILES:
         return 1
-    return max((s for s in range(1, room + 1) if steps % s == 0), default=1)
+    room = min(wanted // tiles, steps // 2, WORKSPACE_FLOATS // (tiles * floats_per_tile))
+    if room <= 1:
+        return 1
+    equal = max(s for s in range(1, room + 1) if steps % s == 0)
+    return equal if equal > 0.6 * room else -(-steps // -(-steps // room))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -74,31 +78,42 @@ def weight_only_config(format: str, M: int, N: int, K: int, device: torch.device
     for largest in sorted(map(int, buckets)):
         if largest >= M:
             return WeightOnlyConfig(**buckets[str(largest)])
+    return weight_only_heuristic(M, N, K, processors(device), shared_memory(device))
+
+
+def weight_only_heuristic(M: int, N: int, K: int, processors: int, shared: int) -> WeightOnlyConfig:
+    """For a GPU nobody tuned: its processors, and the bytes of shared memory a program can have."""
     steps = -(-K // 256)
     if M >= DEQUANTIZE_FROM:
         return WeightOnlyConfig(64, 128, 1, 4, 3, dequantize=True)
-    block_m = 16 if M <= 16 else 32 if M <= 32 else 64
-    tiles = -(-N // 64) * -(-M // block_m)
-    splits = split_count(tiles, steps, device, block_m * 64, per_processor=4)
-    return WeightOnlyConfig(block_m, 64, splits, 4, 3)
+    if M > 32:  # the tile of x fills shared memory: one program a processor, of eight warps
+        tiles = -(-N // 128) * -(-M // 64)
+        stages = 3 if shared >= LARGE_SHARED else 2
+        return WeightOnlyConfig(64, 128, split_count(tiles, steps, processors, 64 * 128), 8, stages)
+    block_m = 16 if M <= 16 else 32
+    tiles = -(-N // 64)
+    return WeightOnlyConfig(block_m, 64, split_count(tiles, steps, 4 * processors, block_m * 64), 4, 3)
 
 
 @functools.lru_cache(maxsize=4096)
 def gemm_config(kind: str, M: int, N: int, K: int, device: torch.device, decode: bool = False) -> GemmConfig:
-    """The tile of a W8A8 product; few tokens split K, many take the largest tile.
-
-    decode: float8 codes become float16 in the kernel (GPUs without float8), which needs twice the registers.
-    """
+    """The tile of a W8A8 product. decode: float8 codes become float16 in the kernel (GPUs without float8)."""
     buckets = measured(device).get("gemm", {}).get(f"{kind}/{N}x{K}", {})
     for largest in sorted(map(int, buckets)):
         if largest >= M:
             return GemmConfig(**buckets[str(largest)])
+    return gemm_heuristic(kind, M, N, K, processors(device), shared_memory(device), decode)
+
+
+def gemm_heuristic(kind: str, M: int, N: int, K: int, processors: int, shared: int, decode: bool = False) -> GemmConfig:
+    """For a GPU nobody tuned. Few tokens split K, many take the largest tile; decoding needs twice the registers."""
+    small = shared < LARGE_SHARED
     if decode and M > 32:
-        return GemmConfig(64, 64, 128, 1, 8, 3)
+        return GemmConfig(64, 64, 128, 1, 8, 2 if small else 3)
     if M > 128:
         return GemmConfig(128, 128, 128, 1, 8, 3)
     block_m = 16 if M <= 16 else 32 if M <= 32 else 64
     block_n = 64 if kind == "fp8_block" or decode else 128
     tiles = -(-N // block_n) * -(-M // block_m)
-    splits = split_count(tiles, -(-K // 128), device, block_m * block_n)
-    return GemmConfig(block_m, block_n, 128, splits, 4, 4)
+    splits = split_count(tiles, -(-K // 128), 3 * processors, block_m * block_n)
+    return GemmConfig(block_m, block_n, 128, splits, 4, 3 if small else 4)

@@ -13,6 +13,7 @@ import torch
 import triton
 
 from quantkit_kernels import configs, w8a8, weight_only
+from quantkit_kernels.common import processors
 from quantkit_kernels.layout import BITS, BLOCK_K, Format, PackedWeight, blocks
 from quantkit_kernels.timing import copies_beyond_cache, time_calls
 
@@ -40,8 +41,8 @@ def candidates(M: int, N: int, K: int, device: torch.device) -> list[configs.Wei
     for block_m, block_n, stages in itertools.product({smallest, 64}, (64, 128), (2, 3, 4)):
         tiles = -(-N // block_n) * -(-M // block_m)
         warps = 8 if block_m * block_n >= 8192 else 4
-        room = configs.split_count(tiles, steps, device, block_m * block_n, per_processor=8)
-        for splits in sorted({s for s in (1, 2, 4, 8, 16, room) if s <= room and steps % s == 0}):
+        room = configs.split_count(tiles, steps, 8 * processors(device), block_m * block_n)
+        for splits in sorted({s for s in (1, 2, 4, 8, 16, room) if s == room or (s < room and steps % s == 0)}):
             found.append(configs.WeightOnlyConfig(block_m, block_n, splits, warps, stages))
     return found
 
@@ -86,7 +87,7 @@ def tune_gemm(kind: str, N: int, K: int, buckets: tuple[int, ...], device: torch
             if block_m > max(16, triton.next_power_of_2(M)):
                 continue
             tiles = -(-N // block_n) * -(-M // block_m)
-            room = configs.split_count(tiles, groups, device, block_m * block_n)
+            room = configs.split_count(tiles, groups, 3 * processors(device), block_m * block_n)
             for splits in {1, room}:
                 warps = 8 if block_m * block_n >= 16384 else 4
                 config = configs.GemmConfig(block_m, block_n, 128, splits, warps, stages)

@@ -127,10 +127,9 @@ def weight_only_kernel(
     x_tile = x_ptr + m[None, :].to(tl.int64) * stride_x + k[:, None]
     words_tile = words_ptr + n[:, None] * P + p[None, :]
     groups_tile = n[:, None] * GROUPS + g[None, :]
-    stride_b = N.to(tl.int64)
     if SCALE_SUMS:
         first = tl.minimum(split * PER_SPLIT, STEPS - 1)
-        ahead = tl.load(scale_ptr + first * stride_b * GROUPS + groups_tile, mask=(n < N)[:, None], other=0)
+        ahead = tl.load(scale_ptr + first.to(tl.int64) * N * GROUPS + groups_tile, mask=(n < N)[:, None], other=0)
     for i in tl.range(0, PER_SPLIT):
         step = split * PER_SPLIT + i
         scales, zeros = (), ()
@@ -138,16 +137,16 @@ def weight_only_kernel(
         if SCALE_SUMS:  # no operand of the product, so the compiler would not load it ahead
             scales = _spread(ahead, BLOCK_N, GROUPS)
             after = tl.minimum(step + 1, STEPS - 1)
-            ahead = _load(scale_ptr + after * stride_b * GROUPS + groups_tile, rows, EVEN and EVEN_N)
+            ahead = _load(scale_ptr + after.to(tl.int64) * N * GROUPS + groups_tile, rows, EVEN and EVEN_N)
         elif SCALE:
-            tile = _load(scale_ptr + step * stride_b * GROUPS + groups_tile, rows, EVEN and EVEN_N)
+            tile = _load(scale_ptr + step.to(tl.int64) * N * GROUPS + groups_tile, rows, EVEN and EVEN_N)
             tile = tile.to(CDT) if FACTOR == 1.0 else (tile.to(tl.float32) * FACTOR).to(tl.bfloat16)
             scales = _spread(tile, BLOCK_N, GROUPS)
         if ZERO:
-            tile = _load(zero_ptr + step * stride_b * GROUPS + groups_tile, rows, EVEN and EVEN_N)
+            tile = _load(zero_ptr + step.to(tl.int64) * N * GROUPS + groups_tile, rows, EVEN and EVEN_N)
             zeros = _spread(tile.to(CDT), BLOCK_N, GROUPS)
         for half in tl.static_range(2):
-            q = _load(words_tile + (step * 2 + half) * stride_b * P, rows, EVEN and EVEN_N)
+            q = _load(words_tile + (step * 2 + half).to(tl.int64) * N * P, rows, EVEN and EVEN_N)
             start = step * 256 + half * 128
             x_mask = (m < M)[None, :]
             if not EVEN:

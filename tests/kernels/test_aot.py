@@ -31,3 +31,9 @@ def test_w4a16_on_hopper() -> None:
 def test_every_kernel(arch: str) -> None:
     result = run("--arch", arch)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_amd_compiles_the_plain_twins() -> None:
+    result = run("--amd")
+    assert result.returncode == 0, result.stdout + result.stderr
