@@ -51,7 +51,7 @@ class Case:
 
 
 def weight_only(
-    arch: int, format: Format, group: int, M: int, *, zero: bool = False, dtype: str = "bf16", K: int = 4096
+    arch: int, format: Format, group: int, M: int, *, zero: bool = False, dtype: str = "bf16", K: int = LONG
 ) -> Case:
     """The product of a weight-only format; group 0: one scale a row."""
     config = weight_only_heuristic(M, 4096, K, 132, SHARED[arch] * 1024)

@@ -174,7 +174,8 @@ def kv_write_op(
     kv_write_kernel[(T, heads)](
         k, v, slots, k_codes, k_scale if k_scale is not None else k_codes, v_codes,
         v_scale if v_scale is not None else v_codes, k.stride(0), v.stride(0), heads,
-        K_KIND=k_kind, V_KIND=v_kind, HALF=D // 2, BLOCK=triton.next_power_of_2(D // 2), num_warps=1,
+        K_KIND=k_kind, V_KIND=v_kind, HALF=D // 2, BLOCK=triton.next_power_of_2(D // 2),
+        num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
 
 

@@ -233,11 +233,13 @@ def launch(
         q, k.codes, k.scale if k.scale is not None else k.codes, v.codes, v.scale if v.scale is not None else v.codes,
         block_table, lengths, starts, out, partial, B, q.stride(0), block_table.stride(0), scale * LOG2E, window,
         **specialization(k.kind, v.kind, heads, repeat, D, block_size, splits, single),
-        ASM=use_asm(device), CDT=compute_dtype(q.dtype), ROWS=rows, num_warps=4, num_stages=2,
+        ASM=use_asm(device), CDT=compute_dtype(q.dtype), ROWS=rows, num_warps=4, num_stages=2, enable_fp_fusion=True,
     )  # fmt: skip
     if splits > 1:
         block_d = triton.next_power_of_2(D)
-        combine_kernel[(T * q_heads,)](partial, out, D, splits, block_d, triton.next_power_of_2(splits), num_warps=2)
+        combine_kernel[(T * q_heads,)](
+            partial, out, D, splits, block_d, triton.next_power_of_2(splits), num_warps=2, enable_fp_fusion=True
+        )
     return out
 
 

@@ -107,7 +107,7 @@ def quantize_op(
         x, norm_weight if norm_weight is not None else x, stored, scale, x.stride(0), scale.stride(0),
         scale.stride(1) if group != -1 else 0, eps,
         K=K, FUSE=fuse, INT8=element == "int8", NATIVE=native, GROUPS=1 if group == -1 else block // GROUP,
-        BLOCK=block, num_warps=min(16, max(1, block // 1024)),
+        BLOCK=block, num_warps=min(16, max(1, block // 1024)), enable_fp_fusion=True,
     )  # fmt: skip
     return codes, scale
 

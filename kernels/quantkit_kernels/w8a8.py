@@ -152,7 +152,7 @@ def launch(
         K=K, KIND=kind, DECODE=decode, CDT=tl.float32 if INTERPRET else tl.float16, SPLITS=config.splits,
         EVEN_N=N % config.block_n == 0, **order(kind, config, decode),
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
     return y_MN
 

@@ -235,7 +235,7 @@ def decode_weight(weight: PackedWeight, out_NK: Tensor | None = None) -> Tensor:
         weight.words, weight.scale if weight.scale is not None else absent,
         weight.zero if weight.zero is not None else absent,
         weight.row_scale if weight.row_scale is not None else absent, out_NK, N,
-        **_specialization(weight), BLOCK_N=32, num_warps=4,
+        **_specialization(weight), BLOCK_N=32, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return out_NK
 
@@ -298,6 +298,6 @@ def launch(x_MK: Tensor, weight: PackedWeight, y_MN: Tensor, config: WeightOnlyC
         **_specialization(weight), STEPS=blocks(K) // 2, SPLITS=config.splits,
         SCALE_SUMS=weight.scale is not None and weight.group_size == BLOCK_K and config.block_m <= 32,
         EVEN_N=N % config.block_n == 0, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
     return y_MN
