@@ -65,7 +65,8 @@ def convert(source: Path, output: Path, format_name: str, *, requantize: bool = 
         config = {key: value for key, value in folder.checkpoint.config.items() if key != "quantization_config"}
         _write_json(partial / "config.json", config | {"quantization_config": settings})
         writer.finish()
-        _write_json(partial / REPORT, report | {"files": file_hashes(partial)})
+        report["files"] = file_hashes(partial)
+        _write_json(partial / REPORT, report)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

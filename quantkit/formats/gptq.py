@@ -175,6 +175,8 @@ class Gptq:
         rules = [(_compiled(pattern), pattern.startswith("-:"), settings) for pattern, settings in dynamic.items()]
         found = {}
         for name in modules:
+            if name == "lm_head" and not qc.get("lm_head"):
+                continue
             rule = next((rule for rule in rules if rule[0].match(name)), None)
             if rule is None or not rule[1]:
                 found[name] = Scheme(_read_numbers({**qc, **((rule[2] if rule else None) or {})}))
