@@ -26,8 +26,7 @@ from quantkit.grids.elements import (
 )
 from quantkit.grids.floating import FloatGrid
 from quantkit.grids.integer import RangeSearch
-from quantkit.recipe import from_data
-from quantkit.recipe import PRESETS
+from quantkit.recipe import PRESETS, from_data
 from quantkit.types import TensorSpec
 
 FP8_CHANNEL, FP8_TENSOR, FP8_BLOCK = (

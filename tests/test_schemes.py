@@ -178,6 +178,10 @@ def test_what_engines_fuse_is_common(llama: Path, ids: Tensor, tmp_path: Path, s
                 }
                 assert len(values) == 1, (suffix, members)
         assert len({value.item() for value in by_name.values()}) >= (8 if scheme != "NVFP4" else 2)
+    source = Checkpoint.open(llama)
+    for name, (q, _) in quantized(tmp_path / "out").items():  # and wide enough for the largest of those that share it
+        w_NK = source.read(f"{name}.weight").float()
+        assert relative(dequantize(q), w_NK) < (0.3 if algorithm == "gptq" else 0.12), name
 
 
 @pytest.mark.parametrize("observer", ["minmax", "percentile", "entropy", "mse"])
