@@ -124,11 +124,15 @@ def make_plan(recipe: Recipe, graphs: list[BlockGraph], skeleton: Skeleton) -> P
         size = weights.group_columns
         spec = weight_spec(weights)
         if size != -1 and K % size and spec.rows == 1:
-            if weights.on_misfit == "error":
-                misfits.append((name, K, size))
-                continue
             if weights.on_misfit == "skip":
                 skipped.append((name, f"group_size {size} does not divide {K} input features"))
+                continue
+            if spec.scale != "float":
+                own = f"groups of {spec} always have {size} columns, which do not divide the {K} input features"
+                refused.setdefault(f"{own}; set weights.on_misfit: skip, or another scheme for such linears", name)
+                continue
+            if weights.on_misfit == "error":
+                misfits.append((name, K, size))
                 continue
             fitting = -1 if weights.on_misfit == "channel" else _smaller_group(K, size)
             notes.append(

@@ -427,6 +427,30 @@ def test_needs_no_calibration(llama: Path, ids: Tensor, tmp_path: Path, scheme: 
     )
 
 
+@pytest.mark.parametrize("on_misfit", ["error", "channel", "smaller-group", "skip"])
+def test_groups_of_small_floats_are_what_they_are(tmp_path: Path, on_misfit: str) -> None:
+    """48 columns make no groups of 32, and there are no others."""
+    config = transformers.LlamaConfig(
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        vocab_size=96,
+        head_dim=8,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    for scheme in ("MXFP4", "MXFP8"):
+        data = {"scheme": scheme, "weights": {"on_misfit": on_misfit}}
+        if on_misfit == "skip":
+            report = quantize(tmp_path / "model", tmp_path / scheme, None, **data)
+            names = {line["name"].rpartition(".")[2] for line in report["linears"]}
+            assert names == {"o_proj", "down_proj"}
+        else:
+            with pytest.raises(UserError, match=r"always have 32 columns.*48.*on_misfit: skip"):
+                quantize(tmp_path / "model", tmp_path / scheme, None, **data)
+            assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_rotation_refuses_what_it_cannot_turn(tmp_path: Path, ids: Tensor) -> None:
     tiny_model("gpt2").save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match="rotation"):

@@ -30,6 +30,8 @@ def layout_name(scheme: Scheme) -> str:
             raise UserError(f"compressed-tensors holds {spec} weights with dynamic inputs only, not {acts}")
         return "pack-quantized"
     if spec.scale != "float":
+        if spec.group_size != (size := {"e4m3": 16, "e8m0": 32}[spec.scale]):
+            raise UserError(f"{spec} weights have groups of {size}, not of {spec.group_size}")
         if acts is not None and (acts.scale, acts.bits) != (spec.scale, spec.bits):
             raise UserError(f"compressed-tensors has no layout for {scheme}: inputs must be {spec} too, or plain")
         return (
