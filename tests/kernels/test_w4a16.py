@@ -80,6 +80,14 @@ def test_split_k_is_deterministic_and_leaves_the_counters_at_zero(device: torch.
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("splits", [1, 2, 3])
+def test_scales_follow_the_steps_of_a_part(splits: int, device: torch.device) -> None:
+    """Groups of 128 load their scales one step ahead; four steps in parts of 4, of 2, and of 2, 2 and none."""
+    weight = make(64, 1024, 128, False, torch.bfloat16, device)
+    x = torch.randn(3, 1024, dtype=torch.bfloat16, device=device)
+    assert error(run(x, weight, WeightOnlyConfig(16, 64, splits, 4, 2)), w4a16_reference(x, weight)) < SUMS
+
+
 def test_rows_of_x_may_be_strided(device: torch.device) -> None:
     weight = make(64, 256, 128, False, torch.bfloat16, device)
     wide = torch.randn(3, 512, dtype=torch.bfloat16, device=device)
