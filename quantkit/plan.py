@@ -17,7 +17,7 @@ from quantkit.errors import UserError
 from quantkit.formats import FORMATS, holders
 from quantkit.graph import BlockGraph, Site
 from quantkit.naming import linear_names
-from quantkit.recipe import Activations, KVCache, Recipe, Weights
+from quantkit.recipe import Activations, GptqOptions, KVCache, Recipe, Weights
 from quantkit.types import BLOCK, ActivationSpec, KVSpec, Scheme, TensorSpec
 
 FLOAT_SCALES = {"nvfp4": "e4m3", "mxfp4": "e8m0", "mxfp8": "e8m0"}  # all others are plain
@@ -139,6 +139,11 @@ def make_plan(recipe: Recipe, graphs: list[BlockGraph], skeleton: Skeleton) -> P
                 f"{name}: group_size {size} does not divide {K}, uses {'channel' if fitting == -1 else fitting}"
             )
             spec = weight_spec(weights, fitting)
+        options = weights.options
+        if isinstance(options, GptqOptions) and options.ranges == "updated" and (options.act_order or spec.rows != 1):
+            needs = "act_order: false" if options.act_order else f"a scale for each row, which {spec} has not"
+            refused.setdefault(f"gptq: ranges: updated needs {needs}", name)
+            continue
         activations = recipe.activations_for(name, site.class_name)
         scheme = Scheme(spec, activation_spec(activations))
         try:

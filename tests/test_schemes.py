@@ -376,6 +376,14 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("modelopt", "compressed-tensors"),
     ),
     "a cache in awq": ({"scheme": "W4A16_ASYM", "kv_cache": "fp8", "output": {"format": "awq"}}, ("cache", "modelopt")),
+    "updated ranges, act_order": (
+        {"scheme": "MXFP4", "weights": {"algorithm": {"gptq": {"ranges": "updated"}}}},
+        ("act_order: false",),
+    ),
+    "updated ranges, blocks": (
+        {"scheme": "FP8_BLOCK", "weights": {"algorithm": {"gptq": {"ranges": "updated", "act_order": False}}}},
+        ("scale for each row", "128x128"),
+    ),
     "a cache in gptq": ({"scheme": "W4A16", "kv_cache": "fp8", "output": {"format": "gptq"}}, ("cache", "modelopt")),
     "rotation after smoothquant": (
         {"scheme": "W4A16", "transforms": ["smoothquant", "rotation"]},
