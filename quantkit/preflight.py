@@ -29,7 +29,10 @@ def check_engine(recipe: Recipe, plan: Plan, checkpoint: Checkpoint, format_: An
         where = f"{engine}{f' on {recipe.output.tp} devices' if recipe.output.tp > 1 else ''}"
         advice = "or set output.engine to null if it is for something else"
         raise UserError("\n".join([f"{where} would not load what this recipe makes:", *refused, advice]))
-    return [f"{engine}: {f.where}: {f.message}; {f.remedy}" for f in found if f.level == "warning"]
+    warnings = [f"{engine}: {f.where}: {f.message}; {f.remedy}" for f in found if f.level == "warning"]
+    if plan.kv is not None and not plan.kv_scales:
+        warnings.append(f"{engine} does not know of a {plan.kv} cache and keeps its own; quantkit alone simulates it")
+    return warnings
 
 
 def check_result(recipe: Recipe, folder: Path) -> None:

@@ -116,15 +116,15 @@ def test_preflight_refuses_before_anything_is_written(tmp_path: Path, settings: 
 
 
 def test_what_is_written_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quantkit.formats import compressed_tensors
+    write = pipeline.write_report
 
-    whole = compressed_tensors.config
+    def forgets(folder: Path, report: dict[str, Any]) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        del config["quantization_config"]["quantization_status"]  # transformers would load random weights
+        (folder / "config.json").write_text(json.dumps(config))
+        write(folder, report)
 
-    def forgets(*args: Any) -> dict[str, Any]:
-        return whole(*args) | {"quantization_status": "dense"}
-
-    monkeypatch.setattr("quantkit.preflight.preflight", lambda *_: [])
-    monkeypatch.setattr(compressed_tensors, "config", forgets)
+    monkeypatch.setattr(pipeline, "write_report", forgets)
     loaded = recipe.load("rtn-w4a16", [*ROUNDING, "output.engine=transformers"], str(MODEL))
     with pytest.raises(RunError, match="transformers would refuse it"):
         pipeline.quantize(loaded, tmp_path / "o")

@@ -510,3 +510,38 @@ def test_every_format_reads_what_it_wrote(llama: Path, ids: Tensor, tmp_path: Pa
         )
         assert relative(ours, expected) < (0.3 if format_ == "awq" else 1e-6), scheme  # awq has its scales in float16
     assert {"gptq", "gptq_v2"} < FORMATS.keys()
+
+
+def test_inputs_of_fused_experts_are_rounded_too(tmp_path: Path) -> None:
+    """transformers runs experts from one parameter: rounding by hand at each expert gives the same logits."""
+    folder = tmp_path / "model"
+    tiny_model("qwen3_moe").to(torch.bfloat16).save_pretrained(folder)
+    ids = torch.arange(24).reshape(1, -1) % 40
+    settings = {"model": str(folder), "scheme": "FP8_DYNAMIC", "weights": {"algorithm": {"rtn": {"range": "minmax"}}}}
+    pipeline.quantize(recipe.from_data(settings), tmp_path / "q", progress=False)
+    model = load(tmp_path / "q", torch.float32)
+    plain = load(tmp_path / "q", torch.float32)
+    seen = 0
+    for module in plain.modules():
+        if "forward" in vars(module) and any(param.dim() == 3 for param in module.parameters(recurse=False)):
+            del module.forward  # without the rounding of its inputs
+
+    class Rounded(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+            nonlocal seen
+            if func is torch.nn.functional.linear and args[1].data_ptr() in experts:
+                seen += 1
+                args = (fake_quantize(args[0], PRESETS["FP8_DYNAMIC"].activations), *args[1:])
+            return func(*args, **(kwargs or {}))
+
+    experts = {
+        matrix.data_ptr() for name, param in plain.named_parameters() if param.dim() == 3 for matrix in param.unbind()
+    }
+    with torch.no_grad():
+        without = plain(ids).logits
+        with Rounded():
+            wanted = plain(ids).logits
+        got = model(ids).logits
+    assert seen
+    assert torch.equal(got, wanted)
+    assert not torch.equal(got, without)

@@ -15,9 +15,10 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, format_name
 from quantkit.naming import Piece, assemble, weight_sources
+from quantkit.runtime.fused import round_inputs
 from quantkit.runtime.kv import KVRange, QuantizedCache
 from quantkit.runtime.linear import QuantLinear, is_linear
-from quantkit.types import KVSpec, Scheme
+from quantkit.types import ActivationSpec, InputRange, KVSpec, Scheme
 
 OWN_CACHE = "quantkit_kv_cache"  # in config.json: a cache that no engine's format speaks of
 
@@ -130,6 +131,16 @@ class PackedFolder:
         with self._named(module):
             return QuantLinear(self.format, self.tensors(module), self.schemes[module])
 
+    def rounding(self, pieces: list[Piece]) -> dict[int | None, tuple[ActivationSpec, InputRange | None]]:
+        """How the inputs of a dense parameter made of these pieces are rounded, by expert (None: it is one matrix)."""
+        found = {}
+        for piece in pieces:
+            scheme = self.schemes.get(piece.name.removesuffix(".weight"))
+            if scheme is not None and scheme.activations is not None:
+                index = piece.where[0] if piece.where and isinstance(piece.where[0], int) else None
+                found[index] = (scheme.activations, self.linear(piece.name).quantized().input)
+        return found
+
     def dense(self, name: str) -> Tensor:
         """A tensor of the dense checkpoint: dequantized where it is packed, read where it is not."""
         if not self.is_packed(name):
@@ -183,6 +194,7 @@ def _fill(
     alike: dict[int, list[str]] = {}
     for name, param in model.named_parameters(remove_duplicate=False):
         alike.setdefault(id(param), []).append(name)
+    rounding: dict[str, dict[tuple[str, int | None], Any]] = {}
     for names in alike.values():
         source = next(name for name in names if name in sources)
         owner = model.get_submodule(source.rpartition(".")[0])
@@ -197,10 +209,15 @@ def _fill(
             linear.bias = owner.get_parameter("bias") if owner.bias is not None else None  # on meta till its turn comes
             model.set_submodule(source.rpartition(".")[0], linear)
             continue
+        path, _, leaf = source.rpartition(".")
+        for index, found in folder.rounding(pieces).items():
+            rounding.setdefault(path, {})[leaf, index] = found
         value = _put_together(folder, pieces, model.get_parameter(source), dtype, kept, source).to(device)
         param = nn.Parameter(value, requires_grad=False)
         for name in names:
             setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], param)
+    for path, inputs in rounding.items():
+        round_inputs(model.get_submodule(path), inputs)
     for name, buffer in list(model.named_buffers()):
         owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
         if not isinstance(owner, QuantLinear):
