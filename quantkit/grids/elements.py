@@ -54,10 +54,15 @@ def _from_e4m3(codes: Tensor) -> Tensor:
     return bits.view(torch.float16).float().mul_(256.0)
 
 
-def encode_e4m3(steps: Tensor) -> Tensor:
-    """Codes (uint8) of the nearest e4m3 numbers; steps (overwritten) are clamped, zeros come out positive."""
-    codes = steps.clamp_(-FP8_MAX, FP8_MAX).to(FP8).view(torch.uint8)
-    return codes.masked_fill_(codes == 0x80, 0)
+def encode_float(steps: Tensor, bits: int, codes: Tensor) -> None:
+    """Write the codes of the nearest e4m3 or e2m1 numbers into `codes` (uint8); steps are overwritten.
+
+    An e4m3 zero keeps its sign, as any cast gives it: undoing that costs as much as the cast.
+    """
+    if bits == 8:
+        codes.view(FP8).copy_(steps.clamp_(-FP8_MAX, FP8_MAX))
+    else:
+        codes.copy_(float_codes(round_float_(steps, bits), bits))
 
 
 def steps_of(codes: Tensor, spec: TensorSpec, zero: Tensor) -> Tensor:

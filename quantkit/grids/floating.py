@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from quantkit.grids.elements import FP8, encode_e4m3, expand, float_codes, round_float_
+from quantkit.grids.elements import FP8, encode_float, expand, float_codes, round_float_
 from quantkit.grids.integer import CHUNK, RangeSearch
 from quantkit.types import FP8_MAX, QuantizedWeight, TensorSpec
 
@@ -91,7 +91,8 @@ class FloatGrid:
             for start in range(0, N, step):
                 w_nK = w_NK[start : start + step].float()
                 n = len(w_nK)
-                w_nK = torch.nn.functional.pad(w_nK, (0, G * size - K, 0, -n % tall))
+                if G * size != K or n % tall:
+                    w_nK = torch.nn.functional.pad(w_nK, (0, G * size - K, 0, -n % tall))
                 cells_nGg = w_nK.reshape(-1, tall, G, size).transpose(1, 2).reshape(-1, G, tall * size)
                 scale_NG[start : start + n] = expand(self._fit_groups(cells_nGg, root_Gg), self.spec, n)
         return scale_NG, torch.zeros(N, G, dtype=torch.uint8, device=w_NK.device)
@@ -173,18 +174,17 @@ class FloatGrid:
         """Round every weight to its group's grid."""
         N, K = w_NK.shape
         codes_NK, size = torch.empty(N, K, dtype=torch.uint8, device=w_NK.device), self.spec.columns(K)
-        step = max(1, CHUNK // K)
+        whole, step = scale_NG.shape[1] * size == K, max(1, 2 * CHUNK // K)
+        room_nK = torch.empty(min(step, N), K, dtype=torch.float32, device=w_NK.device)
         for start in range(0, N, step):
-            w_nK, scale_nG = w_NK[start : start + step].float(), scale_NG[start : start + step]
-            whole = scale_nG.shape[1] * size == K
-            steps_nK = (
-                (w_nK.reshape(len(w_nK), -1, size) / scale_nG[..., None]).reshape(len(w_nK), K)
-                if whole
-                else w_nK / scale_nG.repeat_interleave(size, 1)[:, :K]
-            )
-            codes_NK[start : start + step] = (
-                encode_e4m3(steps_nK) if self.spec.bits == 8 else float_codes(round_float_(steps_nK, 4), 4)
-            )
+            w_nK, scale_nG = w_NK[start : start + step], scale_NG[start : start + step]
+            steps_nK = room_nK[: len(w_nK)]
+            if whole:
+                shape = (len(w_nK), -1, size)
+                torch.div(w_nK.reshape(shape), scale_nG[..., None], out=steps_nK.view(shape))
+            else:
+                torch.div(w_nK, scale_nG.repeat_interleave(size, 1)[:, :K], out=steps_nK)
+            encode_float(steps_nK, self.spec.bits, codes_NK[start : start + step])
         return self.weight(codes_NK, scale_NG, zero_NG)
 
     def weight(self, codes_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor) -> QuantizedWeight:
