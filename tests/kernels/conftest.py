@@ -1,12 +1,7 @@
-"""Kernels run on the GPU where there is one, else in Triton's interpreter, which must be chosen before they exist."""
-
-import os
+"""Kernels run on the GPU where there is one, else in Triton's interpreter (tests/conftest.py chooses it)."""
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")
