@@ -4,43 +4,27 @@ A block's attention hands its keys and values to whatever cache it is called wit
 histograms, one that rounds is what evaluation runs (runtime/kv.py).
 """
 
-from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantkit.blocks import BlockCall, Skeleton, release
+from quantkit.blocks import BlockCall, Skeleton
 from quantkit.calibration import States
 from quantkit.checkpoint.writer import TensorLayout
 from quantkit.errors import UserError
-from quantkit.graph import structure_key
 from quantkit.plan import Plan
 from quantkit.recipe import KVCache
 from quantkit.runtime.kv import ObservingCache, attention_path, check_seen, choose_kv_scales, with_cache
+from quantkit.trial import once_per_structure
 from quantkit.types import KVSpec
 
-TRIAL_TOKENS = 16
 METHODS = {"minmax": "absmax", "percentile": "percentile", "mse": "mse"}
 
 
-def _attention_paths(skeleton: Skeleton) -> list[str]:
-    """For each block the path within it of the module that owns its keys and values; UserError where there is none."""
-    vocab = skeleton.model.config.get_text_config().vocab_size
-    hidden, calls = skeleton.first_call((torch.arange(TRIAL_TOKENS) % vocab).reshape(1, -1))
-    known: dict[Hashable, str] = {}
-    paths = []
-    for index, block in enumerate(skeleton.blocks):
-        key = structure_key(block)
-        if key not in known:
-            skeleton.fill(index)
-            known[key] = _attention_path(block, hidden, calls[index])
-            release(block)
-        paths.append(known[key])
-    return paths
+def _attention_path(_: int, block: nn.Module, hidden: Tensor, call: BlockCall) -> str:
+    """Path within the block of the module that owns its keys and values; UserError where there is none."""
 
-
-def _attention_path(block: nn.Module, hidden: Tensor, call: BlockCall) -> str:
     def run(cache: Any) -> None:
         args, kwargs = with_cache(block, (hidden, *call.args), call.kwargs, cache)
         with torch.no_grad():
@@ -51,7 +35,7 @@ def _attention_path(block: nn.Module, hidden: Tensor, call: BlockCall) -> str:
 
 def scale_layouts(spec: KVSpec, names: tuple[str, str] | None, plan: Plan, skeleton: Skeleton) -> list[TensorLayout]:
     """Two scales per block, in block order; UserError where the format has no names, or attention no cache for them."""
-    paths = _attention_paths(skeleton)
+    paths = once_per_structure(skeleton, _attention_path)
     if spec.per == "token":
         return []
     if names is None:

@@ -7,10 +7,8 @@ its own does not fit.
 """
 
 import json
-import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from quantkit.checkpoint.writer import ShardWriter, TensorLayout, copy_side_file
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, holders
 from quantkit.formats.common import natural
-from quantkit.output import REPORT, check_output, versions
+from quantkit.output import REPORT, check_output, versions, write_json
 from quantkit.quantized import QuantizedFolder
 from quantkit.types import QuantizedWeight, Scheme
 from quantkit.verify.folder import file_hashes
@@ -61,12 +59,12 @@ def convert(source: Path, output: Path, format_name: str, *, requantize: bool = 
             "versions": versions(),
         }
         for name, content in target.files(settings).items():
-            _write_json(partial / name, content)
+            write_json(partial / name, content)
         config = {key: value for key, value in folder.checkpoint.config.items() if key != "quantization_config"}
-        _write_json(partial / "config.json", config | {"quantization_config": settings})
+        write_json(partial / "config.json", config | {"quantization_config": settings})
         writer.finish()
         report["files"] = file_hashes(partial)
-        _write_json(partial / REPORT, report)
+        write_json(partial / REPORT, report)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -197,10 +195,3 @@ def _is_conversion(partial: Path) -> bool:
             return "convert" in json.loads(file.readline())
     except (OSError, ValueError):
         return False
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())

@@ -23,7 +23,7 @@ from quantkit.footprint import Job, need, seconds
 from quantkit.formats import FORMATS
 from quantkit.grids import RangeSearch, make_grid
 from quantkit.machine import Machine, measure
-from quantkit.plan import activation_spec, kv_spec, weight_spec
+from quantkit.plan import activation_spec, kv_spec, smaller_group, weight_spec
 from quantkit.recipe import Recipe, from_data
 from quantkit.types import Scheme
 
@@ -111,8 +111,7 @@ def resolve(recipe: Recipe, census: Census) -> list[Job]:
                 misfits[size, K] += 1
             if weights.on_misfit in ("error", "skip"):
                 continue
-            smaller = next((g for g in range(size - 1, 7, -1) if K % g == 0), -1)
-            spec = weight_spec(weights, -1 if weights.on_misfit == "channel" else smaller)
+            spec = weight_spec(weights, -1 if weights.on_misfit == "channel" else smaller_group(K, size))
         scheme = Scheme(spec, activation_spec(recipe.activations_for(matrix.name, matrix.class_name)))
         scale_dtype = format_.scale_dtype(scheme, matrix.dtype)
         if (key := (matrix.shape, scheme, scale_dtype)) not in checked:

@@ -102,7 +102,7 @@ def quantize_group(
             # Only what engines want to be common to linears with one input is found for all of them.
             importance_K = None if statistic is None else (statistic.square_sum_K / statistic.count).float()
             grid = _grid(first, signed).for_tensors([weights[linear.name] for linear in members], importance_K)
-            results += [_round(weights[linear.name], linear, statistic, grid) for linear in members]
+            results += [_round(weights[linear.name], linear, statistic, importance_K, grid) for linear in members]
             continue
         w_NK = torch.cat([weights[linear.name].float() for linear in members])
         moved = [drift[linear.name] for linear in members if linear.name in drift]
@@ -124,9 +124,10 @@ def _grid(linear: Linear, signed: bool) -> Grid:
     return make_grid(linear.spec, linear.scale_dtype, search, signed=signed)
 
 
-def _round(w_NK: Tensor, linear: Linear, statistic: Statistic | None, grid: Grid) -> Result:
+def _round(
+    w_NK: Tensor, linear: Linear, statistic: Statistic | None, importance_K: Tensor | None, grid: Grid
+) -> Result:
     """Round to nearest; the ranges come from the output error of each group where its hessian is known."""
-    importance_K = None if statistic is None else (statistic.square_sum_K / statistic.count).float()
     blocks_Ggg = None
     if statistic is not None and wants_blocks(linear):
         blocks_Ggg = statistic.diagonal_blocks(linear.spec.columns(linear.shape[1]))

@@ -10,7 +10,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,6 +17,7 @@ from rich.table import Table
 from quantkit.checkpoint.reader import Checkpoint, TensorInfo
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, format_name
+from quantkit.quantized import outline
 from quantkit.types import Scheme
 
 REPORT = "quantkit-report.json"
@@ -89,18 +89,12 @@ def _schemes(
 
 def _module(checkpoint: Checkpoint, name: str, format_: Any, scheme: Scheme) -> dict[str, Any]:
     """One quantized linear. A two-number weight_shape is the only tensor that is read."""
-    own = {s: checkpoint.tensors[f"{name}.{s}"] for s in format_.SUFFIXES if f"{name}.{s}" in checkpoint.tensors}
-    tensors = {
-        suffix: checkpoint.read(f"{name}.{suffix}")
-        if suffix == "weight_shape"
-        else torch.empty(info.shape, dtype=info.dtype, device="meta")
-        for suffix, info in own.items()
-    }
+    tensors = outline(checkpoint, name, format_.SUFFIXES)
     try:
         N, K = format_.check_tensors(tensors, scheme)
     except UserError as error:
         raise UserError(f"{checkpoint.folder}: {name}: {error}") from error
-    size = sum(info.nbytes for suffix, info in own.items() if suffix in PAYLOAD)
+    size = sum(checkpoint.info(f"{name}.{suffix}").nbytes for suffix in tensors if suffix in PAYLOAD)
     return {
         "scheme": str(scheme),
         "bits": scheme.weights.bits,

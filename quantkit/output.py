@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -99,16 +100,17 @@ def write_side_files(
         wrong = sorted(name for name in said.keys() | schemes if said.get(name) != schemes.get(name))
         raise RunError(f"config.json would describe {', '.join(wrong[:3])} as something else than what was written")
     for name, content in format_.files(config["quantization_config"]).items():
-        _write_json(folder / name, content)
-    _write_json(folder / "config.json", config)
+        write_json(folder / name, content)
+    write_json(folder / "config.json", config)
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     """quantkit-report.json beside the checkpoint."""
-    _write_json(folder / REPORT, report)
+    write_json(folder / REPORT, report)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file and return once it is on the disk."""
     with path.open("w", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
         file.flush()

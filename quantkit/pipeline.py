@@ -4,16 +4,15 @@ Only one block's weights, the calibration states and one group's statistics are 
 """
 
 import shutil
-from collections.abc import Hashable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from quantkit.blocks import Skeleton, build_meta_model, read_config, release
+from quantkit.blocks import BlockCall, Skeleton, build_meta_model, read_config
 from quantkit.cache import scale_layouts
 from quantkit.checkpoint.journal import Journal
 from quantkit.checkpoint.reader import Checkpoint
@@ -22,7 +21,7 @@ from quantkit.clock import Clock
 from quantkit.data import data_fingerprint, token_batches
 from quantkit.errors import DiskFullError, RunError, UserError
 from quantkit.formats import FORMATS
-from quantkit.graph import BlockGraph, structure_key, trace_block
+from quantkit.graph import BlockGraph, trace_block
 from quantkit.memory import reuse_pages
 from quantkit.naming import weight_sources
 from quantkit.output import check_output, locate_model, locate_tokenizer, versions, write_report, write_side_files
@@ -32,9 +31,8 @@ from quantkit.progress import Progress
 from quantkit.recipe import Recipe
 from quantkit.rotate import Rotator
 from quantkit.run import Run
+from quantkit.trial import once_per_structure
 from quantkit.verify import file_hashes
-
-TRACE_TOKENS = 16
 
 
 def quantize(
@@ -158,18 +156,11 @@ def rotation_for(recipe: Recipe, skeleton: Skeleton, graphs: list[BlockGraph]) -
 
 def trace_all(skeleton: Skeleton, *, folds: bool) -> list[BlockGraph]:
     """The graph of every block; blocks of one structure are run (and their folds proved) once."""
-    vocab = skeleton.model.config.get_text_config().vocab_size
-    hidden, calls = skeleton.first_call((torch.arange(TRACE_TOKENS) % vocab).reshape(1, -1))
-    known: dict[Hashable, BlockGraph] = {}
-    graphs = []
-    for index, block in enumerate(skeleton.blocks):
-        key = structure_key(block)
-        if key not in known:
-            skeleton.fill(index)
-            known[key] = trace_block(block, (hidden, *calls[index].args), calls[index].kwargs, folds=folds)
-            release(block)
-        graphs.append(known[key])
-    return graphs
+
+    def trace(_: int, block: nn.Module, hidden: Tensor, call: BlockCall) -> BlockGraph:
+        return trace_block(block, (hidden, *call.args), call.kwargs, folds=folds)
+
+    return once_per_structure(skeleton, trace)
 
 
 def run_key(recipe: Recipe, checkpoint: Checkpoint, ids_ST: Tensor | None, device: torch.device) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def make_plan(recipe: Recipe, graphs: list[BlockGraph], skeleton: Skeleton) -> P
             if weights.on_misfit == "error":
                 misfits.append((name, K, size))
                 continue
-            fitting = -1 if weights.on_misfit == "channel" else _smaller_group(K, size)
+            fitting = -1 if weights.on_misfit == "channel" else smaller_group(K, size)
             notes.append(
                 f"{name}: group_size {size} does not divide {K}, uses {'channel' if fitting == -1 else fitting}"
             )
@@ -165,7 +165,7 @@ def make_plan(recipe: Recipe, graphs: list[BlockGraph], skeleton: Skeleton) -> P
     return Plan(linears, skipped, notes, kv_spec(recipe.kv_cache))
 
 
-def _smaller_group(in_features: int, size: int) -> int:
+def smaller_group(in_features: int, size: int) -> int:
     """The largest divisor of in_features below size that is at least 8, else one group per channel."""
     return next((g for g in range(size - 1, 7, -1) if in_features % g == 0), -1)
 

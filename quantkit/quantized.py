@@ -1,11 +1,12 @@
 """A quantized folder of any format: what its configuration says, and its weights one module at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from quantkit.checkpoint.header import read_json
 from quantkit.checkpoint.reader import Checkpoint
@@ -58,19 +59,12 @@ class QuantizedFolder:
 
     def own(self, module: str) -> dict[str, str]:
         """Suffix -> name of the tensors of a quantized module, without its bias."""
-        names = {suffix: f"{module}.{suffix}" for suffix in FORMATS[self.name].SUFFIXES}
-        return {suffix: name for suffix, name in names.items() if name in self.checkpoint.tensors}
+        return own_tensors(self.checkpoint, module, FORMATS[self.name].SUFFIXES)
 
     def shape(self, module: str) -> tuple[int, int]:
-        """(N, K) of a module from headers; only tensors of a few numbers are read."""
-        tensors = {}
-        for suffix, name in self.own(module).items():
-            info = self.checkpoint.info(name)
-            small = info.nbytes <= 64
-            tensors[suffix] = (
-                self.checkpoint.read(name) if small else torch.empty(info.shape, dtype=info.dtype, device="meta")
-            )
-        return FORMATS[self.name].check_tensors(tensors, self.schemes[module])
+        """(N, K) of a module from headers."""
+        form = FORMATS[self.name]
+        return form.check_tensors(outline(self.checkpoint, module, form.SUFFIXES), self.schemes[module])
 
     def scale_dtype(self, module: str) -> torch.dtype:
         """What `weight(module)` has its scales in."""
@@ -114,6 +108,22 @@ class QuantizedFolder:
         if not moved:
             raise UserError(f"{self.checkpoint.folder}: the KV cache is to be {self.kv}, but its scales are missing")
         return names | moved
+
+
+def own_tensors(checkpoint: Checkpoint, module: str, suffixes: Iterable[str]) -> dict[str, str]:
+    """Suffix -> name of the tensors with these suffixes that a module has."""
+    names = {suffix: f"{module}.{suffix}" for suffix in suffixes}
+    return {suffix: name for suffix, name in names.items() if name in checkpoint.tensors}
+
+
+def outline(checkpoint: Checkpoint, module: str, suffixes: Iterable[str]) -> dict[str, Tensor]:
+    """A module's tensors by suffix without their data; only the two numbers of a weight_shape are read."""
+    found = {}
+    for suffix, name in own_tensors(checkpoint, module, suffixes).items():
+        info = checkpoint.info(name)
+        empty = torch.empty(info.shape, dtype=info.dtype, device="meta")
+        found[suffix] = checkpoint.read(name) if suffix == "weight_shape" else empty
+    return found
 
 
 def _settings(checkpoint: Checkpoint) -> Mapping[str, Any]:

@@ -7,23 +7,23 @@ A head that was tied to the embedding becomes a tensor of its own, for only one 
 Shapes: H = hidden size, V = vocabulary.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quantkit.algorithms.rotation import apply_columns, rotation_of, undo_columns
-from quantkit.blocks import Skeleton, check_finite, release
+from quantkit.blocks import BlockCall, Skeleton, check_finite
 from quantkit.checkpoint.writer import TensorLayout
 from quantkit.errors import UserError
 from quantkit.folds import PROOF, relative_change, wide_parameters
 from quantkit.foldsearch import distinct_scales, norm_kind
-from quantkit.graph import BlockGraph, structure_key
+from quantkit.graph import BlockGraph
 from quantkit.products import Float64
+from quantkit.trial import once_per_structure, trial_ids
 from quantkit.turns import BlockTurns, find_turns, neutral, turn_block
 
-TRIAL_TOKENS = 16
 CHUNK = 64 << 20  # bytes of a large tensor that are turned at a time
 
 
@@ -103,28 +103,17 @@ class Rotator:
         }
 
     def _find_blocks(self, skeleton: Skeleton, text: Any) -> list[BlockTurns]:
-        ids = (torch.arange(TRIAL_TOKENS) % text.vocab_size).reshape(1, -1)
-        hidden, calls = skeleton.first_call(ids)
         per_head = text.hidden_size // max(1, getattr(text, "num_attention_heads", 1))
         named = [getattr(text, key, None) for key in ("v_head_dim", "head_dim")]
         sizes = list(dict.fromkeys(size for size in (*named, per_head) if isinstance(size, int) and size > 0))
-        known: dict[Hashable, BlockTurns] = {}
-        found = []
-        for index, block in enumerate(skeleton.blocks):
-            key = structure_key(block)
-            if key not in known:
-                skeleton.fill(index)
-                call = calls[index]
-                try:
-                    known[key] = find_turns(
-                        block, self.graphs[index], (hidden, *call.args), call.kwargs, self.rotation, sizes
-                    )
-                except UserError as error:
-                    raise UserError(f"in block {index}, {error}") from error
-                finally:
-                    release(block)
-            found.append(known[key])
-        return found
+
+        def find(index: int, block: nn.Module, hidden: Tensor, call: BlockCall) -> BlockTurns:
+            try:
+                return find_turns(block, self.graphs[index], (hidden, *call.args), call.kwargs, self.rotation, sizes)
+            except UserError as error:
+                raise UserError(f"in block {index}, {error}") from error
+
+        return once_per_structure(skeleton, find)
 
     def _find_ends(self, skeleton: Skeleton) -> None:
         """Name the embeddings, the final norm and the head, and prove what becomes of them."""
@@ -146,7 +135,7 @@ class Rotator:
             if {name for name, _ in module.named_parameters()} in ({"weight"}, {"weight", "bias"})
             and all(param.shape == (H,) for param in module.parameters())
         ]
-        ids = (torch.arange(TRIAL_TOKENS) % model.config.get_text_config().vocab_size).reshape(1, -1)
+        ids = trial_ids(skeleton)
         try:
             with Float64():
                 straight = skeleton.ends(ids)

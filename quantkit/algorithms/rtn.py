@@ -19,8 +19,7 @@ def rtn(weight_NK: Tensor, grid: Grid, *, importance_K: Tensor | None = None) ->
     plain min-max. A grid with something for the whole tensor takes it from this weight unless `for_tensors` gave it.
     RunError where the weight holds NaN or Inf.
     """
-    if grid.fixed is None and getattr(grid, "global_scale", None) is None:
-        grid = grid.for_tensors([weight_NK], importance_K)
+    grid = grid.for_tensors([weight_NK], importance_K)
     scale_NG, zero_NG = grid.fit(weight_NK, importance_K)
     if not torch.isfinite(scale_NG.sum(dtype=torch.float32)):  # no pass of its own: NaN and Inf survive fitting a range
         raise RunError("the weight holds NaN or Inf")

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from quantkit.errors import UserError
 from quantkit.formats.bitstream import pack_words, unpack_words, words_for
+from quantkit.formats.common import Layout
 from quantkit.formats.ct_config import check, config, files, layout_name, read_config, read_kv
 from quantkit.grids.elements import FP8, collapse, expand
 from quantkit.types import InputRange, QuantizedWeight, Scheme, TensorSpec
@@ -42,7 +43,6 @@ SUFFIXES = (
 SIGNED_SCALES = True  # a negative scale is multiplied like any other by every reader that was tried
 KV_NAMES = ("k_scale", "v_scale")
 SCALE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 def scale_dtype(scheme: Scheme, dtype: torch.dtype) -> torch.dtype:
@@ -145,8 +145,7 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWeight:
         stored = torch.ldexp(torch.ones(stored.shape, device=stored.device), stored.int() - 127)
     elif spec.rows == -1:
         stored = stored.reshape(1, 1)
-    q = QuantizedWeight(codes_NK, expand(stored, spec, N), zero_NG, spec, global_scale, _input(tensors))
-    return q
+    return QuantizedWeight(codes_NK, expand(stored, spec, N), zero_NG, spec, global_scale, _input(tensors))
 
 
 def _input(tensors: Mapping[str, Tensor]) -> InputRange | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from quantkit.errors import UserError
+from quantkit.formats.common import natural, refuse_both
 from quantkit.types import BLOCK, ActivationSpec, KVSpec, Scheme, TensorSpec
 
 MIXED = "mixed-precision"
@@ -34,11 +35,9 @@ def layout_name(scheme: Scheme) -> str:
             raise UserError(f"{spec} weights have groups of {size}, not of {spec.group_size}")
         if acts is not None and (acts.scale, acts.bits) != (spec.scale, spec.bits):
             raise UserError(f"compressed-tensors has no layout for {scheme}: inputs must be {spec} too, or plain")
-        return (
-            {"e4m3": "nvfp4-pack-quantized", "e8m0": "mxfp4-pack-quantized"}[spec.scale]
-            if spec.bits == 4
-            else ("mxfp8-quantized")
-        )
+        if spec.bits == 8:
+            return "mxfp8-quantized"
+        return "nvfp4-pack-quantized" if spec.scale == "e4m3" else "mxfp4-pack-quantized"
     if spec.bits != 8 or (spec.rows == 1 and spec.group_size != -1):
         raise UserError(f"compressed-tensors has no layout for weights of type float in {spec}")
     if acts is None:
@@ -59,8 +58,7 @@ def config(schemes: Mapping[str, Scheme], ignored: Iterable[str], kv: KVSpec | N
     ignored = set(ignored)
     if not schemes:
         raise UserError("no module is quantized: there is nothing to describe")
-    if both := sorted(schemes.keys() & ignored):
-        raise UserError(f"{both[0]} is both quantized and ignored")
+    refuse_both(schemes, ignored)
     groups, distinct = {}, sorted(set(schemes.values()), key=str)
     for i, scheme in enumerate(distinct):
         groups[f"group_{i}"] = {
@@ -77,7 +75,7 @@ def config(schemes: Mapping[str, Scheme], ignored: Iterable[str], kv: KVSpec | N
         "quantization_status": "compressed",  # without it transformers builds dense layers with random weights
         "version": "0.17.0",
         "config_groups": groups,
-        "ignore": sorted(ignored, key=_natural),
+        "ignore": sorted(ignored, key=natural),
         "kv_cache_scheme": None if kv is None else _kv(kv),
         "global_compression_ratio": None,
         "sparsity_config": {},
@@ -187,9 +185,9 @@ def check(quantization_config: Mapping[str, Any], stored: Iterable[str], linears
     """
     packed = {name.removesuffix(".weight_scale") for name in stored if name.endswith(".weight_scale")}
     described = read_config(quantization_config, packed | set(linears)).keys()
-    if dense := sorted(described - packed, key=_natural):
+    if dense := sorted(described - packed, key=natural):
         raise UserError(f"{_some(dense)} stored as plain weights, but missing from quantization_config.ignore")
-    if hidden := sorted(packed - described, key=_natural):
+    if hidden := sorted(packed - described, key=natural):
         raise UserError(f"{_some(hidden)} stored packed, but no group of quantization_config targets them")
 
 
@@ -208,15 +206,11 @@ def _targets(scheme: Scheme, schemes: Mapping[str, Scheme], ignored: set[str]) -
         same = like[_template(name)]
         alone = len(same) == 1 or any(schemes.get(other) != scheme for other in same)
         targets.add(name if alone else f"re:{_template(name)}$")
-    return sorted(targets, key=_natural)
+    return sorted(targets, key=natural)
 
 
 def _template(name: str) -> str:
     return r"\.".join(r"\d+" if part.isdigit() else re.escape(part) for part in name.split("."))
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
 
 
 def _compiled(entry: str) -> re.Pattern[str]:

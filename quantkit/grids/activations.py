@@ -31,12 +31,11 @@ import torch
 from torch import Tensor
 
 from quantkit.errors import RunError
-from quantkit.grids.elements import round_float_
+from quantkit.grids.elements import EMAX, round_float_
 from quantkit.types import FP4_MAX, FP8_MAX, ActivationSpec, InputRange
 
 TINY = torch.finfo(torch.float32).tiny
 FP8_LEAST = {"token": 1 / (FP8_MAX * 512), "group": 1e-10 / FP8_MAX}  # scales of (nearly) zero inputs
-ELEMENT_EMAX = {4: 2, 8: 8}  # exponent of the largest e2m1 (6 = 1.5 * 2^2) and e4m3 (448 = 1.75 * 2^8) number
 
 
 def fake_quantize(x: Tensor, spec: ActivationSpec, static: InputRange | None = None) -> Tensor:
@@ -127,5 +126,5 @@ def _round_asymmetric(x: Tensor, bits: int, static: Tensor | None, zero: int | N
 
 def _power_of_two(x: Tensor, bits: int) -> Tensor:
     """The e8m0 scale of each row: 2^(floor(log2 amax) - emax) with the exponent held to -127 .. 127."""
-    exponent = torch.frexp(x.abs().amax(-1, keepdim=True)).exponent - 1 - ELEMENT_EMAX[bits]
+    exponent = torch.frexp(x.abs().amax(-1, keepdim=True)).exponent - 1 - EMAX[bits]
     return torch.ldexp(torch.ones_like(exponent, dtype=x.dtype), exponent.clamp_(-127, 127))

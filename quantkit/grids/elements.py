@@ -12,6 +12,7 @@ from torch import Tensor
 from quantkit.types import FP4_MAX, FP8_MAX, QuantizedWeight, TensorSpec
 
 FP8 = torch.float8_e4m3fn
+EMAX = {4: 2, 8: 8}  # by bits: exponent of the largest e2m1 (6 = 1.5 * 2^2) and e4m3 (448 = 1.75 * 2^8) number
 FP4_STEPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)  # by code
 
 

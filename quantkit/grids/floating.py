@@ -18,14 +18,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from quantkit.grids.elements import FP8, encode_float, expand, float_codes, round_float_
+from quantkit.grids.elements import EMAX, FP8, encode_float, expand, float_codes, round_float_
 from quantkit.grids.integer import CHUNK, RangeSearch
 from quantkit.types import FP8_MAX, QuantizedWeight, TensorSpec
 
 OCTAVE = 16  # plain scales tried in an octave
 E4M3_DOWN, E4M3_UP = 3, 7  # e4m3 numbers tried below and above the one next to amax / 6: eight make an octave
 LEAST_SCALE = 2.0**-120  # of a group of zeros
-EMAX = {4: 2, 8: 8}  # exponent of the largest number
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +43,15 @@ class FloatGrid:
     global_scale: float | None = None
 
     def for_tensors(self, weights: Sequence[Tensor], importance_K: Tensor | None = None) -> "FloatGrid":
-        """This grid with what weights [N_i, K] that an engine fuses must share: the scale or the global scale."""
-        if self.spec.rows != -1 and self.spec.scale != "e4m3":
+        """This grid with what weights [N_i, K] that an engine fuses must share: the scale or the global scale.
+
+        Once it is there it stays.
+        """
+        if (
+            (self.spec.rows != -1 and self.spec.scale != "e4m3")
+            or self.fixed is not None
+            or self.global_scale is not None
+        ):
             return self
         amax = max((w_NK.abs().amax().item() for w_NK in weights), default=0.0)
         if self.spec.scale == "e4m3":

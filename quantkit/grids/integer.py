@@ -49,8 +49,11 @@ class IntegerGrid:
     fixed: float | None = None
 
     def for_tensors(self, weights: Sequence[Tensor], importance_K: Tensor | None = None) -> "IntegerGrid":
-        """This grid with what weights [N_i, K] that an engine fuses must share: the one scale of a tensor-wide grid."""
-        if self.spec.rows != -1:
+        """This grid with what weights [N_i, K] that an engine fuses must share: the one scale of a tensor-wide grid.
+
+        Once it is there it stays.
+        """
+        if self.spec.rows != -1 or self.fixed is not None:
             return self
         flat = replace(self, spec=replace(self.spec, rows=1, group_size=-1))
         amax = max((w_NK.abs().amax().item() for w_NK in weights), default=0.0)

@@ -15,6 +15,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, format_name
 from quantkit.naming import Piece, assemble, weight_sources
+from quantkit.quantized import outline
 from quantkit.runtime.fused import round_inputs
 from quantkit.runtime.kv import KVRange, QuantizedCache
 from quantkit.runtime.linear import QuantLinear, is_linear
@@ -92,19 +93,9 @@ class PackedFolder:
         found = {name: info.shape for name, info in self.checkpoint.tensors.items() if name not in self._own}
         for module, scheme in self.schemes.items():
             with self._named(module):
-                shape = self.format.check_tensors(self._meta(module), scheme)
+                shape = self.format.check_tensors(outline(self.checkpoint, module, self._suffixes(module)), scheme)
             found[f"{module}.weight"] = shape[::-1] if module in self._transposed else shape
         return found
-
-    def _meta(self, module: str) -> dict[str, Tensor]:
-        """The module's tensors without their data, but for the two numbers of its shape."""
-        infos = {suffix: self.checkpoint.info(f"{module}.{suffix}") for suffix in self._suffixes(module)}
-        return {
-            suffix: self.checkpoint.read(f"{module}.{suffix}")
-            if suffix == "weight_shape"
-            else torch.empty(info.shape, dtype=info.dtype, device="meta")
-            for suffix, info in infos.items()
-        }
 
     def _suffixes(self, module: str) -> list[str]:
         return [suffix for suffix in self.format.SUFFIXES if f"{module}.{suffix}" in self._own]
