@@ -10,7 +10,7 @@ may span at most 2**14.
 import torch
 from torch import Tensor
 
-from quantkit_kernels.common import check, check_tensor
+from quantkit_kernels.checks import check, check_tensor
 from quantkit_kernels.layout import PackedWeight, pack, unpack_groups, unpack_words
 from quantkit_kernels.weight_only import linear
 

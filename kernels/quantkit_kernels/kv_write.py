@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantkit_kernels.common import check_gpu, check_same_device, check_tensor
+from quantkit_kernels.checks import check_same_device, check_tensor
+from quantkit_kernels.common import check_gpu
 from quantkit_kernels.quantize_activations import e4m3_code, round_even
 
 Kind = Literal["16", "fp8", "int8", "int4"]

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from quantkit_kernels.common import check, check_same_device, check_tensor
+from quantkit_kernels.checks import check, check_same_device, check_tensor
 
 Format = Literal["int4", "int8", "fp8", "fp4"]
 BLOCK_K = 128

@@ -15,16 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantkit_kernels.common import (
-    WORKSPACE_FLOATS,
-    check_gpu,
-    check_same_device,
-    check_tensor,
-    compute_dtype,
-    processors,
-    use_asm,
-    workspace,
-)
+from quantkit_kernels.checks import check_same_device, check_tensor
+from quantkit_kernels.common import WORKSPACE_FLOATS, check_gpu, compute_dtype, processors, use_asm, workspace
 from quantkit_kernels.decode import kv_fp8, kv_int4, kv_int8
 from quantkit_kernels.kv_write import BLOCK_SIZES, HEAD_SIZES, Cache, Kind, check_cache, read_cache
 

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantkit_kernels.common import check_gpu, check_same_device, check_tensor, native_fp8
+from quantkit_kernels.checks import check_same_device, check_tensor
+from quantkit_kernels.common import check_gpu, native_fp8
 
 Fuse = Literal["none", "rmsnorm", "silu_mul"]
 GROUP = 128

@@ -8,7 +8,7 @@ Scales of groups and blocks are rounded to the activations' dtype.
 import torch
 from torch import Tensor
 
-from quantkit_kernels.common import check, check_tensor
+from quantkit_kernels.checks import check, check_tensor
 from quantkit_kernels.layout import BLOCK_K, PackedWeight, pack, unpack_groups, unpack_words
 from quantkit_kernels.weight_only import linear
 

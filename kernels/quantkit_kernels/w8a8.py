@@ -16,15 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantkit_kernels.common import (
-    INTERPRET,
-    check_gpu,
-    check_same_device,
-    check_tensor,
-    native_fp8,
-    reduce_splits,
-    workspace,
-)
+from quantkit_kernels.checks import check_same_device, check_tensor
+from quantkit_kernels.common import INTERPRET, check_gpu, native_fp8, reduce_splits, workspace
 from quantkit_kernels.configs import GemmConfig, gemm_config
 from quantkit_kernels.decode import e4m3_value
 

@@ -10,14 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantkit_kernels.common import (
-    check_gpu,
-    check_same_device,
-    compute_dtype,
-    reduce_splits,
-    use_asm,
-    workspace,
-)
+from quantkit_kernels.checks import check_same_device
+from quantkit_kernels.common import check_gpu, compute_dtype, reduce_splits, use_asm, workspace
 from quantkit_kernels.configs import WeightOnlyConfig, weight_only_config
 from quantkit_kernels.decode import (
     FP4_ASM_FACTOR,

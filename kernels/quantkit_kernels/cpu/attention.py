@@ -1,0 +1,126 @@
+"""Decode attention on a CPU: one new token for each sequence over its cached keys and values.
+
+Keys and values lie contiguous for each sequence and head, [B, H, L, D]: gathering blocks of a paged cache costs a CPU
+more than attention itself. All query heads of a key/value head are one pass over its cache (grouped-query attention
+folded), so every cached number is read and decoded once. Tokens are split over threads where there are few heads; the
+parts are added in their order. Without a compiler (see `build`) the same folding is done with torch's products.
+
+Contract: query [B, Hq, D]; keys and values both bfloat16, float16, float32, int8 or float8 e4m3; the 8-bit kinds with
+float32 scales [B, H, L], one for each token and head. lengths int64 [B], up to L; a sequence of length 0 gives zeros.
+"""
+
+import torch
+from torch import Tensor
+
+from quantkit_kernels.checks import check, check_same_device, check_tensor
+from quantkit_kernels.cpu.build import address, library
+
+KINDS = {torch.int8: 1, torch.float8_e4m3fn: 2, torch.bfloat16: 4, torch.float16: 5, torch.float32: 6}
+WIDTH = 16  # head sizes are multiples of it
+SPLIT = 512  # tokens at least that a thread of its own is worth
+
+
+def cpu_decode_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    window: int = 0,
+) -> Tensor:
+    """softmax(query keys^T scale) values over each sequence's last `window` tokens (0: all): [B, Hq, D] as query.
+
+    scale  1 / sqrt(D) where None
+    ValueError where shapes, dtypes or lengths do not fit.
+    """
+    check_cache(query, keys, values, lengths, k_scale, v_scale)
+    check(window >= 0, f"window is {window}")
+    (B, Hq, D), (_, H, L, _) = query.shape, keys.shape
+    scale = D**-0.5 if scale is None else scale
+    lib = library()
+    if lib is None:
+        return _by_torch(query, keys, values, lengths, scale, k_scale, v_scale, window)
+    Q, threads = Hq // H, torch.get_num_threads()
+    q = (query.float() * scale).contiguous()
+    out = torch.empty(B, Hq, D)
+    splits = max(1, min(-(-2 * threads // (B * H)), L // SPLIT)) if 2 * threads > B * H else 1
+    lib.quantkit_decode_attention(
+        KINDS[keys.dtype], address(q), address(keys), address(k_scale), address(values), address(v_scale),
+        address(lengths), address(out), B, H, Q, L, D, window, splits, threads,
+    )  # fmt: skip
+    return out.to(query.dtype)
+
+
+def check_cache(
+    query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, k_scale: Tensor | None, v_scale: Tensor | None
+) -> None:
+    """ValueError unless all of it fits together."""
+    check_tensor("query", query, (torch.float32, torch.bfloat16, torch.float16), (None, None, None))
+    B, Hq, D = query.shape
+    check_tensor("keys", keys, tuple(KINDS), (B, None, None, D))
+    H, L = keys.shape[1:3]
+    check_tensor("values", values, (keys.dtype,), (B, H, L, D))
+    check_tensor("lengths", lengths, (torch.int64,), (B,))
+    check(H > 0 and Hq % H == 0, f"{Hq} query heads over {H} key/value heads")
+    check(D % WIDTH == 0, f"head size {D}: supported are multiples of {WIDTH}")
+    eight = keys.dtype.itemsize == 1
+    for name, tensor in (("k_scale", k_scale), ("v_scale", v_scale)):
+        check(
+            (tensor is not None) == eight,
+            f"{name}: {'8-bit' if eight else 'plain'} caches have {'one' if eight else 'none'}",
+        )
+        if tensor is not None:
+            check_tensor(name, tensor, (torch.float32,), (B, H, L))
+    check_same_device(query=query, keys=keys, values=values, lengths=lengths, k_scale=k_scale, v_scale=v_scale)
+    check(query.device.type == "cpu", f"query is on {query.device}: this kernel reads the CPU's memory")
+    inside = B == 0 or (int(lengths.min()) >= 0 and int(lengths.max()) <= L)
+    check(inside, f"lengths {lengths.tolist()[:8]} of caches with room for {L} tokens")
+
+
+def cpu_decode_attention_reference(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    window: int = 0,
+) -> Tensor:
+    """The definition, in float64, a sequence and a head at a time."""
+    (B, Hq, D), H = query.shape, keys.shape[1]
+    out = torch.zeros(B, Hq, D, dtype=torch.float64)
+    for b in range(B):
+        end = int(lengths[b])
+        seen = slice(max(0, end - window) if window else 0, end)
+        for h in range(Hq if end else 0):
+            at = (b, h // (Hq // H), seen)
+            k, v = keys[at].double(), values[at].double()
+            k = k if k_scale is None else k * k_scale[at][:, None].double()
+            v = v if v_scale is None else v * v_scale[at][:, None].double()
+            out[b, h] = torch.softmax(k @ query[b, h].double() * (D**-0.5 if scale is None else scale), 0) @ v
+    return out
+
+
+def _by_torch(
+    query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale: float,
+    k_scale: Tensor | None, v_scale: Tensor | None, window: int,
+) -> Tensor:  # fmt: skip
+    """Two batched products with the queries of a key/value head folded together; float32 sums."""
+    (B, Hq, D), (_, H, L, _) = query.shape, keys.shape
+    place = torch.arange(L)
+    outside = place >= lengths[:, None]
+    if window:
+        outside |= place < lengths[:, None] - window
+    q = (query.float() * scale).view(B, H, Hq // H, D)
+    scores = q @ keys.float().mT
+    if k_scale is not None:
+        scores *= k_scale[:, :, None]
+    shares = torch.softmax(scores.masked_fill_(outside[:, None, None], -torch.inf), -1).nan_to_num_(0.0)
+    if v_scale is not None:
+        shares *= v_scale[:, :, None]
+    return (shares @ values.float()).view(B, Hq, D).to(query.dtype)

@@ -1,0 +1,205 @@
+"""y = x W^T on a CPU: for each product the fastest of the ways this machine has.
+
+    few tokens    `gemv`: weights decoded in registers, float32 sums. With int8 activations `gemv_int8`: exact int32
+                  sums of codes, one dpbusd (VNNI) or maddubs (AVX2) for 32 weights
+    more          `panel`: rows are decoded into a few MB that stay in the cache, and multiplied by torch
+                  `qlinear`: oneDNN's u8 x s8 product, where VNNI makes it exact
+
+Without a compiler (see `build`) torch's own operators serve:
+
+    few tokens    `int4pack`, `int8pack`: torch's weight-only products, for the formats they know
+    more          `panel` decoded by torch, or `kept`: where the machine multiplies bfloat16 fast, the weight is decoded
+                  once to bfloat16 and kept, at that much memory
+
+Measured traps this avoids: torch's int4 product with float32 activations or many tokens, oneDNN's qlinear with signed
+activations (a reference kernel) or without VNNI (pairs of products saturate: wrong results), float8 products and casts
+on a CPU, bfloat16 products where the CPU has no instruction for them.
+"""
+
+import functools
+import threading
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from quantkit_kernels.checks import check, check_tensor
+from quantkit_kernels.cpu.build import address, library
+from quantkit_kernels.cpu.weight import CHUNK, CpuWeight, decode_rows, reference_weight
+
+Way = Literal["gemv", "panel", "kept", "int4pack", "int8pack", "gemv_int8", "qlinear"]
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+PANEL_BYTES = 2 << 20
+INT4PACK_GROUPS = (32, 64, 128, 256)
+MAX_SUM = 65536  # columns of a group: 255 * 127 times as many still fit 32 bits
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What decides: whether our library is there, and which products the processor has instructions for."""
+
+    compiled: bool
+    bf16: bool
+    vnni: bool
+
+
+@functools.cache
+def machine() -> Machine:
+    """This one."""
+    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return Machine(library() is not None, bf16, torch.cpu._is_vnni_supported())
+
+
+def choose(weight: CpuWeight, M: int, dtype: torch.dtype, here: Machine) -> Way:
+    """The way for M tokens of this dtype."""
+    if here.compiled:
+        return "gemv" if (8 if here.bf16 else 32) >= M else "panel"
+    if (2 if here.bf16 else 8) >= M and dtype != torch.float32 and weight.zero is None and weight.factor == 1:
+        whole = weight.in_features == weight.padded
+        if weight.format == "int4" and weight.group_size in INT4PACK_GROUPS and whole and weight.out_features % 64 == 0:
+            return "int4pack"
+        if weight.format == "int8" and weight.scale.shape[1] == 1 and weight.middle == 128 and whole:
+            return "int8pack"
+    return "kept" if here.bf16 and dtype == torch.bfloat16 else "panel"
+
+
+def choose_int8(weight: CpuWeight, M: int, here: Machine) -> Way:
+    """The way for M tokens of int8 activations."""
+    grouped = weight.group_size == 32 or weight.group_size % CHUNK == 0
+    integers = weight.format in ("int4", "int8") and grouped and weight.group_size <= MAX_SUM
+    channel = weight.format == "int8" and weight.scale.shape[1] == 1 and weight.zero is None and weight.middle == 128
+    if channel and here.vnni and M >= 4:
+        return "qlinear"
+    return "gemv_int8" if integers and here.compiled and (8 if here.bf16 else 32) >= M else "panel"
+
+
+def cpu_linear(x: Tensor, weight: CpuWeight) -> Tensor:
+    """x [..., K] (float32, bfloat16, float16) -> [..., N] in x's dtype; sums in float32.
+
+    ValueError where x does not fit the weight.
+    """
+    x_MK = _rows(x, FLOATS, weight)
+    M = len(x_MK)
+    way = choose(weight, M, x.dtype, machine())
+    if M == 0:
+        y = x.new_empty(0, weight.out_features)
+    elif way == "gemv":
+        y = _gemv(x_MK, weight)
+    elif way == "int4pack":
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x_MK.bfloat16(), _int4pack(weight), weight.group_size, weight.kept["scale"]
+        )
+    elif way == "int8pack":
+        y = torch.ops.aten._weight_int8pack_mm(
+            x_MK.bfloat16(), weight.codes.view(torch.int8), weight.scale[:, 0].bfloat16()
+        )
+    elif way == "kept":
+        if "weight" not in weight.kept:
+            weight.kept["weight"] = _decode(weight, torch.bfloat16)
+        y = torch.nn.functional.linear(x_MK, weight.kept["weight"])
+    else:
+        y = _panel(x_MK, weight, torch.bfloat16 if machine().bf16 and x.dtype == torch.bfloat16 else torch.float32)
+    return y.to(x.dtype).reshape(*x.shape[:-1], weight.out_features)
+
+
+def cpu_linear_int8(codes: Tensor, scale: Tensor, weight: CpuWeight, dtype: torch.dtype) -> Tensor:
+    """The product of int8 activations: codes int8 [..., K] times scale float32 [..., 1] -> [..., N] in dtype.
+
+    ValueError where they do not fit the weight.
+    """
+    x_MK = _rows(codes, (torch.int8,), weight)
+    M = len(x_MK)
+    check(scale.numel() == M, f"scale: {tuple(scale.shape)} for {M} tokens")
+    scale_M = scale.reshape(-1).float()
+    way = choose_int8(weight, M, machine())
+    if M == 0:
+        y = codes.new_empty(0, weight.out_features, dtype=torch.float32)
+    elif way == "gemv_int8":
+        lib = library()
+        assert lib is not None
+        x_MK = torch.nn.functional.pad(x_MK, (0, weight.padded - weight.in_features)).contiguous()
+        scale_M = scale_M.contiguous()
+        y = torch.empty(M, weight.out_features)
+        lib.quantkit_gemv_int8(*weight.head(), address(x_MK), address(scale_M), address(y), M)
+    elif way == "qlinear":
+        y = _qlinear(x_MK, weight).mul_(scale_M[:, None])
+    else:
+        y = _panel(x_MK.float(), weight, torch.float32).mul_(scale_M[:, None])
+    return y.to(dtype).reshape(*codes.shape[:-1], weight.out_features)
+
+
+def cpu_linear_reference(x: Tensor, weight: CpuWeight) -> Tensor:
+    """The definition, in float64."""
+    return x.double() @ reference_weight(weight).T
+
+
+def _rows(x: Tensor, dtypes: tuple[torch.dtype, ...], weight: CpuWeight) -> Tensor:
+    """x as [M, K], checked."""
+    N, K = weight.out_features, weight.in_features
+    check(x.device.type == "cpu", f"x of shape {tuple(x.shape)} is on {x.device}, the weight on the CPU")
+    check(
+        x.dim() > 0 and x.shape[-1] == K,
+        f"x is {tuple(x.shape)}, the weight is {N}x{K}: wanted [..., {K}]",
+    )
+    check_tensor("x", x.reshape(-1, K).contiguous(), dtypes, (None, K))
+    return x.reshape(-1, K)
+
+
+def _gemv(x_MK: Tensor, weight: CpuWeight) -> Tensor:
+    lib = library()
+    assert lib is not None
+    x_MK = torch.nn.functional.pad(x_MK.float(), (0, weight.padded - weight.in_features)).contiguous()
+    y = torch.empty(len(x_MK), weight.out_features)
+    lib.quantkit_gemv(*weight.head(), address(x_MK), address(y), len(x_MK))
+    return y
+
+
+_local = threading.local()
+
+
+def _panel(x_MK: Tensor, weight: CpuWeight, dtype: torch.dtype) -> Tensor:
+    """A panel of decoded rows at a time, in memory of this thread that is used again and again."""
+    N, width = weight.out_features, weight.padded
+    rows = min(N, max(CHUNK, PANEL_BYTES // (width * dtype.itemsize)))
+    memory = getattr(_local, "memory", None)
+    if memory is None or memory.nbytes < rows * width * dtype.itemsize:
+        memory = _local.memory = torch.empty(rows * width * dtype.itemsize, dtype=torch.uint8)
+    panel = memory[: rows * width * dtype.itemsize].view(dtype).view(rows, width)
+    x_MK = x_MK.to(dtype)
+    y = torch.empty(len(x_MK), N, dtype=dtype)
+    for begin in range(0, N, rows):
+        end = min(begin + rows, N)
+        y[:, begin:end] = torch.nn.functional.linear(x_MK, decode_rows(weight, begin, end, panel[: end - begin]))
+    return y
+
+
+def _decode(weight: CpuWeight, dtype: torch.dtype) -> Tensor:
+    out = torch.empty(weight.out_features, weight.padded, dtype=dtype)
+    return decode_rows(weight, 0, weight.out_features, out).contiguous()
+
+
+def _int4pack(weight: CpuWeight) -> Tensor:
+    """torch's own packing of the codes, made once; it centers them on 8."""
+    if "int4pack" not in weight.kept:
+        chunks = weight.codes.view(weight.out_features, -1, 1, 32)
+        codes = torch.cat([chunks & 15, chunks >> 4], 2).view(weight.out_features, -1).int()
+        scale = weight.scale.bfloat16()
+        shift = scale * (8 - weight.middle)
+        weight.kept["int4pack"] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        weight.kept["scale"] = torch.stack([scale, shift], -1).transpose(0, 1).contiguous()  # [G, N, 2]
+    return weight.kept["int4pack"]
+
+
+def _qlinear(x_MK: Tensor, weight: CpuWeight) -> Tensor:
+    """float32 [M, N] before the tokens' scales; activations become unsigned, which is the fast kernel's kind."""
+    if "qlinear" not in weight.kept:
+        codes = weight.codes.view(torch.int8)[:, : weight.in_features].contiguous()
+        weight.kept["qlinear"] = torch.ops.onednn.qlinear_prepack(codes, None)
+        weight.kept["scale"] = weight.scale[:, 0].float() * weight.factor
+        weight.kept["zero"] = torch.zeros(weight.out_features, dtype=torch.int64)
+    unsigned = (x_MK.to(torch.int16) + 128).to(torch.uint8)
+    return torch.ops.onednn.qlinear_pointwise(
+        unsigned, 1.0, 128, weight.kept["qlinear"], weight.kept["scale"], weight.kept["zero"], None, 1.0, 0,
+        torch.float32, "none", [], "",
+    )  # fmt: skip

@@ -1,0 +1,121 @@
+// Vectors of V floats, and the codes of each format decoded into them. Compiles with GCC and Clang; AVX2, F16C and
+// AVX-512 have their own instructions here, other machines get what the compiler makes of plain vector arithmetic.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define QK_AVX512 1
+#define QK_WIDTH 16
+#elif defined(__AVX2__) && defined(__F16C__)
+#define QK_AVX2 1
+#endif
+#ifndef QK_WIDTH
+#define QK_WIDTH 8
+#endif
+
+constexpr int V = QK_WIDTH;
+typedef float f32v __attribute__((vector_size(4 * V)));
+typedef int32_t i32v __attribute__((vector_size(4 * V)));
+typedef int16_t i16v __attribute__((vector_size(2 * V)));
+typedef uint16_t u16v __attribute__((vector_size(2 * V)));
+typedef uint8_t u8v __attribute__((vector_size(V)));
+typedef int8_t s8v __attribute__((vector_size(V)));
+
+template <class T>
+static inline T load(const void* p) {
+  T v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class To, class From>
+static inline To bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// V bytes or halves, widened
+#if defined(QK_AVX512)
+static inline i32v wide_u8(const uint8_t* p) { return (i32v)_mm512_cvtepu8_epi32(load<__m128i>(p)); }
+static inline i32v wide_s8(const uint8_t* p) { return (i32v)_mm512_cvtepi8_epi32(load<__m128i>(p)); }
+static inline i32v wide_u16(const uint8_t* p) { return (i32v)_mm512_cvtepu16_epi32(load<__m256i>(p)); }
+static inline i16v half_u8(const uint8_t* p) { return (i16v)_mm256_cvtepu8_epi16(load<__m128i>(p)); }
+static inline i16v half_s8(const uint8_t* p) { return (i16v)_mm256_cvtepi8_epi16(load<__m128i>(p)); }
+static inline f32v from_half(i16v h) { return (f32v)_mm512_cvtph_ps((__m256i)h); }
+#elif defined(QK_AVX2) && QK_WIDTH == 8
+static inline i32v wide_u8(const uint8_t* p) { return (i32v)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+static inline i32v wide_s8(const uint8_t* p) { return (i32v)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+static inline i32v wide_u16(const uint8_t* p) { return (i32v)_mm256_cvtepu16_epi32(load<__m128i>(p)); }
+static inline i16v half_u8(const uint8_t* p) { return (i16v)_mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i*)p)); }
+static inline i16v half_s8(const uint8_t* p) { return (i16v)_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i*)p)); }
+static inline f32v from_half(i16v h) { return (f32v)_mm256_cvtph_ps((__m128i)h); }
+#else
+static inline i32v wide_u8(const uint8_t* p) { return __builtin_convertvector(load<u8v>(p), i32v); }
+static inline i32v wide_s8(const uint8_t* p) { return __builtin_convertvector(load<s8v>(p), i32v); }
+static inline i32v wide_u16(const uint8_t* p) { return __builtin_convertvector(load<u16v>(p), i32v); }
+static inline i16v half_u8(const uint8_t* p) { return (i16v)__builtin_convertvector(load<u8v>(p), u16v); }
+static inline i16v half_s8(const uint8_t* p) { return __builtin_convertvector(load<s8v>(p), i16v); }
+static inline f32v from_half(i16v h) {
+  typedef _Float16 f16v __attribute__((vector_size(2 * V)));
+  return __builtin_convertvector(bits<f16v>(h), f32v);
+}
+#endif
+
+static inline float sum(f32v v) {
+  typedef float quarter __attribute__((vector_size(16)));
+  quarter part[V / 4];
+  std::memcpy(part, &v, sizeof v);
+  quarter s = part[0] + part[1];
+  if (V == 16) s += part[V / 4 - 2] + part[V / 4 - 1];
+  return (s[0] + s[1]) + (s[2] + s[3]);
+}
+
+// Each format: columns i * V ... of a chunk of 64 columns that lies in CHUNK bytes, as value / FACTOR + BASE.
+// Four-bit codes: byte j of a chunk holds column j in its low half and column 32 + j in its high half.
+struct Int4 {  // codes 0..15
+  static constexpr int CHUNK = 32, BASE = 0;
+  static constexpr float FACTOR = 1;
+  static inline f32v get(const uint8_t* p, int i) {
+    const i32v b = wide_u8(p + i % (32 / V) * V);
+    return __builtin_convertvector(i < 32 / V ? b & 15 : b >> 4, f32v);
+  }
+};
+struct Int8 {  // code ^ 128: two's complement of code - 128
+  static constexpr int CHUNK = 64, BASE = 128;
+  static constexpr float FACTOR = 1;
+  static inline f32v get(const uint8_t* p, int i) { return __builtin_convertvector(wide_s8(p + i * V), f32v); }
+};
+struct Fp8 {  // e4m3: its bits, moved to float16's places, are the value / 256, subnormals included
+  static constexpr int CHUNK = 64, BASE = 0;
+  static constexpr float FACTOR = 256;
+  static inline f32v get(const uint8_t* p, int i) { return from_half(half_s8(p + i * V) << 7 & (int16_t)0xBF80); }
+};
+struct Fp4 {  // e2m1, likewise: value / 2^14
+  static constexpr int CHUNK = 32, BASE = 0;
+  static constexpr float FACTOR = 16384;
+  static inline f32v get(const uint8_t* p, int i) {
+    const i16v b = half_u8(p + i % (32 / V) * V);
+    return from_half((i < 32 / V ? b << 12 : b << 8) >> 3 & (int16_t)0x8E00);
+  }
+};
+struct Bf16 {
+  static constexpr int CHUNK = 128, BASE = 0;
+  static constexpr float FACTOR = 1;
+  static inline f32v get(const uint8_t* p, int i) { return bits<f32v>(wide_u16(p + i * V * 2) << 16); }
+};
+struct F16 {
+  static constexpr int CHUNK = 128, BASE = 0;
+  static constexpr float FACTOR = 1;
+  static inline f32v get(const uint8_t* p, int i) { return from_half(load<i16v>(p + i * V * 2)); }
+};
+struct F32 {
+  static constexpr int CHUNK = 256, BASE = 0;
+  static constexpr float FACTOR = 1;
+  static inline f32v get(const uint8_t* p, int i) { return load<f32v>(p + i * V * 4); }
+};

@@ -1,0 +1,209 @@
+"""A quantized weight as the CPU kernels read it: rows of chunks of 64 columns, decoded in registers.
+
+Four-bit codes: byte j of a chunk's 32 holds column j in its low half and column 32 + j in its high half, so that a
+vector of bytes is two vectors of neighbouring columns. Eight-bit integers lie as two's complement of code - 128. Rows
+are padded to whole chunks, whose columns meet zeros.
+
+W = (code - zero) * scale, rounded to `rounding` where the whole weight is decoded (a checkpoint's own definition of
+its weights); products of few tokens multiply sums by the scale and round nothing.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from quantkit_kernels.checks import check, check_same_device, check_tensor
+from quantkit_kernels.cpu.build import FORMATS, SCALES, address, library
+
+Format = Literal["int4", "int8", "fp8", "fp4", "bf16", "fp16", "fp32"]
+CHUNK = 64
+DENSE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+BYTES = {"int4": 32, "int8": 64, "fp8": 64, "fp4": 32, "bf16": 128, "fp16": 128, "fp32": 256}  # of a chunk
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+GROUP = 16  # group sizes are multiples of it
+
+
+@dataclass(slots=True)
+class CpuWeight:
+    """A weight [N, K].
+
+    codes       uint8 [N, bytes of a row]
+    scale       [N, G] bfloat16, float16, float32 or float8 e4m3
+    zero        uint8 [N, G], or None: `middle` is every zero point (0 for floats)
+    factor      multiplies all scales
+    group_size  columns that share a scale; all of a row's (K rounded up to chunks) where G is 1
+    rounding    what decoded weights are rounded to: float32 (not at all), bfloat16 or float16
+    kept        what torch's own operators made of it and keep, by operator (see `linear`)
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    middle: int
+    factor: float
+    format: Format
+    in_features: int
+    group_size: int
+    rounding: torch.dtype
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def out_features(self) -> int:
+        """N."""
+        return self.codes.shape[0]
+
+    @property
+    def padded(self) -> int:
+        """K rounded up to whole chunks."""
+        return self.codes.shape[1] // BYTES[self.format] * CHUNK
+
+    @property
+    def nbytes(self) -> int:
+        """Of codes, scales and zero points."""
+        return self.codes.nbytes + self.scale.nbytes + (0 if self.zero is None else self.zero.nbytes)
+
+    def head(self) -> tuple:
+        """The arguments that every compiled function begins with; valid while this weight lives."""
+        return (
+            FORMATS[self.format], address(self.codes), address(self.scale), SCALES[self.scale.dtype],
+            address(self.zero), self.middle, SCALES[self.rounding], self.factor, self.out_features, self.padded,
+            self.group_size, torch.get_num_threads(),
+        )  # fmt: skip
+
+
+def pack_cpu(
+    codes_NK: Tensor,
+    scale_NG: Tensor,
+    zero_NG: Tensor | None = None,
+    *,
+    format: Format,
+    group_size: int,
+    middle: int | None = None,
+    factor: float = 1.0,
+    rounding: torch.dtype = torch.float32,
+) -> CpuWeight:
+    """Repack plain codes once, at load.
+
+    codes_NK    uint8 [N, K]: integers from 0, or the bit patterns of e4m3 / e2m1 numbers that are no NaN
+    scale_NG    bfloat16, float16, float32, or float8 e4m3; kept as it is
+    zero_NG     uint8 [N, G] for integers; None: the zero point is `middle` (8 or 128 unless given)
+    group_size  a multiple of 16 that divides K, or -1 (channel)
+    ValueError where shapes, dtypes or the group size are not supported.
+    """
+    name = f"{format} weight"
+    check(format in BYTES and format not in DENSE.values(), f"{name}: pack_cpu takes int4, int8, fp8 or fp4")
+    check_tensor(f"{name} codes", codes_NK, (torch.uint8,), (None, None))
+    N, K = codes_NK.shape
+    check(N > 0 and K > 0, f"{name} of shape {N}x{K} is empty")
+    channel = group_size in (-1, K) and scale_NG.shape[1:] == (1,)
+    check(
+        channel or (group_size > 0 and group_size % GROUP == 0),
+        f"{name}: group size {group_size}; supported: multiples of {GROUP} and -1 (channel)",
+    )
+    check(channel or K % group_size == 0, f"{name} of shape {N}x{K}: {group_size=} does not divide {K}")
+    G = 1 if channel else K // group_size
+    check_tensor(f"{name} scale", scale_NG, tuple(SCALES), (N, G))
+    integers = format in ("int4", "int8")
+    check(integers or (zero_NG is None and not middle), f"{name}: floats have no zero points")
+    if zero_NG is not None:
+        check_tensor(f"{name} zero", zero_NG, (torch.uint8,), (N, G))
+    check(rounding in SCALES, f"{name}: decoded weights cannot be rounded to {rounding}")
+    check_same_device(codes=codes_NK, scale=scale_NG, zero=zero_NG)
+    check(codes_NK.device.type == "cpu", f"{name} is on {codes_NK.device}: these kernels read the CPU's memory")
+    four = BYTES[format] == 32
+    check(
+        not four or int(codes_NK.max()) < 16, f"{name} of shape {N}x{K}: codes are up to 15, got {int(codes_NK.max())}"
+    )
+    if middle is None:
+        middle = {"int4": 8, "int8": 128}.get(format, 0)
+
+    codes = torch.nn.functional.pad(codes_NK, (0, -K % CHUNK))
+    padded = codes.shape[1]
+    if four:
+        low, high = codes.view(N, -1, 2, 32).unbind(2)
+        codes = low | (high << 4)
+    elif format == "int8":
+        codes = codes ^ 128
+    if not channel:  # a group for every column that padding added
+        more = -(-padded // group_size) - G
+        scale_NG = torch.nn.functional.pad(
+            scale_NG.view(torch.uint8) if scale_NG.dtype.itemsize == 1 else scale_NG, (0, more)
+        ).view(scale_NG.dtype)
+        zero_NG = None if zero_NG is None else torch.nn.functional.pad(zero_NG, (0, more))
+    return CpuWeight(
+        codes.reshape(N, -1), scale_NG.contiguous(), zero_NG, middle, factor, format, K,
+        padded if channel else group_size, rounding,
+    )  # fmt: skip
+
+
+def dense_cpu(w_NK: Tensor) -> CpuWeight:
+    """A weight that is not quantized (bfloat16, float16 or float32 [N, K]), read where it lies if K is whole chunks."""
+    check_tensor("dense weight", w_NK, tuple(DENSE), (None, None))
+    N, K = w_NK.shape
+    check(N > 0 and K > 0, f"dense weight of shape {N}x{K} is empty")
+    codes = torch.nn.functional.pad(w_NK, (0, -K % CHUNK)).view(torch.uint8)
+    scale = torch.ones(N, 1)
+    return CpuWeight(
+        codes,
+        scale,
+        None,
+        0,
+        1.0,
+        DENSE[w_NK.dtype],
+        K,
+        codes.shape[1] // BYTES[DENSE[w_NK.dtype]] * CHUNK,
+        torch.float32,
+    )  # type: ignore
+
+
+def decode_rows(weight: CpuWeight, begin: int, end: int, out: Tensor) -> Tensor:
+    """Rows begin:end as float32 or bfloat16 into out [end - begin, padded]; returned without the padding."""
+    lib = library()
+    if lib is not None:
+        lib.quantkit_decode(*weight.head(), begin, end, address(out), int(out.dtype == torch.bfloat16))
+    else:
+        out.copy_(_decode_rows(weight, begin, end))
+    return out[:, : weight.in_features]
+
+
+def reference_weight(weight: CpuWeight) -> Tensor:
+    """The weight in float64 [N, K], by the definition: (code - zero) * scale, nothing rounded."""
+    rows = slice(0, weight.out_features)
+    return _values(weight, rows, torch.float64).mul_(_scales(weight, rows, torch.float64))[:, : weight.in_features]
+
+
+def _decode_rows(weight: CpuWeight, begin: int, end: int) -> Tensor:
+    """By torch's operators: [rows, padded] float32."""
+    rows = slice(begin, end)
+    values = _values(weight, rows, torch.float32).mul_(_scales(weight, rows, torch.float32))
+    return values if weight.rounding == torch.float32 else values.to(weight.rounding)
+
+
+def _values(weight: CpuWeight, rows: slice, dtype: torch.dtype) -> Tensor:
+    """code - zero, [rows, padded]."""
+    codes = weight.codes[rows]
+    if weight.format in DENSE.values():
+        return codes.view(next(d for d, name in DENSE.items() if name == weight.format)).to(dtype)
+    if weight.format == "fp8":
+        bits = (codes.view(torch.int8).to(torch.int16) << 7).bitwise_and_(-0x4001)
+        return bits.view(torch.float16).to(dtype).mul_(256)  # e4m3's bits in float16's places
+    if BYTES[weight.format] == 32:
+        chunks = codes.view(len(codes), -1, 1, 32)
+        codes = torch.cat([chunks & 15, chunks >> 4], 2).view(len(codes), -1)
+    else:
+        codes = codes ^ 128
+    if weight.format == "fp4":
+        return torch.tensor(E2M1, dtype=dtype)[codes.int()]
+    zero = weight.middle if weight.zero is None else _spread(weight.zero[rows].to(dtype), weight)
+    return codes.to(dtype).sub_(zero)
+
+
+def _scales(weight: CpuWeight, rows: slice, dtype: torch.dtype) -> Tensor:
+    return _spread(weight.scale[rows].to(dtype).mul_(weight.factor), weight)
+
+
+def _spread(values: Tensor, weight: CpuWeight) -> Tensor:
+    """[rows, G] -> [rows, padded] or [rows, 1]."""
+    return values if values.shape[1] == 1 else values.repeat_interleave(weight.group_size, 1)[:, : weight.padded]
