@@ -53,6 +53,20 @@ def fake_quantize(x: Tensor, spec: ActivationSpec, static: InputRange | None = N
     return _round(wide, spec, static).to(x.dtype)
 
 
+def int_codes(x: Tensor, spec: ActivationSpec, static: InputRange | None = None) -> tuple[Tensor, Tensor]:
+    """Symmetric integer codes of x [..., K] as whole float32 numbers, and the scales they are multiplied by [..., 1].
+
+    fake_quantize is their product. One scale for a token (dynamic), or for all (static).
+    """
+    assert spec.element == "int"
+    assert spec.symmetric
+    assert spec.group_size == -1
+    assert (static is not None) == spec.calibrated, f"{spec} and {static}"
+    wide = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+    scale = None if static is None else static.scale.to(x.device, wide.dtype)
+    return _symmetric_codes(wide, spec.bits, scale)
+
+
 def static_range(low: float, high: float, spec: ActivationSpec) -> InputRange:
     """The scale and zero point of inputs that are clipped to low .. high; RunError where these are not finite.
 
@@ -102,13 +116,19 @@ def _round(x: Tensor, spec: ActivationSpec, static: InputRange | None) -> Tensor
 
 
 def _round_symmetric(x: Tensor, bits: int, static: Tensor | None) -> Tensor:
+    codes, scale = _symmetric_codes(x, bits, static)
+    return codes.mul_(scale)
+
+
+def _symmetric_codes(x: Tensor, bits: int, static: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Codes in x's memory, and their scale: the static one, or [..., 1] of each row."""
     top = 2 ** (bits - 1) - 1
     if static is not None:
-        return x.div_(static).round_().clamp_(-top - 1, top).mul_(static)
+        return x.div_(static).round_().clamp_(-top - 1, top), static
     amax = x.abs().amax(-1, keepdim=True)
     scale = amax / top
     inverse = (top / amax).masked_fill_(scale < TINY, 0)  # zero, or so small that its reciprocal is infinite
-    return x.mul_(inverse).round_().clamp_(-top - 1, top).mul_(scale)
+    return x.mul_(inverse).round_().clamp_(-top - 1, top), scale
 
 
 def _round_asymmetric(x: Tensor, bits: int, static: Tensor | None, zero: int | None) -> Tensor:

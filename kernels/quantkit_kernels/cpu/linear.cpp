@@ -80,8 +80,8 @@ template <class D, int T, int RUN>
 inline void add_row(const uint8_t* codes, const float* scale, const float* x, const Weight& w, long k0, long k1,
                     long ahead, f32v* acc) {
   constexpr int R = 64 / RUN, C = RUN < 64 || T >= 4 ? 1 : 2;  // runs of a chunk; chains of additions
-  f32v total[T];
-  for (int t = 0; t < T; t++) total[t] = acc[t];
+  constexpr int S = T <= 2 ? R : 1;  // chains of sums
+  f32v total[T][S] = {};
   long run = RUN < 64 ? k0 / RUN : k0 / w.group;  // among the row's scales
   while (k0 < k1) {
     f32v part[T][R][C] = {};
@@ -101,12 +101,13 @@ inline void add_row(const uint8_t* codes, const float* scale, const float* x, co
     for (int r = 0; r < R; r++) {
       const float s = scale[run + r];
 #pragma GCC unroll 8
-      for (int t = 0; t < T; t++) total[t] += (C == 1 ? part[t][r][0] : part[t][r][0] + part[t][r][C - 1]) * s;
+      for (int t = 0; t < T; t++) total[t][r % S] += (C == 1 ? part[t][r][0] : part[t][r][0] + part[t][r][C - 1]) * s;
     }
     k0 = end;
     run += end == stop ? R : 0;
   }
-  for (int t = 0; t < T; t++) acc[t] = total[t];
+  for (int t = 0; t < T; t++)
+    for (int c = 0; c < S; c++) acc[t] += total[t][c];
 }
 
 constexpr int ROWS = 16;      // that meet a block of x while it is in the first-level cache

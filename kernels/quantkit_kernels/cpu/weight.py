@@ -89,7 +89,7 @@ def pack_cpu(
     codes_NK    uint8 [N, K]: integers from 0, or the bit patterns of e4m3 / e2m1 numbers that are no NaN
     scale_NG    bfloat16, float16, float32, or float8 e4m3; kept as it is
     zero_NG     uint8 [N, G] for integers; None: the zero point is `middle` (8 or 128 unless given)
-    group_size  a multiple of 16 that divides K, or -1 (channel)
+    group_size  a multiple of 16 that divides K, or -1 (channel); the last group of fp8 may be cut short
     ValueError where shapes, dtypes or the group size are not supported.
     """
     name = f"{format} weight"
@@ -102,8 +102,9 @@ def pack_cpu(
         channel or (group_size > 0 and group_size % GROUP == 0),
         f"{name}: group size {group_size}; supported: multiples of {GROUP} and -1 (channel)",
     )
-    check(channel or K % group_size == 0, f"{name} of shape {N}x{K}: {group_size=} does not divide {K}")
-    G = 1 if channel else K // group_size
+    whole = channel or K % group_size == 0 or format == "fp8"  # blocks may be cut short
+    check(whole, f"{name} of shape {N}x{K}: {group_size=} does not divide {K}")
+    G = 1 if channel else -(-K // group_size)
     check_tensor(f"{name} scale", scale_NG, tuple(SCALES), (N, G))
     integers = format in ("int4", "int8")
     check(integers or (zero_NG is None and not middle), f"{name}: floats have no zero points")
