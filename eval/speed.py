@@ -36,7 +36,13 @@ def main() -> None:
     parser.add_argument("--model", help="folder of a model that is not quantized yet")
     parser.add_argument("--random", choices=SIZES, help="a model of this size instead")
     parser.add_argument("--recipe", default="rtn-w4a16")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes of the recipe; codes are rounded to nearest")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="changes of the recipe; codes are rounded to nearest",
+    )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--tokens", type=int, default=2048, help="of evaluation, in sequences of 256")
     parser.add_argument("--decode", type=int, default=16, help="new tokens")
@@ -47,7 +53,9 @@ def main() -> None:
         parser.error("give --model or --random")
     with tempfile.TemporaryDirectory() as scratch:
         source = a.model or random_model(a.random, Path(scratch) / "source")
-        recipe = load_recipe(a.recipe, [*a.set, "weights.algorithm=rtn", "calibration=null", "output.engine=null"], model=str(source))
+        recipe = load_recipe(
+            a.recipe, [*a.set, "weights.algorithm=rtn", "calibration=null", "output.engine=null"], model=str(source)
+        )
         quantkit.quantize(None, recipe, Path(scratch) / "quantized", progress=False)
         dtype = getattr(torch, a.dtype)
         models = [quantkit.load(Path(scratch) / "quantized", dtype=dtype) for _ in range(2)]

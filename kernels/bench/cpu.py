@@ -43,8 +43,9 @@ TOKENS = (1, 2, 4, 8, 16, 32, 64, 256)
 FORMATS = (  # name, format, group size, zero points, activations
     ("int4 g128", "int4", 128, False, "float"), ("int4 g32 asym", "int4", 32, True, "float"),
     ("int8 channel", "int8", -1, False, "float"), ("fp8 channel", "fp8", -1, False, "float"),
-    ("fp8 g128", "fp8", 128, False, "float"), ("nvfp4", "fp4", 16, False, "float"), ("mxfp4", "fp4", 32, False, "float"),
-    ("W8A8", "int8", -1, False, "int8"), ("W4A8 g128", "int4", 128, False, "int8"),
+    ("fp8 g128", "fp8", 128, False, "float"), ("nvfp4", "fp4", 16, False, "float"),
+    ("mxfp4", "fp4", 32, False, "float"), ("W8A8", "int8", -1, False, "int8"),
+    ("W4A8 g128", "int4", 128, False, "int8"),
 )  # fmt: skip
 BEYOND_CACHE = 96 << 20  # bytes of weights that are rotated through
 WINDOW, WINDOWS, TRIES = 0.05, 7, 25
@@ -164,25 +165,33 @@ def bench_linear(shapes: Sequence[tuple[int, int]], tokens: Sequence[int], read:
     return rows
 
 
-def bench_bf16(shapes: Sequence[tuple[int, int]], read: float, timed: bool) -> list[dict]:
-    """bfloat16 weights, one token."""
+def bench_one_token(shapes: Sequence[tuple[int, int]], read: float, timed: bool) -> list[dict]:
+    """bfloat16 weights, and int4 ones with int8 activations whose codes are at hand."""
     rows = []
     for N, K in shapes:
         dense = [torch.randn(N, K).bfloat16() for _ in range(max(2, BEYOND_CACHE // (2 * N * K)) if timed else 1)]
         x = torch.randn(1, K).bfloat16()
         packed = [dense_cpu(w) for w in dense]
+        four = [random_weight("int4", N, K, 128, False) for _ in range(2 * BEYOND_CACHE // (N * K) if timed else 1)]
         check_product(cpu_linear, x, packed[0], False)
-        row: dict = {"format": "bf16", "N": N, "K": K, "M": 1}
-        if timed:
-            taken = race({
-                "ours": [functools.partial(cpu_linear, x, w) for w in packed],
-                "bf16": [functools.partial(functional.linear, x, w) for w in dense],
-            })  # fmt: skip
-            median = statistics.median(taken["ours"])
-            row |= {"ms": median, "of_bf16": ratio(taken, "ours", "bf16"), "of_read": 2 * N * K / median / 1e6 / read}
-            row["samples"] = taken
-        rows.append(row)
-        show(row)
+        check_product(w8a8, x, four[0], True)
+        codes, scale = quantize_tokens(x)
+        calls = {
+            "bf16": ([functools.partial(cpu_linear, x, w) for w in packed], packed[0].nbytes),
+            "W4A8": ([functools.partial(cpu_linear_int8, codes, scale, w, x.dtype) for w in four], four[0].nbytes),
+        }
+        taken = race({
+            **{name: call for name, (call, _) in calls.items()},
+            "linear": [functools.partial(functional.linear, x, w) for w in dense],
+        }) if timed else {}  # fmt: skip
+        for name, (_, size) in calls.items():
+            row: dict = {"format": name, "N": N, "K": K, "M": 1}
+            if timed:
+                median = statistics.median(taken[name])
+                row |= {"ms": median, "of_bf16": ratio(taken, name, "linear"), "of_read": size / median / 1e6 / read}
+                row |= {"samples": {way: taken[way] for way in (name, "linear")}}
+            rows.append(row)
+            show(row)
     return rows
 
 
@@ -212,10 +221,8 @@ def bench_attention(lengths: Sequence[int], read: float, timed: bool) -> list[di
                 "sdpa": [functools.partial(sdpa, query[:, :, None], k, v, enable_gqa=True) for k, v in plain],
             })  # fmt: skip
             median = statistics.median(taken["bf16"])
-            row |= {
-                "ms": median, "of_read": plain[0].nbytes / median / 1e6 / read, "sdpa": 1 / ratio(taken, "bf16", "sdpa"),
-                "int8_speedup": 1 / ratio(taken, "int8", "bf16"), "samples": taken,
-            }  # fmt: skip
+            row |= {"ms": median, "of_read": plain[0].nbytes / median / 1e6 / read, "samples": taken}
+            row |= {"sdpa": 1 / ratio(taken, "bf16", "sdpa"), "int8_speedup": 1 / ratio(taken, "int8", "bf16")}
         rows.append(row)
         show(row)
     return rows
@@ -227,18 +234,28 @@ def read_bandwidth() -> float:
     return big.nbytes / min(race({"read": [big.sum]})["read"]) / 1e6
 
 
+def processor() -> str:
+    """Its name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
 def show(row: dict) -> None:
     """One line, without the raw samples."""
     text = (f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items() if k != "samples")
     print(" ".join(text), flush=True)
 
 
-def summary(linear: list[dict], bf16: list[dict], attention: list[dict]) -> dict[str, str]:
+def summary(linear: list[dict], one: list[dict], attention: list[dict]) -> dict[str, str]:
     """The targets and what was measured."""
     worst = max(linear, key=lambda row: row["of_bf16"])
     slower = [row for row in linear if row["of_bf16"] > 1]
     first = [row for row in linear if row["M"] == 1]
     int4 = [row for row in first if row["format"] == "int4 g128"]
+    bf16, w4a8 = ([row for row in one if row["format"] == name] for name in ("bf16", "W4A8"))
     dense = {(row["N"], row["K"]): row for row in bf16}
     spread = lambda numbers: f"{min(numbers):.2f} to {max(numbers):.2f}"  # noqa: E731
     eight = [1 / row["of_bf16"] for row in linear if row["format"] == "W8A8" and row["M"] >= 4]
@@ -246,8 +263,8 @@ def summary(linear: list[dict], bf16: list[dict], attention: list[dict]) -> dict
         dense[row["N"], row["K"]]["ms"] * min(1, 1 / dense[row["N"], row["K"]]["of_bf16"]) / row["ms"] for row in int4
     ]
     found = {
-        "K1 largest time / bf16 F.linear (<= 1)": f"{worst['of_bf16']:.2f} ({worst['format']} {worst['N']}x{worst['K']} "
-        f"M={worst['M']}); slower in {len(slower)} of {len(linear)}",
+        "K1 largest time / bf16 F.linear (<= 1)": f"{worst['of_bf16']:.2f} ({worst['format']} {worst['N']}x{worst['K']}"
+        f" M={worst['M']}); slower in {len(slower)} of {len(linear)}",
         "K2 int4 M=1: times bf16 F.linear (>= 3.8)": spread([1 / row["of_bf16"] for row in int4]),
         "K2 int4 M=1: times the best bf16 (>= 1.5)": spread(best),
         "K2 int4 M=1: of read bandwidth (>= .45)": spread([row["of_read"] for row in int4]),
@@ -256,7 +273,7 @@ def summary(linear: list[dict], bf16: list[dict], attention: list[dict]) -> dict
         "K6 attention: of read bandwidth (>= .55)": spread([row["of_read"] for row in attention]),
         "K6 attention: times SDPA enable_gqa (>= 15)": spread([row["sdpa"] for row in attention]),
         "K7 int8 cache: times bf16 cache (>= 1.2)": spread([row["int8_speedup"] for row in attention]),
-        "K10 W4A8 M=1: of read bandwidth (>= .8)": spread([r["of_read"] for r in first if r["format"] == "W4A8 g128"]),
+        "K10 W4A8 M=1: of read bandwidth (>= .8)": spread([row["of_read"] for row in w4a8]),
     }
     if not machine().vnni:
         found["K4 W8A8 of VNNI peak"] = "this processor has no VNNI"
@@ -278,18 +295,18 @@ def main() -> None:
     shapes, tokens, lengths = (shapes, TOKENS, (1024, 4096)) if timed else (((96, 256),), (1, 3, 40), (70,))
     read = read_bandwidth() if timed else 1.0
     head = {
-        "cpu": next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor()),
+        "cpu": processor(),
         "capability": torch.backends.cpu.get_cpu_capability(), "machine": str(machine()), "threads": options.threads,
         "torch": torch.__version__, "python": platform.python_version(), "command": shlex.join(["python", *sys.argv]),
         "read_GBps": read,
     }  # fmt: skip
     print(head)
-    bf16 = bench_bf16(shapes, read, timed)
+    one = bench_one_token(shapes, read, timed)
     attention = bench_attention(lengths, read, timed)
     linear = bench_linear(shapes, tokens, read, timed)
-    result = head | {"linear": linear, "bf16": bf16, "attention": attention}
+    result = head | {"linear": linear, "one_token": one, "attention": attention}
     if timed:
-        result["summary"] = summary(linear, bf16, attention)
+        result["summary"] = summary(linear, one, attention)
         for name, value in result["summary"].items():
             print(f"{name}: {value}")
     if options.json:

@@ -1,5 +1,6 @@
 """A linear layer whose weight stays quantized in memory and is multiplied by a kernel made for its format."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ class QuantLinear(nn.Module):
     def __init__(self, format_: Any, tensors: Mapping[str, Tensor], scheme: Scheme, bias: Tensor | None = None) -> None:
         """UserError where the tensors do not fit the scheme."""
         super().__init__()
-        self.format, self.scheme = format_, scheme
+        self._format, self.scheme = format_.__name__, scheme  # modules cannot be copied
         self.out_features, self.in_features = format_.check_tensors(tensors, scheme)
         self.dtypes = {suffix: tensor.dtype for suffix, tensor in tensors.items()}
         for suffix, tensor in tensors.items():
@@ -34,6 +35,11 @@ class QuantLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.kernel: Kernel | None = None
         self._refused: tuple[torch.device, torch.dtype] | None = None  # inputs that no kernel was found for
+
+    @property
+    def format(self) -> Any:
+        """The module of quantkit.formats that knows the tensors."""
+        return sys.modules[self._format]
 
     def quantized(self) -> QuantizedWeight:
         """Codes, scales and zero points, unpacked. RunError once they were repacked for a kernel."""
@@ -86,7 +92,9 @@ class QuantLinear(nn.Module):
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         if self.kernel is not None:  # a state without its weight would load as one
-            raise RunError(f"this layer runs on {self.kernel.name}: save the model before its first call, or copy its folder")
+            raise RunError(
+                f"this layer runs on {self.kernel.name}: save the model before its first call, or copy its folder"
+            )
         super()._save_to_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:

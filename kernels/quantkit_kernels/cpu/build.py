@@ -1,4 +1,4 @@
-"""The compiled part of the CPU path: linear.cpp and attention.cpp, built once by torch's own C++ builder.
+"""The compiled part of the CPU path: gemv.cpp, gemv_int8.cpp and attention.cpp, built once by torch's own C++ builder.
 
 The library lies in $XDG_CACHE_HOME/quantkit (~/.cache/quantkit), under a name made of the sources, torch's version and
 the processor's features; later processes only open it. Where no compiler works, or what it built computes something
@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = ("linear.cpp", "attention.cpp")
+SOURCES = ("gemv.cpp", "gemv_int8.cpp", "attention.cpp")
+HEADERS = ("vectors.h", "weight.h")
 HERE = Path(__file__).parent
 FLAGS = ("-fopenmp", "-ffp-contract=fast", "-Wno-psabi")  # beside the builder's own, which forbid a multiply-add
-FORMATS = {"int4": 0, "int8": 1, "fp8": 2, "fp4": 3, "bf16": 4, "fp16": 5, "fp32": 6}  # of linear.cpp
+FORMATS = {"int4": 0, "int8": 1, "fp8": 2, "fp4": 3, "bf16": 4, "fp16": 5, "fp32": 6}  # of weight.h
 SCALES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4m3fn: 3}
 
 
@@ -44,7 +45,7 @@ def library() -> ctypes.CDLL | None:
 
 def build(flags: tuple[str, ...] = ()) -> Path:
     """The shared library's path, compiled unless the cache holds it. flags: further ones for the compiler."""
-    files = [HERE / "vectors.h", *(HERE / name for name in SOURCES)]
+    files = [HERE / name for name in (*HEADERS, *SOURCES)]
     parts = [
         *(file.read_bytes() for file in files),
         torch.__version__.encode(),

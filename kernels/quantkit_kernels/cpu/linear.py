@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from quantkit_kernels.checks import check, check_tensor
+from quantkit_kernels.checks import check
 from quantkit_kernels.cpu.build import address, library
 from quantkit_kernels.cpu.weight import CHUNK, CpuWeight, decode_rows, reference_weight
 
@@ -51,10 +51,22 @@ def machine() -> Machine:
     return Machine(library() is not None, bf16, torch.cpu._is_vnni_supported())
 
 
+def few_tokens(weight: CpuWeight, here: Machine, eight: bool = False) -> int:
+    """Up to how many tokens the compiled kernels are faster than a panel; eight: int8 activations.
+
+    Measured with AVX2. Where bfloat16 is multiplied natively a panel is worth it sooner; those numbers follow from the
+    two rates, not from a measurement.
+    """
+    if eight and not here.bf16:
+        return 128 if weight.format == "int8" else 64
+    tokens = 32 if weight.group_size % CHUNK == 0 else 16 if weight.group_size % 32 == 0 else 8
+    return min(tokens, 8) if here.bf16 else tokens
+
+
 def choose(weight: CpuWeight, M: int, dtype: torch.dtype, here: Machine) -> Way:
     """The way for M tokens of this dtype."""
     if here.compiled:
-        return "gemv" if (8 if here.bf16 else 32) >= M else "panel"
+        return "gemv" if few_tokens(weight, here) >= M else "panel"
     if (2 if here.bf16 else 8) >= M and dtype != torch.float32 and weight.zero is None and weight.factor == 1:
         whole = weight.in_features == weight.padded
         if weight.format == "int4" and weight.group_size in INT4PACK_GROUPS and whole and weight.out_features % 64 == 0:
@@ -71,7 +83,8 @@ def choose_int8(weight: CpuWeight, M: int, here: Machine) -> Way:
     channel = weight.format == "int8" and weight.scale.shape[1] == 1 and weight.zero is None and weight.middle == 128
     if channel and here.vnni and M >= 4:
         return "qlinear"
-    return "gemv_int8" if integers and here.compiled and (8 if here.bf16 else 32) >= M else "panel"
+    few = integers and here.compiled and few_tokens(weight, here, eight=True) >= M
+    return "gemv_int8" if few else "panel"
 
 
 def cpu_linear(x: Tensor, weight: CpuWeight) -> Tensor:
@@ -80,27 +93,11 @@ def cpu_linear(x: Tensor, weight: CpuWeight) -> Tensor:
     ValueError where x does not fit the weight.
     """
     x_MK = _rows(x, FLOATS, weight)
-    M = len(x_MK)
-    way = choose(weight, M, x.dtype, machine())
-    if M == 0:
-        y = x.new_empty(0, weight.out_features)
-    elif way == "gemv":
-        y = _gemv(x_MK, weight)
-    elif way == "int4pack":
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x_MK.bfloat16(), _int4pack(weight), weight.group_size, weight.kept["scale"]
-        )
-    elif way == "int8pack":
-        y = torch.ops.aten._weight_int8pack_mm(
-            x_MK.bfloat16(), weight.codes.view(torch.int8), weight.scale[:, 0].bfloat16()
-        )
-    elif way == "kept":
-        if "weight" not in weight.kept:
-            weight.kept["weight"] = _decode(weight, torch.bfloat16)
-        y = torch.nn.functional.linear(x_MK, weight.kept["weight"])
+    if torch.compiler.is_compiling():
+        y = cpu_linear_op(x_MK, *_parts(weight))
     else:
-        y = _panel(x_MK, weight, torch.bfloat16 if machine().bf16 and x.dtype == torch.bfloat16 else torch.float32)
-    return y.to(x.dtype).reshape(*x.shape[:-1], weight.out_features)
+        y = product(x_MK, weight, choose(weight, len(x_MK), x.dtype, machine()))
+    return y.reshape(*x.shape[:-1], weight.out_features)
 
 
 def cpu_linear_int8(codes: Tensor, scale: Tensor, weight: CpuWeight, dtype: torch.dtype) -> Tensor:
@@ -109,24 +106,89 @@ def cpu_linear_int8(codes: Tensor, scale: Tensor, weight: CpuWeight, dtype: torc
     ValueError where they do not fit the weight.
     """
     x_MK = _rows(codes, (torch.int8,), weight)
-    M = len(x_MK)
-    check(scale.numel() == M, f"scale: {tuple(scale.shape)} for {M} tokens")
-    scale_M = scale.reshape(-1).float()
-    way = choose_int8(weight, M, machine())
-    if M == 0:
-        y = codes.new_empty(0, weight.out_features, dtype=torch.float32)
-    elif way == "gemv_int8":
+    check(scale.numel() == len(x_MK), f"scale: {tuple(scale.shape)} for {len(x_MK)} tokens")
+    scale_M = scale.reshape(-1).float().contiguous()
+    if torch.compiler.is_compiling():
+        y = cpu_linear_int8_op(x_MK, scale_M, *_parts(weight))
+    else:
+        y = product_int8(x_MK, scale_M, weight, choose_int8(weight, len(x_MK), machine()))
+    return y.to(dtype).reshape(*codes.shape[:-1], weight.out_features)
+
+
+def product(x_MK: Tensor, weight: CpuWeight, way: Way) -> Tensor:
+    """[M, N] in x's dtype, by this way; nothing is checked."""
+    if len(x_MK) == 0:
+        return x_MK.new_empty(0, weight.out_features)
+    if way == "gemv":
+        y = _gemv(x_MK, weight)
+    elif way == "int4pack":
+        packed = _int4pack(weight)
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(x_MK.bfloat16(), packed, weight.group_size, weight.kept["scale"])
+    elif way == "int8pack":
+        codes, scale = weight.codes.view(torch.int8), weight.scale[:, 0].bfloat16()
+        y = torch.ops.aten._weight_int8pack_mm(x_MK.bfloat16(), codes, scale)
+    elif way == "kept":
+        if "weight" not in weight.kept:
+            weight.kept["weight"] = _decode(weight, torch.bfloat16)
+        y = torch.nn.functional.linear(x_MK, weight.kept["weight"])
+    else:
+        y = _panel(x_MK, weight, torch.bfloat16 if machine().bf16 and x_MK.dtype == torch.bfloat16 else torch.float32)
+    return y.to(x_MK.dtype)
+
+
+def product_int8(x_MK: Tensor, scale_M: Tensor, weight: CpuWeight, way: Way) -> Tensor:
+    """float32 [M, N], by this way; nothing is checked."""
+    if len(x_MK) == 0:
+        return scale_M.new_empty(0, weight.out_features)
+    if way == "qlinear":
+        return _qlinear(x_MK, weight).mul_(scale_M[:, None])
+    if way == "gemv_int8":
         lib = library()
         assert lib is not None
-        x_MK = torch.nn.functional.pad(x_MK, (0, weight.padded - weight.in_features)).contiguous()
-        scale_M = scale_M.contiguous()
-        y = torch.empty(M, weight.out_features)
-        lib.quantkit_gemv_int8(*weight.head(), address(x_MK), address(scale_M), address(y), M)
-    elif way == "qlinear":
-        y = _qlinear(x_MK, weight).mul_(scale_M[:, None])
-    else:
-        y = _panel(x_MK.float(), weight, torch.float32).mul_(scale_M[:, None])
-    return y.to(dtype).reshape(*codes.shape[:-1], weight.out_features)
+        x_MK = _padded(x_MK, weight)
+        y = torch.empty(len(x_MK), weight.out_features)
+        lib.quantkit_gemv_int8(*weight.head(), address(x_MK), address(scale_M), address(y), len(x_MK))
+        return y
+    return _panel(x_MK.float(), weight, torch.float32).mul_(scale_M[:, None])
+
+
+@torch.library.custom_op("quantkit_kernels::cpu_linear", mutates_args=())
+def cpu_linear_op(
+    x_MK: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, middle: int, factor: float, format: str,
+    in_features: int, group_size: int, rounding: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """The operator torch.compile and export see; `cpu_linear` is its checked front."""
+    weight = CpuWeight(codes, scale, zero, middle, factor, format, in_features, group_size, rounding)  # type: ignore
+    way = choose(weight, len(x_MK), x_MK.dtype, machine())
+    return product(x_MK, weight, way if way in ("gemv", "panel") else "panel")  # nothing can be kept here
+
+
+@cpu_linear_op.register_fake
+def _(x_MK, codes, scale, zero, middle, factor, format, in_features, group_size, rounding):
+    return x_MK.new_empty(x_MK.shape[0], codes.shape[0])
+
+
+@torch.library.custom_op("quantkit_kernels::cpu_linear_int8", mutates_args=())
+def cpu_linear_int8_op(
+    x_MK: Tensor, scale_M: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, middle: int, factor: float,
+    format: str, in_features: int, group_size: int, rounding: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """The same for `cpu_linear_int8`."""
+    weight = CpuWeight(codes, scale, zero, middle, factor, format, in_features, group_size, rounding)  # type: ignore
+    way = choose_int8(weight, len(x_MK), machine())
+    return product_int8(x_MK, scale_M, weight, way if way in ("gemv_int8", "panel") else "panel")
+
+
+@cpu_linear_int8_op.register_fake
+def _(x_MK, scale_M, codes, scale, zero, middle, factor, format, in_features, group_size, rounding):
+    return scale_M.new_empty(x_MK.shape[0], codes.shape[0])
+
+
+def _parts(weight: CpuWeight) -> tuple:
+    return (
+        weight.codes, weight.scale, weight.zero, weight.middle, weight.factor, weight.format, weight.in_features,
+        weight.group_size, weight.rounding,
+    )  # fmt: skip
 
 
 def cpu_linear_reference(x: Tensor, weight: CpuWeight) -> Tensor:
@@ -142,14 +204,21 @@ def _rows(x: Tensor, dtypes: tuple[torch.dtype, ...], weight: CpuWeight) -> Tens
         x.dim() > 0 and x.shape[-1] == K,
         f"x is {tuple(x.shape)}, the weight is {N}x{K}: wanted [..., {K}]",
     )
-    check_tensor("x", x.reshape(-1, K).contiguous(), dtypes, (None, K))
+    wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    check(x.dtype in dtypes, f"x of shape {tuple(x.shape)} is {x.dtype}: wanted {wanted}")
     return x.reshape(-1, K)
+
+
+def _padded(x_MK: Tensor, weight: CpuWeight) -> Tensor:
+    """Contiguous, with zeros up to whole chunks."""
+    more = weight.padded - weight.in_features
+    return (torch.nn.functional.pad(x_MK, (0, more)) if more else x_MK).contiguous()
 
 
 def _gemv(x_MK: Tensor, weight: CpuWeight) -> Tensor:
     lib = library()
     assert lib is not None
-    x_MK = torch.nn.functional.pad(x_MK.float(), (0, weight.padded - weight.in_features)).contiguous()
+    x_MK = _padded(x_MK.float(), weight)
     y = torch.empty(len(x_MK), weight.out_features)
     lib.quantkit_gemv(*weight.head(), address(x_MK), address(y), len(x_MK))
     return y

@@ -88,7 +88,8 @@ def pack_cpu(
 
     codes_NK    uint8 [N, K]: integers from 0, or the bit patterns of e4m3 / e2m1 numbers that are no NaN
     scale_NG    bfloat16, float16, float32, or float8 e4m3; kept as it is
-    zero_NG     uint8 [N, G] for integers; None: the zero point is `middle` (8 or 128 unless given)
+    zero_NG     uint8 [N, G] for integers, None where all are `middle`
+    middle      of the codes' range: 8 or 128 unless given
     group_size  a multiple of 16 that divides K, or -1 (channel); the last group of fp8 may be cut short
     ValueError where shapes, dtypes or the group size are not supported.
     """
@@ -114,12 +115,15 @@ def pack_cpu(
     check_same_device(codes=codes_NK, scale=scale_NG, zero=zero_NG)
     check(codes_NK.device.type == "cpu", f"{name} is on {codes_NK.device}: these kernels read the CPU's memory")
     four = BYTES[format] == 32
-    check(
-        not four or int(codes_NK.max()) < 16, f"{name} of shape {N}x{K}: codes are up to 15, got {int(codes_NK.max())}"
-    )
+    most = max(int(t.max()) for t in (codes_NK, zero_NG) if t is not None)
+    check(not four or most < 16, f"{name} of shape {N}x{K}: codes and zero points are up to 15, got {most}")
     if middle is None:
         middle = {"int4": 8, "int8": 128}.get(format, 0)
 
+    if format == "int8" and middle < 128 and most + 128 - middle < 256:
+        # few bits: centered where 8 bits are, or sums would be differences of large numbers
+        codes_NK, zero_NG = codes_NK + (128 - middle), None if zero_NG is None else zero_NG + (128 - middle)
+        middle = 128
     codes = torch.nn.functional.pad(codes_NK, (0, -K % CHUNK))
     padded = codes.shape[1]
     if four:
@@ -129,9 +133,8 @@ def pack_cpu(
         codes = codes ^ 128
     if not channel:  # a group for every column that padding added
         more = -(-padded // group_size) - G
-        scale_NG = torch.nn.functional.pad(
-            scale_NG.view(torch.uint8) if scale_NG.dtype.itemsize == 1 else scale_NG, (0, more)
-        ).view(scale_NG.dtype)
+        raw = scale_NG.view(torch.uint8).view(N, G, -1)  # torch cannot pad float8
+        scale_NG = torch.nn.functional.pad(raw, (0, 0, 0, more)).view(N, -1).view(scale_NG.dtype)
         zero_NG = None if zero_NG is None else torch.nn.functional.pad(zero_NG, (0, more))
     return CpuWeight(
         codes.reshape(N, -1), scale_NG.contiguous(), zero_NG, middle, factor, format, K,
@@ -144,7 +147,7 @@ def dense_cpu(w_NK: Tensor) -> CpuWeight:
     check_tensor("dense weight", w_NK, tuple(DENSE), (None, None))
     N, K = w_NK.shape
     check(N > 0 and K > 0, f"dense weight of shape {N}x{K} is empty")
-    codes = torch.nn.functional.pad(w_NK, (0, -K % CHUNK)).view(torch.uint8)
+    codes = (torch.nn.functional.pad(w_NK, (0, -K % CHUNK)) if K % CHUNK else w_NK).view(torch.uint8)
     scale = torch.ones(N, 1)
     return CpuWeight(
         codes,
