@@ -1,16 +1,23 @@
 # ruff: noqa: E402, I001
 """Compile every kernel and config for GPUs that need not be here, and print what their machine code is made of.
 
-    python kernels/bench/aot.py [--arch 90] [--match int4] [--json FILE] [--amd]
+    python kernels/bench/aot.py [--arch 90] [--match int4] [--quick] [--json FILE] [--amd]
 
-int/el: integer instructions of the main loop for each weight (or cached element) a thread decodes. Exit code 1 where a
-limit is broken: spills, shared memory (227 KiB on sm_90), the tensor-core class on sm_90, integer work.
+int/el: integer instructions of the main loop for each weight (or cached element) a thread decodes. Exit code 1 where
+something does not compile or a limit is broken: spills, registers, shared memory (227 KiB on sm_90), and on sm_90 the
+tensor-core class and integer work. As many processes compile as there are processors. --quick: every kernel, format and
+tile for every GPU, but their variants (other groups, zero points, dtypes, odd sizes, arguments of 1) for sm_90 alone.
 """
 
 import argparse
+import functools
+import gc
 import json
+import multiprocessing
 import os
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,9 +27,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import triton
 import triton.language as tl
-from sass import Compiled, compile_for_amd, compile_kernel
+from sass import Compiled, Instructions, compile_for_amd, compile_kernel, disassemble
 
-from quantkit_kernels.configs import gemm_heuristic, weight_only_heuristic
+from quantkit_kernels.configs import GemmConfig, WeightOnlyConfig, gemm_heuristic, weight_only_heuristic
 from quantkit_kernels.layout import Format
 from quantkit_kernels.kv_write import KINDS, Kind, kv_write_kernel
 from quantkit_kernels.paged_attention import combine_kernel, paged_attention_kernel, specialization
@@ -33,6 +40,9 @@ from quantkit_kernels.weight_only import decode_kernel, weight_only_kernel
 ARCHES = (80, 89, 90, 100)
 LONG = 16384  # columns of the weights: enough turns of the loop that it is not unrolled away
 SHARED = {80: 163, 89: 99, 90: 227, 100: 227}  # KiB a program can have
+REGISTERS = 65536  # of a processor; a program's threads hold a multiple of 8 each, at most 255
+PROCESSORS = 132
+KINDS_W8A8 = ("int8", "fp8", "fp8_block")
 
 
 @dataclass(frozen=True)
@@ -48,13 +58,15 @@ class Case:
     elements: float = 0
     limit: float = 0
     tensor: str = "none"
+    variant: bool = False
 
 
 def weight_only(
-    arch: int, format: Format, group: int, M: int, *, zero: bool = False, dtype: str = "bf16", K: int = LONG
-) -> Case:
+    arch: int, format: Format, group: int, M: int, *, zero: bool = False, dtype: str = "bf16", N: int = 4096,
+    K: int = LONG,
+) -> Case:  # fmt: skip
     """The product of a weight-only format; group 0: one scale a row."""
-    config = weight_only_heuristic(M, 4096, K, 132, SHARED[arch] * 1024)
+    config = weight_only_heuristic(M, N, K, PROCESSORS, SHARED[arch] * 1024)
     data = "*" + dtype
     signature = {
         "x_ptr": data, "words_ptr": "*i32", "scale_ptr": data if group else "*i32",
@@ -65,48 +77,55 @@ def weight_only(
         "K": K, "STEPS": -(-K // 256), "SPLITS": config.splits, "FORMAT": format, "GROUP": group or 128,
         "SCALE": group > 0,
         "ZERO": zero, "ROW_SCALE": format == "fp4" or not group, "SCALE_SUMS": group == 128 and config.block_m <= 32,
-        "EVEN_N": True, "ASM": True, "CDT": tl.bfloat16 if dtype == "bf16" else tl.float16,
+        "EVEN_N": N % config.block_n == 0, "ASM": True, "CDT": tl.bfloat16 if dtype == "bf16" else tl.float16,
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
     }  # fmt: skip
     elements = config.block_n * 256 / (32 * config.num_warps)
     limit = {"int4": 1.3, "int8": 1.6, "fp8": 1.6, "fp4": 1.6}[format]
     size = f"g{group}" if group else "channel"
-    name = f"{format} {size}{' asym' if zero else ''} {dtype} M{M}" + (f" K{K}" if K != LONG else "")
+    name = f"{format} {size}{' asym' if zero else ''} {dtype} M{M}" + (f" N{N}" if N != 4096 else "")
+    name += f" K{K}" if K != LONG else ""
     return Case(
         name, weight_only_kernel, signature, constants, config.num_warps, config.num_stages, elements, limit, "HGMMA"
     )
 
 
-def decode(format: str, group: int) -> Case:
-    """The kernel that decodes a whole weight."""
+def decode(format: str, group: int, *, zero: bool = False) -> Case:
+    """The kernel that decodes a whole weight; group 0: one scale a row."""
     signature = {
-        "words_ptr": "*i32", "scale_ptr": "*bf16", "zero_ptr": "*i32", "row_scale_ptr": "*fp32", "w_ptr": "*bf16",
-        "N": "i32",
+        "words_ptr": "*i32", "scale_ptr": "*bf16" if group else "*i32", "zero_ptr": "*bf16" if zero else "*i32",
+        "row_scale_ptr": "*fp32", "w_ptr": "*bf16", "N": "i32",
     }  # fmt: skip
     constants = {
-        "K": 4096, "FORMAT": format, "GROUP": group, "SCALE": True, "ZERO": False, "ROW_SCALE": format == "fp4",
-        "ASM": True, "CDT": tl.bfloat16, "BLOCK_N": 32,
+        "K": 4096, "FORMAT": format, "GROUP": group or 128, "SCALE": group > 0, "ZERO": zero,
+        "ROW_SCALE": format == "fp4" or not group, "ASM": True, "CDT": tl.bfloat16, "BLOCK_N": 32,
     }  # fmt: skip
-    return Case(f"decode {format} g{group}", decode_kernel, signature, constants, 4, 3)
+    name = f"decode {format} {f'g{group}' if group else 'channel'}{' asym' if zero else ''}"
+    return Case(name, decode_kernel, signature, constants, 4, 3)
 
 
-def w8a8(kind: str, M: int, arch: int) -> Case:
+def decodes_fp8(kind: str, arch: int) -> bool:
+    """Whether a W8A8 product decodes its operands: they are float8 and the GPU has none."""
+    return kind != "int8" and arch < 89
+
+
+def w8a8(kind: str, M: int, arch: int, *, N: int = 4096) -> Case:
     """A W8A8 product."""
-    soft = kind != "int8" and arch < 89
-    config = gemm_heuristic(kind, M, 4096, 4096, 132, SHARED[arch] * 1024, soft)
+    soft = decodes_fp8(kind, arch)
+    config = gemm_heuristic(kind, M, N, 4096, PROCESSORS, SHARED[arch] * 1024, soft)
     element = "*i8" if kind == "int8" else "*u8" if soft else "*fp8e4nv"
     signature = {
         "x_ptr": element, "w_ptr": element, "x_scale_ptr": "*fp32", "w_scale_ptr": "*fp32", "y_ptr": "*bf16",
         "partial_ptr": "*fp32", "count_ptr": "*i32", "M": "i32", "N": "i32", "stride_sm": "i32", "stride_sg": "i32",
     }  # fmt: skip
     constants = {
-        "K": 4096, "KIND": kind, "DECODE": soft, "CDT": tl.float16, "SPLITS": config.splits, "EVEN_N": True,
-        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, **order(kind, config, soft),
+        "K": 4096, "KIND": kind, "DECODE": soft, "CDT": tl.float16, "SPLITS": config.splits,
+        "EVEN_N": N % config.block_n == 0, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k, **order(kind, config, soft),
     }  # fmt: skip
     tensor = "IGMMA" if kind == "int8" else "QGMMA"
-    return Case(
-        f"w8a8 {kind} M{M}", w8a8_kernel, signature, constants, config.num_warps, config.num_stages, tensor=tensor
-    )
+    name = f"w8a8 {kind} M{M}" + (f" N{N}" if N != 4096 else "")
+    return Case(name, w8a8_kernel, signature, constants, config.num_warps, config.num_stages, tensor=tensor)
 
 
 def quantize(fuse: str, element: str, group: int, arch: int) -> Case:
@@ -139,6 +158,7 @@ def attention(k_kind: Kind, v_kind: Kind, head_size: int, *, prefill: bool = Fal
         "ASM": True, "CDT": tl.bfloat16, "ROWS": 64 if prefill else 16,
     }  # fmt: skip
     elements = 2 * constants["TOKENS"] * head_size / 128
+    padded = 2 * constants["BLOCK_H"] / head_size  # head sizes that are no power of 2 decode more than is there
     kind = k_kind if k_kind == v_kind else f"{k_kind}/{v_kind}"
     name = f"{'prefill' if prefill else 'decode attention'} {kind} d{head_size}"
     return Case(
@@ -149,7 +169,7 @@ def attention(k_kind: Kind, v_kind: Kind, head_size: int, *, prefill: bool = Fal
         4,
         2,
         elements,
-        4.0 if prefill else 3.0,
+        (4.0 if prefill else 3.0) * padded,
         "HGMMA" if prefill else "HMMA",
     )
 
@@ -181,55 +201,117 @@ def of_ones(case: Case, *names: str) -> Case:
     return replace(case, name=f"{case.name} ones", signature=signature, constants=constants)
 
 
+def least_tokens(table: Callable[[int], WeightOnlyConfig | GemmConfig]) -> list[int]:
+    """The least M of each tile a heuristic table has; how K is split does not tell tiles apart."""
+    least = {}
+    for M in range(1, 4097):
+        least.setdefault(replace(table(M), splits=1), M)
+    return [M for config, M in least.items() if not getattr(config, "dequantize", False)]
+
+
+@functools.cache
 def cases(arch: int) -> list[Case]:
-    """Everything that is shipped."""
-    return [
-        *(weight_only(arch, "int4", 128, M) for M in (16, 32, 64)),
-        *(weight_only(arch, "int4", group, 16) for group in (0, 32, 64)),
-        *(weight_only(arch, "int4", group, 16, zero=True) for group in (0, 32, 128)),
-        weight_only(arch, "int4", 128, 64, zero=True),
-        weight_only(arch, "int4", 128, 16, zero=True, dtype="fp16"),
-        weight_only(arch, "int4", 128, 64, dtype="fp16"),
-        weight_only(arch, "int4", 128, 16, K=4032),
-        *(weight_only(arch, "int8", 0, M) for M in (16, 64)),
-        weight_only(arch, "int8", 128, 16, dtype="fp16"),
-        *(weight_only(arch, "fp8", group, M) for group, M in ((0, 16), (0, 64), (128, 16))),
-        *(weight_only(arch, "fp4", group, M) for group, M in ((16, 16), (16, 64), (32, 16))),
-        decode("int4", 128),
-        decode("fp4", 16),
-        *(w8a8(kind, M, arch) for kind in ("int8", "fp8", "fp8_block") for M in (16, 64, 4096)),
-        *(quantize(fuse, "fp8", -1, arch) for fuse in ("none", "rmsnorm", "silu_mul")),
-        quantize("none", "fp8", 128, arch),
-        quantize("rmsnorm", "int8", -1, arch),
-        *(attention(kind, kind, 128) for kind in KINDS),
+    """Everything that is shipped, with every tile of the heuristic tables."""
+    shared = SHARED[arch] * 1024
+    few, *more = least_tokens(lambda M: weight_only_heuristic(M, 4096, LONG, PROCESSORS, shared))
+    gemm = {
+        kind: least_tokens(
+            lambda M, kind=kind: gemm_heuristic(kind, M, 4096, 4096, PROCESSORS, shared, decodes_fp8(kind, arch))
+        )
+        for kind in KINDS_W8A8
+    }
+    most = more[-1]
+    variants = [
+        *(weight_only(arch, "int4", group, few) for group in (0, 32, 64)),
+        *(weight_only(arch, "int4", group, few, zero=True) for group in (0, 32, 128)),
+        weight_only(arch, "int4", 128, most, zero=True),
+        weight_only(arch, "int4", 128, few, zero=True, dtype="fp16"),
+        weight_only(arch, "int4", 128, most, dtype="fp16"),
+        weight_only(arch, "int4", 128, few, K=4032),
+        weight_only(arch, "int4", 128, few, N=65537),
+        weight_only(arch, "int8", 128, few, dtype="fp16"),
+        weight_only(arch, "fp8", 128, few),
+        weight_only(arch, "fp4", 32, few),
+        decode("int4", 128, zero=True),
+        w8a8("fp8", 1, arch, N=4097),
         attention("int8", "int4", 64),
         attention("int4", "int4", 80),
+        attention("fp8", "fp8", 96),
         attention("16", "16", 256),
-        attention("int4", "int4", 256),
-        *(attention(kind, kind, 128, prefill=True) for kind in ("16", "fp8", "int4")),
-        combine(),
         of_ones(weight_only(arch, "int4", 128, 1), "M", "N", "stride_x"),
         of_ones(decode("int4", 128), "N"),
         of_ones(w8a8("fp8_block", 1, arch), "M", "N", "stride_sm", "stride_sg"),
         of_ones(attention("int4", "int4", 128, prefill=True), "sequences", "stride_table", "window"),
         of_ones(attention("int8", "int8", 128), "sequences", "stride_table", "window"),
         of_ones(kv_write("int4"), "HEADS", "stride_k"),
+    ]
+    return [
+        *(weight_only(arch, "int4", 128, M) for M in (few, *more)),
+        *(weight_only(arch, "int8", 0, M) for M in (few, *more)),
+        *(weight_only(arch, "fp8", 0, M) for M in (few, *more)),
+        *(weight_only(arch, "fp4", 16, M) for M in (few, *more)),
+        decode("int4", 128),
+        decode("int8", 0),
+        decode("fp8", 0),
+        decode("fp4", 16),
+        *(w8a8(kind, M, arch) for kind in KINDS_W8A8 for M in gemm[kind]),
+        *(quantize(fuse, "fp8", -1, arch) for fuse in ("none", "rmsnorm", "silu_mul")),
+        quantize("none", "fp8", 128, arch),
+        quantize("rmsnorm", "int8", -1, arch),
+        *(attention(kind, kind, 128) for kind in KINDS),
+        attention("int4", "int4", 256),
+        *(attention(kind, kind, 128, prefill=True) for kind in KINDS),
+        combine(),
         *(kv_write(kind) for kind in KINDS),
+        *(replace(case, variant=True) for case in variants),
     ]
 
 
-def faults(case: Case, got: Compiled, arch: int) -> list[str]:
+def build(arch: int, index: int) -> Compiled | str:
+    """One of the cases compiled; what went wrong where it does not compile."""
+    case = cases(arch)[index]
+    try:
+        return compile_kernel(case.kernel, case.signature, case.constants, arch, case.num_warps, case.num_stages)
+    except Exception as error:  # whatever the compiler raises is a row of the table
+        return f"{type(error).__name__}: {error}"
+
+
+def faults(case: Case, got: Compiled, made_of: Instructions, arch: int) -> list[str]:
     """Which limits are broken."""
     found = []
-    if got.spills > (0 if arch == 90 else 16):  # elsewhere a few words beside the loop are let pass
-        found.append(f"{got.spills} spills")
+    if made_of.spills > (0 if arch == 90 else 16):  # elsewhere a few words beside the loop are let pass
+        found.append(f"{made_of.spills} spills")
+    if got.registers > 255 or -(-got.registers // 8) * 8 * got.threads > REGISTERS:
+        found.append(f"{got.registers} registers of {got.threads} threads")
     if got.shared > SHARED[arch] * 1024:
         found.append(f"shared memory {got.shared}")
-    if arch == 90 and got.tensor != case.tensor:
-        found.append(f"{got.tensor}, wanted {case.tensor}")
-    if arch == 90 and case.elements and got.integer() / case.elements > case.limit:
-        found.append(f"{got.integer() / case.elements:.2f} integer instructions an element, limit {case.limit}")
+    if arch == 90 and made_of.tensor != case.tensor:
+        found.append(f"{made_of.tensor}, wanted {case.tensor}")
+    if arch == 90 and case.elements and made_of.integer() / case.elements > case.limit:
+        found.append(f"{made_of.integer() / case.elements:.2f} integer instructions an element, limit {case.limit}")
     return found
+
+
+def row_of(case: Case, got: Compiled | str, made_of: Instructions | None, arch: int) -> dict:
+    """A row of the table."""
+    row = {"arch": arch, "kernel": case.name}
+    if isinstance(got, str) or made_of is None:
+        return row | {"faults": [f"does not compile: {got}"]}
+    return row | {
+        "tensor": made_of.tensor, "registers": got.registers, "spills": made_of.spills, "shared": got.shared,
+        "int_per_element": f"{made_of.integer() / case.elements:.2f}" if case.elements else None,
+        "faults": faults(case, got, made_of, arch),
+    }  # fmt: skip
+
+
+def show(row: dict) -> None:
+    """Print a row; what did not compile has no numbers."""
+    tensor, registers, spills, shared, work = (
+        "" if row.get(key) is None else row[key]
+        for key in ("tensor", "registers", "spills", "shared", "int_per_element")
+    )
+    line = f"sm_{row['arch']:<4}{row['kernel']:36} {tensor:8} {registers:>4} {spills:>6} {shared:>7} {work:>6}"
+    print(f"{line}  {', '.join(row['faults'])}".rstrip(), flush=True)
 
 
 def amd(match: str) -> int:
@@ -250,34 +332,37 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--arch", type=int, action="append", choices=ARCHES)
     parser.add_argument("--match", default="", help="only cases whose name contains this")
+    parser.add_argument("--quick", action="store_true", help="variants for sm_90 alone")
     parser.add_argument("--json", type=Path, help="write the rows here too")
     parser.add_argument("--amd", action="store_true", help="compile for an AMD MI300 instead")
     options = parser.parse_args()
     if options.amd:
         return amd(options.match)
-    rows, broken = [], 0
+    chosen = {
+        arch: [
+            i
+            for i, case in enumerate(cases(arch))
+            if options.match in case.name and not (options.quick and case.variant and arch != 90)
+        ]
+        for arch in options.arch or ARCHES
+    }
+    rows = []
     print(f"triton {triton.__version__}")
     print(f"{'arch':7}{'kernel':36} {'tensor':8} {'regs':>4} {'spills':>6} {'shared':>7} {'int/el':>6}  faults")
-    for arch in options.arch or ARCHES:
-        for case in cases(arch):
-            if options.match not in case.name:
-                continue
-            got = compile_kernel(case.kernel, case.signature, case.constants, arch, case.num_warps, case.num_stages)
-            found = faults(case, got, arch)
-            broken += len(found)
-            work = f"{got.integer() / case.elements:.2f}" if case.elements else ""
-            print(
-                f"sm_{arch:<4}{case.name:36} {got.tensor:8} {got.registers:>4} {got.spills:>6} {got.shared:>7} "
-                f"{work:>6}  {', '.join(found)}",
-                flush=True,
-            )
-            rows.append({
-                "arch": arch, "kernel": case.name, "tensor": got.tensor, "registers": got.registers,
-                "spills": got.spills, "shared": got.shared, "int_per_element": work or None, "faults": found,
-            })  # fmt: skip
+    # children are forked with triton imported; what it holds is no work for their garbage collectors
+    forked = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=forked, initializer=gc.freeze) as pool:
+        built = {arch: [pool.submit(build, arch, i) for i in chosen[arch]] for arch in chosen}
+        for arch, futures in built.items():
+            done = [future.result() for future in futures]
+            made_of = iter(disassemble([got.code for got in done if isinstance(got, Compiled)], arch))
+            for i, got in zip(chosen[arch], done, strict=True):
+                counted = next(made_of) if isinstance(got, Compiled) else None
+                rows.append(row_of(cases(arch)[i], got, counted, arch))
+                show(rows[-1])
     if options.json:
         options.json.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=1) + "\n")
-    return 1 if broken else 0
+    return 1 if any(row["faults"] for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """A linear layer whose weight stays quantized in memory and is multiplied by a kernel made for its format."""
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from quantkit.errors import RunError
+from quantkit.formats import FORMATS
 from quantkit.grids.activations import fake_quantize
 from quantkit.grids.elements import dequantize
 from quantkit.runtime.kernels import Kernel, choose
@@ -27,7 +27,8 @@ class QuantLinear(nn.Module):
     def __init__(self, format_: Any, tensors: Mapping[str, Tensor], scheme: Scheme, bias: Tensor | None = None) -> None:
         """UserError where the tensors do not fit the scheme."""
         super().__init__()
-        self._format, self.scheme = format_.__name__, scheme  # modules cannot be copied
+        self._format = next(name for name, known in FORMATS.items() if known is format_)  # modules cannot be copied
+        self.scheme = scheme
         self.out_features, self.in_features = format_.check_tensors(tensors, scheme)
         self.dtypes = {suffix: tensor.dtype for suffix, tensor in tensors.items()}
         for suffix, tensor in tensors.items():
@@ -38,8 +39,8 @@ class QuantLinear(nn.Module):
 
     @property
     def format(self) -> Any:
-        """The module of quantkit.formats that knows the tensors."""
-        return sys.modules[self._format]
+        """What of FORMATS knows the tensors."""
+        return FORMATS[self._format]
 
     def quantized(self) -> QuantizedWeight:
         """Codes, scales and zero points, unpacked. RunError once they were repacked for a kernel."""

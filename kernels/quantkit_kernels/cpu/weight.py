@@ -23,6 +23,7 @@ DENSE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 BYTES = {"int4": 32, "int8": 64, "fp8": 64, "fp4": 32, "bf16": 128, "fp16": 128, "fp32": 256}  # of a chunk
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 GROUP = 16  # group sizes are multiples of it
+THREAD_BYTES = 1 << 16  # of codes times tokens: less is done before another thread has begun
 
 
 @dataclass(slots=True)
@@ -64,12 +65,13 @@ class CpuWeight:
         """Of codes, scales and zero points."""
         return self.codes.nbytes + self.scale.nbytes + (0 if self.zero is None else self.zero.nbytes)
 
-    def head(self) -> tuple:
+    def head(self, tokens: int) -> tuple:
         """The arguments that every compiled function begins with; valid while this weight lives."""
+        threads = min(torch.get_num_threads(), 1 + tokens * self.codes.numel() // THREAD_BYTES)
         return (
             FORMATS[self.format], address(self.codes), address(self.scale), SCALES[self.scale.dtype],
             address(self.zero), self.middle, SCALES[self.rounding], self.factor, self.out_features, self.padded,
-            self.group_size, torch.get_num_threads(),
+            self.group_size, threads,
         )  # fmt: skip
 
 
@@ -166,7 +168,7 @@ def decode_rows(weight: CpuWeight, begin: int, end: int, out: Tensor) -> Tensor:
     """Rows begin:end as float32 or bfloat16 into out [end - begin, padded]; returned without the padding."""
     lib = library()
     if lib is not None:
-        lib.quantkit_decode(*weight.head(), begin, end, address(out), int(out.dtype == torch.bfloat16))
+        lib.quantkit_decode(*weight.head(1 << 20), begin, end, address(out), int(out.dtype == torch.bfloat16))
     else:
         out.copy_(_decode_rows(weight, begin, end))
     return out[:, : weight.in_features]
