@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+TOOLS = Path(str(triton.__file__)).parent / "backends/nvidia/bin"
 INTEGER = ("LOP3", "PRMT", "SHF", "I2F", "I2FP", "I2IP", "SGXT", "BMSK")  # on the integer pipe; IMAD.SHL is not
 TENSOR = ("HGMMA", "QGMMA", "IGMMA", "HMMA", "QMMA", "IMMA", "UTCHMMA", "UTCQMMA", "UTCIMMA")
 
@@ -77,6 +77,8 @@ def compile_for_amd(kernel, signature: dict[str, str], constants: dict, num_warp
 
 def disassemble(codes: list[bytes], arch: int) -> list[Instructions]:
     """What kernels are made of. The disassembler takes long to start, so it reads all of them at once."""
+    if not codes:
+        return []
     with tempfile.NamedTemporaryFile() as file:
         file.write(b"".join(codes))
         file.flush()
