@@ -33,14 +33,6 @@ SERVER = Machine(compiled=False, bf16=True, vnni=True)
 FORMATS = [("int4", False), ("int4", True), ("int8", False), ("int8", True), ("fp8", False), ("fp4", False)]
 
 
-@pytest.fixture(scope="module")
-def lib() -> ctypes.CDLL:
-    found = build.library()
-    if found is None:
-        pytest.skip("no C++ compiler works here")
-    return found
-
-
 @pytest.fixture(scope="module", params=["compiled", "wide and VNNI", "torch alone"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """The library as built for this processor; its AVX-512 width and VNNI path, spelled out; none."""

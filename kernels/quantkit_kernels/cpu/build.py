@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -59,6 +60,8 @@ def build(flags: tuple[str, ...] = ()) -> Path:
         return target
     from torch._inductor.cpp_builder import CppBuilder, CppOptions  # takes seconds, so only to build
 
+    if sys.stderr.isatty():
+        print("building the CPU kernels, once for this machine ...", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=folder) as work:
         options = CppOptions(warning_all=False, extra_flags=[*FLAGS, *flags])
         builder = CppBuilder(name, [str(HERE / source) for source in SOURCES], options, work)

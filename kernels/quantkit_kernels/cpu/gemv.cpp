@@ -37,7 +37,7 @@ inline void add_row(const uint8_t* codes, const float* scale, const float* x, co
       for (int t = 0; t < T; t++) total[t][r % S] += (C == 1 ? part[t][r][0] : part[t][r][0] + part[t][r][C - 1]) * s;
     }
     k0 = end;
-    run += end == stop ? R : 0;
+    run += R;
   }
   for (int t = 0; t < T; t++)
     for (int c = 0; c < S; c++) acc[t] += total[t][c];
@@ -79,7 +79,8 @@ void gemv(const Weight& w, const float* x, float* y) {
           const long k1 = k0 + BLOCK / T < w.K ? k0 + BLOCK / T : w.K;
           const uint8_t* codes = w.codes + (n0 + r) * bytes;
           const float* s = &scale[r * runs];
-          if (w.group % 64 == 0) add_row<D, T, 64>(codes, s, x, w, k0, k1, 4 * bytes, acc[r]);
+          if constexpr (D::CHUNK > 64) add_row<D, T, 64>(codes, s, x, w, k0, k1, 4 * bytes, acc[r]);  // not quantized
+          else if (w.group % 64 == 0) add_row<D, T, 64>(codes, s, x, w, k0, k1, 4 * bytes, acc[r]);
           else if (w.group % 32 == 0) add_row<D, T, 32>(codes, s, x, w, k0, k1, 4 * bytes, acc[r]);
           else add_row<D, T, 16>(codes, s, x, w, k0, k1, 4 * bytes, acc[r]);
         }
