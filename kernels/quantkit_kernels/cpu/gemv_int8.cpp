@@ -64,46 +64,45 @@ inline i32x8 dot32(i32x8 sum, const uint8_t* chunk, int half, const int8_t* x) {
   return dot_unsigned(sum, half ? both >> 4 : both & 15, x + 32 * half);
 }
 
-template <bool BYTES, int T>
+// TWO: the halves of a chunk are groups of their own.
+template <bool BYTES, bool TWO, int T>
 void gemv_int8(const Weight& w, const int8_t* x, const float* x_scale, float* y) {
-  constexpr int CHUNK = BYTES ? 64 : 32;
+  constexpr int CHUNK = BYTES ? 64 : 32, PARTS = 1 + TWO, BASE = BYTES ? SIGNED_BASE : 0;
   const long bytes = w.K / 64 * CHUNK;
-  std::vector<int> sums(T * w.G);  // of x over each group: what a zero point multiplies
+  std::vector<int> sums(T * (w.G + 1));  // of x over each group, times minus the zero point all groups have if they do
   for (int t = 0; t < T; t++)
     for (long g = 0; g < w.G; g++) {
       i32v total = {};
       for (long k = g * w.group; k < (g + 1) * w.group && k < w.K; k += V) total += wide_s8((const uint8_t*)x + t * w.K + k);
       for (int i = 0; i < V; i++) sums[t * w.G + g] += total[i];
+      if (!w.zero) sums[t * w.G + g] *= BASE - w.middle;
     }
 #pragma omp parallel num_threads(w.threads)
   {
     std::vector<float> scale = buffer(w.G), unused = buffer(w.G);
 #pragma omp for schedule(static)
     for (long n = 0; n < w.N; n++) {
-      row_scales(w, n, 0, 1, scale.data(), unused.data());
+      row_scales(w, n, w.middle, 1, scale.data(), unused.data());
+      const uint8_t* codes = w.codes + n * bytes;
       f32x8 acc[T] = {};
-      const bool two = w.group % 64;  // the halves of a chunk are groups of their own
-      for (long k0 = 0, g = 0; k0 < w.K; g += 1 + two) {
-        const long stop = two ? k0 + 64 : k0 + w.group, end = stop < w.K ? stop : w.K;
-        i32x8 part[2][T];
-        for (int half = 0; half < 2; half++) {
-          const int zero = half > two ? 0 : (w.zero ? w.zero[n * w.G + g + half] : w.middle) - (BYTES ? SIGNED_BASE : 0);
-          for (int t = 0; t < T; t++)
-            part[half][t] = half > two ? i32x8{} : i32x8{-zero * sums[t * w.G + g + half], 0, 0, 0, 0, 0, 0, 0};
-        }
+      for (long k0 = 0, g = 0; k0 < w.K; g += PARTS) {
+        const long stop = k0 + (TWO ? 64 : w.group), end = stop < w.K ? stop : w.K;
+        i32x8 part[T][PARTS];
+        for (int t = 0; t < T; t++)
+          for (int p = 0; p < PARTS; p++) {
+            const int sum = sums[t * w.G + g + p];
+            part[t][p] = i32x8{w.zero ? (BASE - w.zero[n * w.G + g + p]) * sum : sum, 0, 0, 0, 0, 0, 0, 0};
+          }
         for (long k = k0; k < end; k += 64) {
-          const uint8_t* chunk = w.codes + n * bytes + k / 64 * CHUNK;
-#if defined(__GNUC__)
+          const uint8_t* chunk = codes + k / 64 * CHUNK;
           __builtin_prefetch(chunk + 2048);
-#endif
 #pragma GCC unroll 8
           for (int t = 0; t < T; t++)
             for (int half = 0; half < 2; half++)
-              part[half][t] = dot32<BYTES>(part[half][t], chunk, half, x + t * w.K + k);
+              part[t][half % PARTS] = dot32<BYTES>(part[t][half % PARTS], chunk, half, x + t * w.K + k);
         }
-        const float low = scale[g], high = scale[g + two];
         for (int t = 0; t < T; t++)
-          acc[t] += __builtin_convertvector(part[0][t], f32x8) * low + __builtin_convertvector(part[1][t], f32x8) * high;
+          for (int p = 0; p < PARTS; p++) acc[t] += __builtin_convertvector(part[t][p], f32x8) * scale[g + p];
         k0 = end;
       }
       for (int t = 0; t < T; t++) {
@@ -115,11 +114,17 @@ void gemv_int8(const Weight& w, const int8_t* x, const float* x_scale, float* y)
   }
 }
 
+template <bool BYTES, int T>
+void gemv_int8_any(const Weight& w, const int8_t* x, const float* x_scale, float* y) {
+  if (w.group % 64) gemv_int8<BYTES, true, T>(w, x, x_scale, y);
+  else gemv_int8<BYTES, false, T>(w, x, x_scale, y);
+}
+
 template <bool BYTES>
 void gemv_int8_tokens(const Weight& w, const int8_t* x, const float* x_scale, float* y, long M) {
-  for (; M >= 4; M -= 4, x += 4 * w.K, x_scale += 4, y += 4 * w.N) gemv_int8<BYTES, 4>(w, x, x_scale, y);
-  for (; M >= 2; M -= 2, x += 2 * w.K, x_scale += 2, y += 2 * w.N) gemv_int8<BYTES, 2>(w, x, x_scale, y);
-  if (M) gemv_int8<BYTES, 1>(w, x, x_scale, y);
+  for (; M >= 4; M -= 4, x += 4 * w.K, x_scale += 4, y += 4 * w.N) gemv_int8_any<BYTES, 4>(w, x, x_scale, y);
+  for (; M >= 2; M -= 2, x += 2 * w.K, x_scale += 2, y += 2 * w.N) gemv_int8_any<BYTES, 2>(w, x, x_scale, y);
+  if (M) gemv_int8_any<BYTES, 1>(w, x, x_scale, y);
 }
 
 }  // namespace

@@ -96,7 +96,7 @@ def cpu_linear(x: Tensor, weight: CpuWeight) -> Tensor:
         y = cpu_linear_op(x_MK, *_parts(weight))
     else:
         y = product(x_MK, weight, choose(weight, len(x_MK), x.dtype, machine()))
-    return y.reshape(*x.shape[:-1], weight.out_features)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.out_features)
 
 
 def cpu_linear_int8(codes: Tensor, scale: Tensor, weight: CpuWeight, dtype: torch.dtype) -> Tensor:
@@ -206,7 +206,7 @@ def _rows(x: Tensor, dtypes: tuple[torch.dtype, ...], weight: CpuWeight) -> Tens
     if x.dtype not in dtypes:
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"x of shape {tuple(x.shape)} is {x.dtype}: wanted {wanted}")
-    return x.reshape(-1, K)
+    return x if x.dim() == 2 else x.reshape(-1, K)
 
 
 def _padded(x_MK: Tensor, weight: CpuWeight) -> Tensor:
