@@ -1,14 +1,11 @@
 # ruff: noqa: E402, I001
 """Compile every kernel and config for GPUs that need not be here, and print what their machine code is made of.
 
-    python kernels/bench/aot.py [--arch 90] [--match int4] [--quick] [--json FILE] [--amd]
+    python kernels/bench/aot.py [--arch 90] [--match int4] [--json FILE] [--amd]
 
 int/el: integer instructions of the main loop for each weight (or cached element) a thread decodes. Exit code 1 where
 something does not compile or a limit is broken: spills, registers, shared memory (227 KiB on sm_90), and on sm_90 the
 tensor-core class and integer work. As many processes compile as there are processors.
-
---quick: every kernel, format and tile for every GPU, but their variants (groups, zero points, dtypes, odd sizes, head
-sizes, prefill of 8-bit caches, arguments of 1) for sm_90 alone.
 """
 
 import argparse
@@ -60,7 +57,6 @@ class Case:
     elements: float = 0
     limit: float = 0
     tensor: str = "none"
-    variant: bool = False
 
 
 def weight_only(
@@ -266,7 +262,7 @@ def cases(arch: int) -> list[Case]:
         *(attention(kind, kind, 128, prefill=True) for kind in ("16", "int4")),
         combine(),
         *(kv_write(kind) for kind in KINDS),
-        *(replace(case, variant=True) for case in variants),
+        *variants,
     ]
 
 
@@ -335,19 +331,13 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--arch", type=int, action="append", choices=ARCHES)
     parser.add_argument("--match", default="", help="only cases whose name contains this")
-    parser.add_argument("--quick", action="store_true", help="variants for sm_90 alone")
     parser.add_argument("--json", type=Path, help="write the rows here too")
     parser.add_argument("--amd", action="store_true", help="compile for an AMD MI300 instead")
     options = parser.parse_args()
     if options.amd:
         return amd(options.match)
     chosen = {
-        arch: [
-            i
-            for i, case in enumerate(cases(arch))
-            if options.match in case.name and not (options.quick and case.variant and arch != 90)
-        ]
-        for arch in options.arch or ARCHES
+        arch: [i for i, case in enumerate(cases(arch)) if options.match in case.name] for arch in options.arch or ARCHES
     }
     rows = []
     print(f"triton {triton.__version__}")

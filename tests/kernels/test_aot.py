@@ -19,19 +19,13 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_every_kernel_and_tile() -> None:
+def test_every_kernel_and_config() -> None:
     """sm_80, 89, 90, 100 compile; on sm_90 the tensor-core class, spills, registers, shared memory, integer work."""
-    result = run("--quick")
+    result = run()
     assert result.returncode == 0, result.stdout + result.stderr
     rows = result.stdout.splitlines()[2:]
     assert {row.split()[0] for row in rows} == {"sm_80", "sm_89", "sm_90", "sm_100"}
     assert any(row.startswith("sm_90") and "int4 g128" in row and "HGMMA" in row for row in rows)
-
-
-@pytest.mark.slow
-def test_every_variant() -> None:
-    result = run()
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.slow

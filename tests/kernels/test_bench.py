@@ -1,5 +1,6 @@
 """The benchmark scripts run: on tiny shapes, checked and not timed, so that the first GPU does not find a typo."""
 
+import json
 import os
 import subprocess
 import sys
@@ -20,3 +21,12 @@ def test_small(script: str, tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
     assert '"error"' in (tmp_path / "rows.json").read_text()
+
+
+def test_cpu_small(tmp_path: Path) -> None:
+    """Needs no interpreter, so it is quick."""
+    command = [sys.executable, str(BENCH / "cpu.py"), "--small", "--json", str(tmp_path / "rows.json")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())["linear"]
+    assert {row["format"] for row in rows} >= {"int4 g128", "fp8 channel", "nvfp4", "W8A8", "W4A8 g128"}

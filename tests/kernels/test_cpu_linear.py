@@ -170,12 +170,20 @@ def test_dense_weights(kernels: str, dtype: torch.dtype, K: int) -> None:
     assert (weight.codes.data_ptr() == w_NK.data_ptr()) == (K % 64 == 0)  # no second copy
 
 
-def test_many_rows_and_columns(kernels: str) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_rows_and_columns(kernels: str, threads: int) -> None:
     """More than one panel, block of x, tile of rows and thread."""
-    weight = random_weight("int4", True, 1100, 2304, 128, torch.bfloat16)
-    for M in (1, 2, 3, 8, 33, 70):
-        x = torch.randn(M, 2304)
-        assert relative(cpu_linear(x, weight), cpu_linear_reference(x, weight)) < 1e-6
+    weight, before = random_weight("int4", True, 1100, 2304, 128, torch.bfloat16), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for M in (1, 2, 3, 8, 33, 70):
+            x = torch.randn(M, 2304)
+            assert relative(cpu_linear(x, weight), cpu_linear_reference(x, weight)) < 1e-6
+            codes = torch.randint(-128, 128, (M, 2304), dtype=torch.int8)
+            wanted = cpu_linear_reference(codes, weight)
+            assert relative(cpu_linear_int8(codes, torch.ones(M, 1), weight, torch.float32), wanted) < 1e-6
+    finally:
+        torch.set_num_threads(before)
 
 
 class Recorder(TorchDispatchMode):
