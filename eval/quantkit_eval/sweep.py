@@ -8,6 +8,7 @@ original on the first 16,384 tokens of the other text in windows of 256. No engi
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from quantkit import pipeline
 from quantkit import recipe as recipes
+from quantkit.errors import UserError
 from quantkit_eval.evaluation import evaluate
 
 DEFAULT = ("rtn-w4a16", "awq", "gptq-w4a16", "awq-gptq-w4a16")
@@ -67,7 +69,11 @@ def main() -> None:
     parser.add_argument("--recipe", action="append", help="NAME or NAME:key=value,...; repeatable")
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
-    rows = [measure(a.model, name, a.calibration, a.eval) for name in a.recipe or DEFAULT]
+    try:
+        rows = [measure(a.model, name, a.calibration, a.eval) for name in a.recipe or DEFAULT]
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
     if a.json:
         print(json.dumps(rows, indent=2))
         return
