@@ -8,6 +8,7 @@ Where no kernel takes a layer there is None, and its weight is dequantized at ev
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -109,6 +110,8 @@ def on_gpu(q: QuantizedWeight, scheme: Scheme, dtype: torch.dtype) -> Kernel | N
     """The Triton kernels; ValueError where they refuse a shape, ImportError where Triton is absent."""
     from quantkit_kernels.weight_only import decode_weight, linear
 
+    if q.input is not None:  # once: a copy at every call would keep CUDA graphs from being captured
+        q = replace(q, input=replace(q.input, scale=q.input.scale.to(q.codes_NK.device)))
     tensor_cores = _eight_bits(q, scheme, dtype)
     if tensor_cores is not None:
         return tensor_cores
@@ -188,7 +191,7 @@ def _run_eight(
     if static is None:
         codes, x_scale = quantize(x_MK)
     else:
-        one = static.scale.to(x.device, torch.float32)
+        one = static.scale.float()
         codes = (x_MK.float() * one.reciprocal()).clamp_(-448, 448).to(torch.float8_e4m3fn)
         x_scale = one.reshape(1).expand(len(x_MK)).contiguous()
     y = product(codes, x_scale, elements, scale, kind, dtype=x.dtype)

@@ -36,7 +36,7 @@ std::vector<float> buffer(long floats) { return std::vector<float>(floats + V); 
 // The scales of row n by runs, times all factors; and, where decoded codes are not the values yet (true), what is to be
 // subtracted from scale * code: shift = scale * (zero point - base).
 bool row_scales(const Weight& w, long n, int base, float format_factor, float* scale, float* shift) {
-  const long at = n * w.G, repeat = (w.group % 64 ? w.group : 64) / (w.group % 64 ? run_of(w) : 64);
+  const long at = n * w.G, run = run_of(w), runs = (w.K + run - 1) / run, repeat = w.group / run;
   const float factor = w.factor * format_factor;
   const bool shifted = w.zero || w.middle != base;
   for (long g = 0; g < w.G; g += V) {
@@ -65,11 +65,10 @@ bool row_scales(const Weight& w, long n, int base, float format_factor, float* s
     }
   }
   if (repeat > 1)
-    for (long g = w.G - 1; g >= 0; g--)
-      for (long i = repeat - 1; i >= 0; i--) {
-        scale[g * repeat + i] = scale[g];
-        if (shifted) shift[g * repeat + i] = shift[g];
-      }
+    for (long r = runs - 1; r >= 0; r--) {  // from the end, where they lie
+      scale[r] = scale[r / repeat];
+      if (shifted) shift[r] = shift[r / repeat];
+    }
   return shifted;
 }
 
