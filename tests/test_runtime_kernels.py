@@ -1,7 +1,11 @@
 """QuantLinear on its kernels: the numbers of the dequantized weight, the file's tensors given back, clear errors."""
 
 import copy
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,3 +184,15 @@ def test_a_linear_of_float32_on_a_gpu_is_dequantized() -> None:
     assert kernels.choose(q, PRESETS["W4A16"], torch.device("cuda"), torch.float32) is None
     assert kernels.choose(q, PRESETS["W4A16"], torch.device("meta"), torch.bfloat16) is None
     assert isinstance(nn.Module.__repr__(layer_of(PRESETS["W4A16"])[0]), str)
+
+
+def test_the_speed_script() -> None:
+    """Both ways give the same numbers; nothing of the time is judged."""
+    script = Path(__file__).parents[1] / "eval/speed.py"
+    command = [sys.executable, str(script), "--random", "tiny", "--tokens", "256", "--decode", "2", "--repeat", "1"]
+    result = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["layers"], found["kernels"]) == (14, ["cpu int4"])
+    assert found["difference"] < 1e-4
+    assert found["decoding"]["ratio"] > 0

@@ -63,27 +63,23 @@ def on_cpu(q: QuantizedWeight, scheme: Scheme) -> Kernel | None:
         group_size=spec.group_size, middle=spec.levels // 2 if integers else 0, factor=factor,
         rounding=q.scale_NG.dtype if spec.scale == "float" else torch.float32,
     )  # fmt: skip
-    activations = scheme.activations
-    run: Callable[[Tensor], Tensor] = partial(cpu_linear, weight=weight)
-    if activations is not None:
-        exact = activations.element == "int" and activations.symmetric and activations.group_size == -1
-        exact = exact and integers and activations.bits <= 8
-        run = partial(
-            _run_codes if exact else _run_rounded, cpu_linear_int8 if exact else run, activations, q.input, weight
-        )
+    inputs, run = scheme.activations, partial(cpu_linear, weight=weight)
+    exact = inputs is not None and inputs.element == "int" and inputs.symmetric and inputs.group_size == -1
+    if inputs is not None and exact and integers and inputs.bits <= 8:
+        run = partial(_run_codes, weight, inputs, q.input)
+    elif inputs is not None:
+        run = partial(_run_rounded, run, inputs, q.input)
     return Kernel(run, partial(_decode_cpu, weight), torch.device("cpu"), f"cpu {weight.format}")
 
 
-def _run_codes(
-    product: Callable[..., Tensor], spec: ActivationSpec, static: InputRange | None, weight: CpuWeight, x: Tensor
-) -> Tensor:
+def _run_codes(weight: CpuWeight, spec: ActivationSpec, static: InputRange | None, x: Tensor) -> Tensor:
     """int8 codes of x times those of the weight, summed exactly."""
     codes, scale = int_codes(x, spec, static)
-    return product(codes.to(torch.int8), scale.expand(*x.shape[:-1], 1), weight, x.dtype)
+    return cpu_linear_int8(codes.to(torch.int8), scale.expand(*x.shape[:-1], 1), weight, x.dtype)
 
 
 def _run_rounded(
-    product: Callable[[Tensor], Tensor], spec: ActivationSpec, static: InputRange | None, _: Any, x: Tensor
+    product: Callable[[Tensor], Tensor], spec: ActivationSpec, static: InputRange | None, x: Tensor
 ) -> Tensor:
     """Inputs as an engine would round them, times the weight."""
     return product(fake_quantize(x, spec, static))
@@ -118,14 +114,10 @@ def on_gpu(q: QuantizedWeight, scheme: Scheme, dtype: torch.dtype) -> Kernel | N
     packed = _pack(q, dtype)
     if packed is None:
         return None
-    run: Callable[[Tensor], Tensor] = partial(_run_linear, linear, packed)
+    run = partial(linear, "QuantLinear", weight=packed)
     if scheme.activations is not None:
-        run = partial(_run_rounded, run, scheme.activations, q.input, None)
+        run = partial(_run_rounded, run, scheme.activations, q.input)
     return Kernel(run, partial(decode_weight, packed), q.codes_NK.device, f"triton {packed.format}")
-
-
-def _run_linear(linear: Callable[..., Tensor], packed: Any, x: Tensor) -> Tensor:
-    return linear("QuantLinear", x, packed)
 
 
 def _pack(q: QuantizedWeight, dtype: torch.dtype) -> Any:

@@ -12,7 +12,7 @@ from quantkit.formats import FORMATS
 from quantkit.grids.activations import fake_quantize
 from quantkit.grids.elements import dequantize
 from quantkit.runtime.kernels import Kernel, choose
-from quantkit.types import QuantizedWeight, Scheme
+from quantkit.types import InputRange, QuantizedWeight, Scheme
 
 
 class QuantLinear(nn.Module):
@@ -35,6 +35,7 @@ class QuantLinear(nn.Module):
             self.register_buffer(_buffer(suffix), tensor)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.kernel: Kernel | None = None
+        self._input: InputRange | None = None  # what the kernel's weight came with
         self._refused: tuple[torch.device, torch.dtype] | None = None  # inputs that no kernel was found for
 
     @property

@@ -12,7 +12,7 @@ float32 scales [B, H, L], one for each token and head. lengths int64 [B], up to 
 import torch
 from torch import Tensor
 
-from quantkit_kernels.checks import check, check_same_device, check_tensor
+from quantkit_kernels.checks import check_same_device, check_tensor
 from quantkit_kernels.cpu.build import address, library
 
 KINDS = {torch.int8: 1, torch.float8_e4m3fn: 2, torch.bfloat16: 4, torch.float16: 5, torch.float32: 6}
@@ -37,9 +37,9 @@ def cpu_decode_attention(
     scale  1 / sqrt(D) where None
     ValueError where shapes, dtypes or lengths do not fit.
     """
-    if not _fits(query, keys, values, lengths, k_scale, v_scale) or window < 0:
-        check_cache(query, keys, values, lengths, k_scale, v_scale)
-        check(window >= 0, f"window is {window}")
+    check_cache(query, keys, values, lengths, k_scale, v_scale)
+    if window < 0:
+        raise ValueError(f"window is {window}")
     (B, Hq, D), (_, H, L, _) = query.shape, keys.shape
     scale = D**-0.5 if scale is None else scale
     lib = library()
@@ -56,31 +56,6 @@ def cpu_decode_attention(
     return out.to(query.dtype)
 
 
-def _fits(
-    query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, k_scale: Tensor | None, v_scale: Tensor | None
-) -> bool:
-    """Whether `check_cache` has surely nothing to say, in a few microseconds."""
-    if query.dim() != 3 or keys.dim() != 4 or lengths.dtype != torch.int64 or query.dtype not in QUERIES:
-        return False
-    B, H, L, D = shape = keys.shape
-    eight = keys.dtype.itemsize == 1
-    tensors = (query, keys, values, lengths) + ((k_scale, v_scale) if eight else ())
-    if any(t is None or t.device.type != "cpu" or not t.is_contiguous() for t in tensors) or keys.dtype not in KINDS:
-        return False
-    if eight and any(t.shape != (B, H, L) or t.dtype != torch.float32 for t in (k_scale, v_scale)):  # type: ignore
-        return False
-    if values.shape != shape or values.dtype != keys.dtype or lengths.shape != (B,) or D % WIDTH or not H:
-        return False
-    if (
-        query.shape[0] != B
-        or query.shape[2] != D
-        or query.shape[1] % H
-        or (not eight and (k_scale is not None or v_scale is not None))
-    ):
-        return False
-    return all(0 <= length <= L for length in lengths.tolist())
-
-
 def check_cache(
     query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, k_scale: Tensor | None, v_scale: Tensor | None
 ) -> None:
@@ -91,20 +66,21 @@ def check_cache(
     H, L = keys.shape[1:3]
     check_tensor("values", values, (keys.dtype,), (B, H, L, D))
     check_tensor("lengths", lengths, (torch.int64,), (B,))
-    check(H > 0 and Hq % H == 0, f"{Hq} query heads over {H} key/value heads")
-    check(D % WIDTH == 0, f"head size {D}: supported are multiples of {WIDTH}")
+    if H == 0 or Hq % H:
+        raise ValueError(f"{Hq} query heads over {H} key/value heads")
+    if D % WIDTH:
+        raise ValueError(f"head size {D}: supported are multiples of {WIDTH}")
     eight = keys.dtype.itemsize == 1
     for name, tensor in (("k_scale", k_scale), ("v_scale", v_scale)):
-        check(
-            (tensor is not None) == eight,
-            f"{name}: {'8-bit' if eight else 'plain'} caches have {'one' if eight else 'none'}",
-        )
+        if (tensor is not None) != eight:
+            raise ValueError(f"{name}: {'8-bit caches have one' if eight else 'plain caches have none'}")
         if tensor is not None:
             check_tensor(name, tensor, (torch.float32,), (B, H, L))
     check_same_device(query=query, keys=keys, values=values, lengths=lengths, k_scale=k_scale, v_scale=v_scale)
-    check(query.device.type == "cpu", f"query is on {query.device}: this kernel reads the CPU's memory")
-    inside = B == 0 or (int(lengths.min()) >= 0 and int(lengths.max()) <= L)
-    check(inside, f"lengths {lengths.tolist()[:8]} of caches with room for {L} tokens")
+    if query.device.type != "cpu":
+        raise ValueError(f"query is on {query.device}: this kernel reads the CPU's memory")
+    if not all(0 <= length <= L for length in lengths.tolist()):
+        raise ValueError(f"lengths {lengths.tolist()[:8]} of caches with room for {L} tokens")
 
 
 def cpu_decode_attention_reference(

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from quantkit_kernels.cpu.build import address, library
-from quantkit_kernels.cpu.weight import CHUNK, CpuWeight, decode_rows, reference_weight
+from quantkit_kernels.cpu.weight import CHUNK, CpuWeight, decode_rows, nibbles, reference_weight
 
 Way = Literal["gemv", "panel", "kept", "int4pack", "int8pack", "gemv_int8", "qlinear"]
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -253,8 +253,7 @@ def _decode(weight: CpuWeight, dtype: torch.dtype) -> Tensor:
 def _int4pack(weight: CpuWeight) -> Tensor:
     """torch's own packing of the codes, made once; it centers them on 8."""
     if "int4pack" not in weight.kept:
-        chunks = weight.codes.view(weight.out_features, -1, 1, 32)
-        codes = torch.cat([chunks & 15, chunks >> 4], 2).view(weight.out_features, -1).int()
+        codes = nibbles(weight.codes).int()
         scale = weight.scale.bfloat16()
         shift = scale * (8 - weight.middle)
         weight.kept["int4pack"] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)

@@ -149,19 +149,9 @@ def dense_cpu(w_NK: Tensor) -> CpuWeight:
     check_tensor("dense weight", w_NK, tuple(DENSE), (None, None))
     N, K = w_NK.shape
     check(N > 0 and K > 0, f"dense weight of shape {N}x{K} is empty")
-    codes = (torch.nn.functional.pad(w_NK, (0, -K % CHUNK)) if K % CHUNK else w_NK).view(torch.uint8)
-    scale = torch.ones(N, 1)
-    return CpuWeight(
-        codes,
-        scale,
-        None,
-        0,
-        1.0,
-        DENSE[w_NK.dtype],
-        K,
-        codes.shape[1] // BYTES[DENSE[w_NK.dtype]] * CHUNK,
-        torch.float32,
-    )  # type: ignore
+    padded_NK = torch.nn.functional.pad(w_NK, (0, -K % CHUNK)) if K % CHUNK else w_NK
+    format, padded = DENSE[w_NK.dtype], padded_NK.shape[1]
+    return CpuWeight(padded_NK.view(torch.uint8), torch.ones(N, 1), None, 0, 1.0, format, K, padded, torch.float32)  # type: ignore
 
 
 def decode_rows(weight: CpuWeight, begin: int, end: int, out: Tensor) -> Tensor:
@@ -172,6 +162,12 @@ def decode_rows(weight: CpuWeight, begin: int, end: int, out: Tensor) -> Tensor:
     else:
         out.copy_(_decode_rows(weight, begin, end))
     return out[:, : weight.in_features]
+
+
+def nibbles(codes: Tensor) -> Tensor:
+    """The four-bit codes of rows of chunks, uint8 [rows, padded]."""
+    chunks = codes.view(len(codes), -1, 1, 32)
+    return torch.cat([chunks & 15, chunks >> 4], 2).view(len(codes), -1)
 
 
 def reference_weight(weight: CpuWeight) -> Tensor:
@@ -195,11 +191,7 @@ def _values(weight: CpuWeight, rows: slice, dtype: torch.dtype) -> Tensor:
     if weight.format == "fp8":
         bits = (codes.view(torch.int8).to(torch.int16) << 7).bitwise_and_(-0x4001)
         return bits.view(torch.float16).to(dtype).mul_(256)  # e4m3's bits in float16's places
-    if BYTES[weight.format] == 32:
-        chunks = codes.view(len(codes), -1, 1, 32)
-        codes = torch.cat([chunks & 15, chunks >> 4], 2).view(len(codes), -1)
-    else:
-        codes = codes ^ 128
+    codes = nibbles(codes) if BYTES[weight.format] == 32 else codes ^ 128
     if weight.format == "fp4":
         return torch.tensor(E2M1, dtype=dtype)[codes.int()]
     zero = weight.middle if weight.zero is None else _spread(weight.zero[rows].to(dtype), weight)
