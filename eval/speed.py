@@ -11,6 +11,7 @@ Llama of that size with random weights (2 GB on disk for a while).
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -119,4 +120,8 @@ def quant_linears(model: PreTrainedModel) -> list[QuantLinear]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except quantkit.UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -339,6 +339,8 @@ def main() -> int:
     chosen = {
         arch: [i for i, case in enumerate(cases(arch)) if options.match in case.name] for arch in options.arch or ARCHES
     }
+    if not any(chosen.values()):
+        parser.error(f"no case's name contains {options.match!r}")
     rows = []
     print(f"triton {triton.__version__}")
     print(f"{'arch':7}{'kernel':36} {'tensor':8} {'regs':>4} {'spills':>6} {'shared':>7} {'int/el':>6}  faults")
