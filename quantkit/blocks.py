@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from quantkit.checkpoint.reader import Checkpoint
@@ -139,7 +139,7 @@ def set_param(module: nn.Module, name: str, value: Tensor) -> None:
 
 
 class _RowsFromFile(TorchFunctionMode):
-    """F.embedding on a meta weight reads just the rows asked for from the checkpoint."""
+    """F.embedding on a table, or indexing one, reads just the rows asked for from the checkpoint."""
 
     def __init__(self, weights: dict[int, Callable[[Tensor], Tensor]]) -> None:
         super().__init__()
@@ -148,7 +148,22 @@ class _RowsFromFile(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is nn.functional.embedding and id(args[1]) in self.weights:
             return self.weights[id(args[1])](args[0])
+        if func is Tensor.__getitem__ and id(args[0]) in self.weights:
+            first, *rest = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if isinstance(first, int | Tensor):  # some models look up the row of a padding token
+                rows = self.weights[id(args[0])](torch.as_tensor(first))
+                return rows[(..., *rest)] if rest else rows
         return func(*args, **(kwargs or {}))
+
+
+def _unread(table: Tensor, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
+    """Stands for a table that is read row by row: its shape on a real device, in four bytes.
+
+    Models move token ids to where the table lies, so it must not be on meta. NaN, so that no other use passes unseen.
+    """
+    return nn.Parameter(
+        torch.full((1,), torch.nan, dtype=dtype, device=device).expand(table.shape), requires_grad=False
+    )
 
 
 class _BeforeHead(TorchFunctionMode):
@@ -183,6 +198,17 @@ class BlockCall:
             output = block(hidden, *self.args, **self.kwargs)
         return output if isinstance(output, Tensor) else output[0]
 
+    def cache_place(self) -> int | str | None:
+        """The position among `args` or the keyword of the argument that is a cache; None where there is none."""
+        given = (*enumerate(self.args), *self.kwargs.items())
+        return next((place for place, value in given if isinstance(value, Cache)), None)
+
+    def with_cache(self, place: int | str, cache: Cache) -> "BlockCall":
+        """The same call with `cache` in its place, as `cache_place` names it."""
+        if isinstance(place, str):
+            return BlockCall(self.args, self.kwargs | {place: cache})
+        return BlockCall((*self.args[:place], cache, *self.args[place + 1 :]), self.kwargs)
+
 
 class Skeleton:
     """The meta model, its blocks, and what reaches the first of them.
@@ -213,13 +239,16 @@ class Skeleton:
             self.rotation.rotate_block(block, index)
         return block
 
-    def first_call(self, ids: Tensor) -> tuple[Tensor, list[BlockCall]]:
-        """Hidden states [batch, seq, hidden] entering block 0 for ids [batch, seq], and how each block is called."""
+    def first_call(self, ids: Tensor, *, use_cache: bool = False) -> tuple[Tensor, list[BlockCall]]:
+        """Hidden states [batch, seq, hidden] entering block 0 for ids [batch, seq], and how each block is called.
+
+        use_cache: the model makes itself an empty cache and hands it to its blocks.
+        """
         self._fill_surroundings()
         for as_tuple in (False, True):  # a few models unpack a tuple from each block
             record: list[tuple[Tensor, BlockCall]] = []
             with suppress(_Stop), self._recording(record, as_tuple), _RowsFromFile(self._tables), torch.no_grad():
-                self.model(input_ids=ids.to(self.device), use_cache=False)
+                self.model(input_ids=ids.to(self.device), use_cache=use_cache)
             hidden = [entry[0] for entry in record]
             if len(record) == len(self.blocks) and all(h is hidden[0] for h in hidden):
                 return hidden[0], [entry[1] for entry in record]
@@ -274,7 +303,12 @@ class Skeleton:
                 name = f"{module_name}.{leaf}" if module_name else leaf
                 pieces = self.sources.get(name)
                 if isinstance(module, nn.Embedding) and pieces is not None:
-                    self._tables[id(param)] = self._rows_reader(pieces[0].name)
+                    table = _unread(param, self.device, self.dtype)
+                    for owner in self.model.modules():  # a tied head is the same parameter, and stays so
+                        for key, other in list(owner.named_parameters(recurse=False)):
+                            if other is param:
+                                setattr(owner, key, table)
+                    self._tables[id(table)] = self._rows_reader(pieces[0].name)
                 elif pieces is not None:
                     set_param(
                         module, leaf, read_param(self.checkpoint, pieces, param.shape, self.dtype).to(self.device)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from quantkit.blocks import BlockCall, Skeleton
 from quantkit.calibration import States
@@ -15,27 +16,43 @@ from quantkit.checkpoint.writer import TensorLayout
 from quantkit.errors import UserError
 from quantkit.plan import Plan
 from quantkit.recipe import KVCache
-from quantkit.runtime.kv import ObservingCache, attention_path, check_seen, choose_kv_scales, with_cache
-from quantkit.trial import once_per_structure
+from quantkit.runtime.kv import ObservingCache, attention_path, check_seen, choose_kv_scales
+from quantkit.trial import once_per_structure, trial_ids
 from quantkit.types import KVSpec
 
 METHODS = {"minmax": "absmax", "percentile": "percentile", "mse": "mse"}
 
 
-def _attention_path(_: int, block: nn.Module, hidden: Tensor, call: BlockCall) -> str:
-    """Path within the block of the module that owns its keys and values; UserError where there is none."""
+def cache_places(skeleton: Skeleton) -> list[int | str]:
+    """Where each block takes its cache (see `BlockCall.cache_place`), from a call of the model that uses one.
 
-    def run(cache: Any) -> None:
-        args, kwargs = with_cache(block, (hidden, *call.args), call.kwargs, cache)
-        with torch.no_grad():
-            block(*args, **kwargs)
-
-    return attention_path(block, run)
+    UserError naming the block that is given none.
+    """
+    _, calls = skeleton.first_call(trial_ids(skeleton), use_cache=True)
+    places = []
+    for index, call in enumerate(calls):
+        place = call.cache_place()
+        if place is None:
+            kind = type(skeleton.blocks[index]).__name__
+            raise UserError(
+                f"{skeleton.prefix(index)[:-1]}: transformers gives this {kind} no cache of keys and values; "
+                "remove kv_cache from the recipe"
+            )
+        places.append(place)
+    return places
 
 
 def scale_layouts(spec: KVSpec, names: tuple[str, str] | None, plan: Plan, skeleton: Skeleton) -> list[TensorLayout]:
     """Two scales per block, in block order; UserError where the format has no names, or attention no cache for them."""
-    paths = once_per_structure(skeleton, _attention_path)
+    places = cache_places(skeleton)
+
+    def owner(index: int, block: nn.Module, hidden: Tensor, call: BlockCall) -> str:
+        def run(cache: Cache) -> None:
+            call.with_cache(places[index], cache).run(block, hidden)
+
+        return attention_path(block, run, skeleton.model.config)
+
+    paths = once_per_structure(skeleton, owner)
     if spec.per == "token":
         return []
     if names is None:
@@ -60,13 +77,16 @@ def _on_file(plan: Plan, skeleton: Skeleton, index: int, path: str) -> str:
     return f"{skeleton.prefix(index)}{path}"
 
 
-def calibrate(states: States, block: nn.Module, index: int, spec: KVSpec, options: KVCache) -> tuple[Tensor, Tensor]:
-    """Scales of a block's keys and values on all calibration states, in the shapes of `scale_layouts`."""
+def calibrate(
+    states: States, block: nn.Module, index: int, place: int | str, spec: KVSpec, options: KVCache
+) -> tuple[Tensor, Tensor]:
+    """Scales of a block's keys and values on all calibration states, in the shapes of `scale_layouts`.
+
+    place: where the block takes its cache (`cache_places`).
+    """
     seen: dict[int, Any] = {}
     for _, hidden, call in states.batches(index):
-        args, kwargs = with_cache(block, (hidden, *call.args), call.kwargs, ObservingCache(seen))
-        with torch.no_grad():
-            block(*args, **kwargs)
+        call.with_cache(place, ObservingCache(seen)).run(block, hidden)
     check_seen(seen, [next(iter(seen), index)], f"block {index}")
     found = choose_kv_scales(next(iter(seen.values())), spec, METHODS[options.observer])  # type: ignore[arg-type]
     k_scale, v_scale = ((t.reshape(-1, 1, 1) if spec.per == "head" else t.reshape(1)) for t in found)

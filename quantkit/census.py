@@ -18,7 +18,6 @@ from transformers import PretrainedConfig
 
 from quantkit.blocks import build_meta_model, find_blocks, read_config
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.errors import UserError
 from quantkit.graph import FEWEST_OUTPUTS
 from quantkit.naming import Piece, linear_names, weight_sources
 from quantkit.products import Site
@@ -77,7 +76,7 @@ def take_census(folder: Path, *, trust_remote_code: bool = False) -> Census:
     try:
         with torch.device("meta"):
             model = build_meta_model(config, trust_remote_code=trust_remote_code)
-    except UserError:  # a few models compute with their buffers while they are made
+    except Exception:  # many models compute with their buffers while they are made; what is wrong shows below
         model = build_meta_model(config, trust_remote_code=trust_remote_code)
     checkpoint = Checkpoint.open(folder) if any(any(folder.glob(pattern)) for pattern in WEIGHTS) else None
     dtype = _dtype(config) if checkpoint is None else checkpoint.dtype

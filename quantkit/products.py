@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+from transformers import Cache
 
 # function -> (position of the input, position of the weight, the weight operand is [K, N])
 PRODUCTS: dict[Callable, tuple[int, int, bool]] = {
@@ -167,5 +168,6 @@ def evaluation(block: nn.Module) -> Iterator[None]:
 
 def without_cache(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """The same arguments with key-value caches dropped: a block is run many times on the same tokens."""
-    kept = {key: None if key.startswith(("past_key_value", "layer_past")) else value for key, value in kwargs.items()}
+    args = tuple(None if isinstance(value, Cache) else value for value in args)
+    kept = {key: None if isinstance(value, Cache) else value for key, value in kwargs.items()}
     return args, kept | ({"use_cache": False} if "use_cache" in kwargs else {})

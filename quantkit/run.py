@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from quantkit import calibration as cal
 from quantkit.blocks import Skeleton, check_finite, release
-from quantkit.cache import calibrate
+from quantkit.cache import cache_places, calibrate
 from quantkit.checkpoint.writer import ShardWriter
 from quantkit.clock import Clock
 from quantkit.graph import BlockGraph
@@ -53,6 +53,7 @@ class Run:
         self.original: cal.States | None = None
         self._kept: dict[int, Tensor] = {}
         self._lockstep: Lockstep | None = None
+        self._cache_places = cache_places(skeleton) if plan.kv_scales else []
 
     def close(self) -> None:
         """Let go of everything that would outlive the run."""
@@ -163,7 +164,8 @@ class Run:
         assert self.states is not None, "the recipe saw to it that static caches have calibration"
         assert self.plan.kv is not None
         assert self.recipe.kv_cache is not None
-        scales = calibrate(self.states, block, index, self.plan.kv, self.recipe.kv_cache)
+        place = self._cache_places[index]
+        scales = calibrate(self.states, block, index, place, self.plan.kv, self.recipe.kv_cache)
         for layout, scale in zip(self.plan.kv_scales[2 * index : 2 * index + 2], scales, strict=True):
             self.writer.write(layout.name, scale)
         self.clock.lap("cache")

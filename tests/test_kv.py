@@ -1,13 +1,16 @@
 """The simulated cache in models of many architectures, its rounding and its scales."""
 
+import copy
+import inspect
 import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import cache_utils
+from transformers import Cache, DynamicCache, LlamaConfig, LlamaModel, StaticCache, cache_utils
 
+from quantkit.blocks import BlockCall
 from quantkit.errors import RunError, UserError
 from quantkit.runtime.kv import (
     KVRange,
@@ -18,7 +21,7 @@ from quantkit.runtime.kv import (
     check_seen,
     choose_kv_scales,
     quantize_kv,
-    with_cache,
+    round_entries,
 )
 from quantkit.types import KVSpec
 from tests import tiny_models
@@ -27,6 +30,9 @@ FP8, FP8_HEAD = KVSpec(8, "float"), KVSpec(8, "float", "head")
 INT8_STATIC = KVSpec(8, "int", "head")
 INT8, INT4 = KVSpec(8, "int", "token"), KVSpec(4, "int", "token", group_size=4)
 INT4_ASYM = KVSpec(4, "int", "token", symmetric=False, group_size=8)
+# what this transformers calls the argument
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+CONFIG = LlamaConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=2, head_dim=16)
 OWNERS = {
     "llama": "self_attn",
     "qwen3": "self_attn",
@@ -44,7 +50,7 @@ OWNERS = {
 
 def logits(model: Any, tokens: Tensor, cache: Any = None) -> Tensor:
     with torch.no_grad():
-        return model(tokens, past_key_values=cache, use_cache=cache is not None).logits
+        return model(tokens, **{CACHE: cache}, use_cache=cache is not None).logits
 
 
 def states(*, loud: tuple[float, ...] = (1.0, 20.0), T: int = 40, seed: int = 0) -> Tensor:
@@ -67,7 +73,6 @@ def test_identity_and_observation_leave_the_model_alone(name: str) -> None:
     plain = logits(model, tokens)
     seen: dict[int, LayerSeen] = {}
     for config in (None, model.config):
-        assert torch.equal(logits(model, tokens, QuantizedCache(None, config=config)), plain)
         assert torch.equal(logits(model, tokens, ObservingCache(seen, config)), plain)
     check_seen(seen, range(2), name)
     assert all(histogram.total > 0 for layer in seen.values() for part in layer for histogram in part)
@@ -75,23 +80,20 @@ def test_identity_and_observation_leave_the_model_alone(name: str) -> None:
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     wanted = model.generate(tokens[:, :8], **options)
     for config in (None, model.config):
-        assert torch.equal(
-            model.generate(tokens[:, :8], past_key_values=QuantizedCache(None, config=config), **options), wanted
-        )
-        assert torch.equal(model.generate(tokens[:, :8], past_key_values=ObservingCache({}, config), **options), wanted)
+        found = model.generate(tokens[:, :8], **{CACHE: ObservingCache({}, config)}, **options)
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("name", list(OWNERS))
 def test_owner_of_the_cache(name: str) -> None:
     model = tiny_models.tiny_model(name)
-    block, args, kwargs = tiny_models.block_inputs(model, 1)
-
-    def call(cache: Any) -> None:
-        given, named = with_cache(block, args, kwargs, cache)
-        with torch.no_grad():
-            block(*given, **named)
-
-    assert attention_path(block, call) == OWNERS[name]
+    block, args, kwargs = tiny_models.block_inputs(model, 1, use_cache=True)
+    call = BlockCall(args[1:], kwargs) if args else BlockCall((), kwargs)
+    place = call.cache_place()
+    assert place is not None
+    assert call.with_cache(place, DynamicCache()).cache_place() == place
+    hidden = args[0] if args else kwargs.pop("hidden_states")
+    assert attention_path(block, lambda cache: call.with_cache(place, cache).run(block, hidden)) == OWNERS[name]
     hooked = [m for m in block.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert not hooked
 
@@ -214,14 +216,34 @@ def test_missing_pieces() -> None:
     with pytest.raises(RunError, match="NaN or Inf"):
         ObservingCache({}).update(states() * math.nan, states(), 0)
 
-    class Plain(nn.Module):
-        def forward(self, x: Tensor, past_key_values: Any = None) -> Tensor:
-            return x
+    with pytest.raises(UserError, match="Linear: no module keeps"):
+        attention_path(nn.Linear(2, 2), lambda cache: None)
+    assert BlockCall((1, None), {"use_cache": True}).cache_place() is None
 
-    with pytest.raises(UserError, match="Linear takes no cache"):
-        with_cache(nn.Linear(2, 2), (), {}, QuantizedCache(None))
-    with pytest.raises(UserError, match="Plain: no module keeps"):
-        attention_path(Plain(), lambda cache: None)
-    args, kwargs = with_cache(Plain(), (1, None), {}, cache := QuantizedCache(None))
-    assert args[1] is cache
-    assert not kwargs
+
+@pytest.mark.parametrize("place", [1, "cache", "layer_past", "any_name"])
+def test_the_cache_is_what_is_one(place: int | str) -> None:
+    """Whatever the argument is called, and wherever it stands."""
+    given, other = DynamicCache(), DynamicCache()
+    call = BlockCall((1, given, 2), {"x": 3}) if place == 1 else BlockCall((1,), {"x": 3, place: given})
+    assert call.cache_place() == place
+    moved = call.with_cache(place, other)
+    assert (moved.args[1] if place == 1 else moved.kwargs[place]) is other
+    assert (len(moved.args), moved.kwargs["x"]) == (len(call.args), 3)
+
+
+@pytest.mark.parametrize(
+    "make", [DynamicCache, lambda: StaticCache(config=CONFIG, max_cache_len=16)], ids=["dynamic", "static"]
+)
+def test_any_cache_rounds_once_it_is_told_to(make: Any) -> None:
+    """And a copy rounds for itself, twice told is told once."""
+    keys, values = states(T=8), states(T=8, seed=1)
+    ranges = {0: KVRange(torch.tensor(0.1), torch.tensor(0.2))}
+    cache: Cache = make()
+    round_entries(cache, FP8, ranges)
+    round_entries(cache, FP8, {})
+    twin = copy.deepcopy(cache)
+    found, _ = cache.update(keys, values, 0)
+    assert torch.equal(found[:, :, :8], quantize_kv(keys, FP8, ranges[0].k_scale))
+    assert twin.get_seq_length() == 0
+    assert cache.get_seq_length() == 8

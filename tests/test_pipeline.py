@@ -18,11 +18,13 @@ from transformers import AutoModelForCausalLM
 from quantkit import pipeline, recipe
 from quantkit.algorithms.gptq import gptq
 from quantkit.algorithms.rtn import rtn
+from quantkit.blocks import Skeleton, build_meta_model, read_config
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.formats import compressed_tensors as ct
 from quantkit.grids.elements import dequantize
 from quantkit.grids.integer import IntegerGrid, RangeSearch
+from quantkit.naming import weight_sources
 from quantkit.run import Run
 from quantkit.runtime.load import load
 from quantkit.types import QuantizedWeight, TensorSpec
@@ -302,3 +304,26 @@ def test_awq_with_readers_of_several_widths(llama: Path, ids: Tensor, tmp_path: 
     with torch.no_grad():
         wanted, got = (load(folder, torch.float32)(ids).logits for folder in (llama, tmp_path / "o"))
     assert float((wanted - got).norm() / wanted.norm()) < 0.2  # a fold applied to some readers only gives over 1
+
+
+def test_a_table_that_is_read_row_by_row_is_on_no_meta_device(llama: Path) -> None:
+    """Models move ids to where their embedding lies (Llama 4), or look up the padding token's row (Gemma 4)."""
+    checkpoint = Checkpoint.open(llama)
+    model = build_meta_model(read_config(llama))
+    skeleton = Skeleton(
+        model, weight_sources(model, checkpoint.tensors), checkpoint, torch.float32, torch.device("cpu")
+    )
+    table = checkpoint.read("model.embed_tokens.weight").float()
+    rows = []
+
+    def use_the_table(module: nn.Module, args: tuple) -> Tensor:
+        weight = module.get_parameter("weight")
+        rows.append((weight[5], weight[5, :], weight[torch.tensor([1, 2])]))
+        return args[0].to(weight.device)
+
+    model.get_input_embeddings().register_forward_pre_hook(use_the_table)
+    tokens = torch.tensor([[3, 4, 5]])
+    hidden, _ = skeleton.first_call(tokens)
+    assert torch.equal(hidden, table[tokens])
+    for found, index in zip(rows[0], (5, 5, [1, 2]), strict=True):
+        assert torch.equal(found, table[index])

@@ -3,6 +3,7 @@ weights are those of the file and whose linears' inputs are rounded by hooks.
 """
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, Cache, DynamicCache, LlamaModel
 
 from quantkit import pipeline, recipe
 from quantkit.checkpoint.reader import Checkpoint
@@ -30,6 +32,7 @@ from tests.tiny_models import random_tokens, tiny_model
 FUSED = [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]
 STATIC_INT8 = {"type": "int8", "dynamic": False}
 CALIBRATION = {"data": "given as token ids"}
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 
 
 @pytest.fixture(scope="module")
@@ -275,8 +278,10 @@ def test_fp8_cache(llama: Path, ids: Tensor, tmp_path: Path, per: str) -> None:
     assert report["kv_cache"] == f"fp8 {per}"
     settings = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert settings["kv_cache_scheme"]["strategy"] == {"tensor": "tensor", "head": "attn_head"}[per]
-    dense, cache = reference(tmp_path / "out", llama), DynamicCache()
-    exact = logits(dense, ids, past_key_values=cache)
+    dense = reference(tmp_path / "out", llama)
+    with torch.no_grad():
+        made = dense(ids, use_cache=True)
+    exact, cache = made.logits, next(value for value in made.values() if isinstance(value, Cache))
     checkpoint = Checkpoint.open(tmp_path / "out")
     for index, layer in enumerate(cache.layers):
         for name, states_BHTD in (("k_scale", layer.keys), ("v_scale", layer.values)):
@@ -288,6 +293,41 @@ def test_fp8_cache(llama: Path, ids: Tensor, tmp_path: Path, per: str) -> None:
             torch.testing.assert_close(stored.reshape(top.shape) * 448, top, rtol=1e-5, atol=0)
     moved = relative(logits(load(tmp_path / "out", dtype=torch.float32), ids), exact)
     assert 1e-3 < moved < 0.1
+
+
+@pytest.mark.parametrize("made", ["none", "no cache", "ours", "static"])
+def test_every_forward_and_generate_round_the_cache(llama: Path, ids: Tensor, tmp_path: Path, made: str) -> None:
+    """Scales far too small clamp keys and values to almost nothing: nobody can miss whether they were used."""
+    quantize(llama, tmp_path / "out", ids, scheme="W4A16", kv_cache="fp8")
+    usual = load(tmp_path / "out", dtype=torch.float32)
+    file = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(file)
+    save_file({name: t * 1e-4 if name.endswith("_scale") else t for name, t in tensors.items() if t.numel()}, file)
+    model = load(tmp_path / "out", dtype=torch.float32)
+    prompt = ids[:2, :8]
+
+    kept: dict[str, Any] = {"none": {}, "no cache": {"use_cache": False}}.get(made, {})
+    whole = logits(model, prompt, **kept)
+    assert relative(whole, logits(usual, prompt)) > 0.3
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    if made == "ours":
+        options[CACHE] = DynamicCache(config=model.config)
+    if made == "static":
+        options["cache_implementation"] = "static"
+    found = model.generate(prompt, **options, **kept)
+    expected = prompt
+    for _ in range(6):  # greedy, the whole text at each step
+        expected = torch.cat([expected, logits(model, expected)[:, -1:].argmax(-1)], 1)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, usual.generate(prompt, **options | ({CACHE: None} if made == "ours" else {}), **kept))
+
+
+def test_a_block_without_a_cache_is_no_silent_success(llama: Path, ids: Tensor, tmp_path: Path) -> None:
+    quantize(llama, tmp_path / "out", ids, scheme="W4A16", kv_cache="int8")
+    model = load(tmp_path / "out", dtype=torch.float32)
+    block = model.model.layers[0]
+    with pytest.raises(RunError, match="called without a cache"):
+        block(torch.zeros(1, 2, model.config.hidden_size))
 
 
 def test_integer_caches(llama: Path, ids: Tensor, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def blocks_of(model: t.PreTrainedModel) -> nn.ModuleList:
 
 
 def block_inputs(
-    model: t.PreTrainedModel, index: int = 0, *, rows: int = 2, length: int = 12, seed: int = 0
+    model: t.PreTrainedModel, index: int = 0, *, rows: int = 2, length: int = 12, seed: int = 0, use_cache: bool = False
 ) -> tuple[nn.Module, tuple, dict]:
     """Block `index` with the arguments the model itself passes to it for random tokens [rows, length]."""
     block, seen = blocks_of(model)[index], []
@@ -108,7 +108,7 @@ def block_inputs(
     handle = block.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         with torch.no_grad():
-            model(random_tokens(model, rows, length, seed), use_cache=False)
+            model(random_tokens(model, rows, length, seed), use_cache=use_cache)
     finally:
         handle.remove()
     return block, *seen[0]

@@ -1,6 +1,6 @@
 """A quantized cache of keys and values, simulated in transformers' own models: what attention reads is what it holds.
 
-Attention of transformers hands each new key and value to `past_key_values.update(keys, values, layer_idx)`, positions
+Attention of transformers hands each new key and value to its cache's `update(keys, values, layer_idx)`, positions
 already encoded, and attends to what that returns. A cache that rounds what it is given thus changes the model as one
 that stores codes does. Rounded once, an entry is never rounded again. Kernels that also round the queries or the
 probabilities (the fp8 attention of FlashAttention 3) do more than this.
@@ -13,8 +13,8 @@ probabilities (the fp8 attention of FlashAttention 3) do more than this.
 Shapes: B = batch, H = key/value heads, T = tokens, D = features of a head.
 """
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -28,7 +28,6 @@ from quantkit.grids.elements import round_float_
 from quantkit.types import ActivationSpec, InputRange, KVSpec
 
 BINS = 1 << 12  # of a head's histogram: there are many heads
-CACHE_NAMES = ("past_key_values", "layer_past", "past_key_value")
 
 
 class KVRange(NamedTuple):
@@ -68,37 +67,44 @@ def quantize_kv(x_BHTD: Tensor, spec: KVSpec, scale: Tensor | None = None) -> Te
 
 
 class QuantizedCache(DynamicCache):
-    """A cache for a model's `past_key_values` that rounds each key and value once, when it comes in.
+    """A DynamicCache that rounds each key and value once, when it comes in (see `round_entries`).
 
-    spec    None: nothing is rounded
-    ranges  the static scales by layer index, where the spec is static
     config  the model's, for caches that keep no more of sliding layers than they need; models with layers other than
             attention need it
 
-    Made anew for each batch of sequences. `update` raises UserError where a layer has no scale.
+    Use a new one for each batch of sequences.
     """
 
     def __init__(
-        self, spec: KVSpec | None, ranges: Mapping[int, KVRange] | None = None, config: PretrainedConfig | None = None
+        self, spec: KVSpec, ranges: Mapping[int, KVRange] | None = None, config: PretrainedConfig | None = None
     ) -> None:
         super().__init__(config=config)
-        self.spec, self.ranges = spec, ranges or {}
+        round_entries(self, spec, ranges or {})
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """All keys and values of a layer so far, the new ones [B, H, T, D] rounded."""
-        spec = self.spec
-        if spec is not None:
-            k_scale, v_scale = self._scales(layer_idx) if spec.per != "token" else (None, None)
-            key_states = quantize_kv(key_states, spec, k_scale)
-            value_states = quantize_kv(value_states, spec, v_scale)
-        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
-    def _scales(self, layer_idx: int) -> KVRange:
-        if layer_idx not in self.ranges:
-            raise UserError(f"layer {layer_idx} has no scales for its {self.spec} cache: calibrate it")
-        return self.ranges[layer_idx]
+def round_entries(cache: Cache, spec: KVSpec, ranges: Mapping[int, KVRange]) -> None:
+    """From now on `cache`, of any class, rounds each key and value as it comes in; a cache that does so stays as it is.
+
+    ranges  the static scales by layer index, where the spec is static
+
+    `cache.update` then raises UserError for a layer without scales.
+    """
+    if "update" not in vars(cache):
+        cache.update = partial(_rounded_update, cache.update, spec, ranges)  # type: ignore[method-assign]
+
+
+def _rounded_update(
+    update: Callable[..., tuple[Tensor, Tensor]], spec: KVSpec, ranges: Mapping[int, KVRange],
+    key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`update` of a cache, with the new keys and values [B, H, T, D] rounded before it."""
+    scales: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
+    if spec.per != "token":
+        if layer_idx not in ranges:
+            raise UserError(f"layer {layer_idx} has no scales for its {spec} cache: calibrate it")
+        scales = ranges[layer_idx]
+    keys, values = (quantize_kv(x, spec, s) for x, s in zip((key_states, value_states), scales, strict=True))
+    return update(keys, values, layer_idx, *args, **kwargs)
 
 
 class ObservingCache(DynamicCache):
@@ -160,27 +166,11 @@ def check_seen(seen: Mapping[int, object], layers: Iterable[int], what: str) -> 
         )
 
 
-def with_cache(
-    block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], cache: Cache
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a decoder block with `cache` in place of the one it was called with, if any.
-
-    UserError where the block takes none.
-    """
-    names = list(inspect.signature(block.forward).parameters)
-    name = next((name for name in CACHE_NAMES if name in names), None)
-    if name is None:
-        raise UserError(f"{type(block).__name__} takes no cache of keys and values; remove kv_cache from the recipe")
-    i = names.index(name)
-    if i < len(args):
-        return (*args[:i], cache, *args[i + 1 :]), dict(kwargs)
-    return args, {**kwargs, name: cache}
-
-
-def attention_path(block: nn.Module, call: Callable[[Cache], object]) -> str:
+def attention_path(block: nn.Module, call: Callable[[Cache], object], config: PretrainedConfig | None = None) -> str:
     """The path within the block ("self_attn") of the module that owns its keys and values: whose scales are named so.
 
-    call  runs the block with the cache it is given (see `with_cache`)
+    call    runs the block with the cache it is given
+    config  the model's, where layers other than attention keep states of their own in the cache
 
     It is the innermost module whose forward runs when the cache is updated. UserError where there is none.
     """
@@ -203,7 +193,7 @@ def attention_path(block: nn.Module, call: Callable[[Cache], object]) -> str:
         handles.append(module.register_forward_pre_hook(enter(path)))
         handles.append(module.register_forward_hook(leave, always_call=True))
     try:
-        call(Spy())
+        call(Spy(config=config))
     finally:
         for handle in handles:
             handle.remove()

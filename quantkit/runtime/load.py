@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from quantkit.blocks import build_meta_model, read_config
+from quantkit.blocks import build_meta_model, find_blocks, read_config
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.errors import UserError
+from quantkit.errors import RunError, UserError
 from quantkit.formats import FORMATS, format_name
 from quantkit.naming import Piece, assemble, weight_sources
 from quantkit.quantized import outline
 from quantkit.runtime.fused import round_inputs
-from quantkit.runtime.kv import KVRange, QuantizedCache
+from quantkit.runtime.kv import KVRange, round_entries
 from quantkit.runtime.linear import QuantLinear, is_linear
 from quantkit.types import ActivationSpec, InputRange, KVSpec, Scheme
 
@@ -147,7 +147,7 @@ def packed_modules(names: Iterable[str], format_: Any) -> list[str]:
 
 
 def _simulate_cache(model: PreTrainedModel, checkpoint: Checkpoint, settings: Mapping[str, Any], format_: Any) -> None:
-    """Make the model run on the quantized cache its folder describes, wherever no other cache is handed in."""
+    """Make the model round what enters its cache as its folder describes, whichever cache it runs on."""
     own = checkpoint.config.get(OWN_CACHE)
     spec = KVSpec(**own) if own else format_.read_kv(settings)
     if spec is None:
@@ -164,13 +164,22 @@ def _simulate_cache(model: PreTrainedModel, checkpoint: Checkpoint, settings: Ma
                 f"{checkpoint.folder}: config.json speaks of a {spec} cache, but there are no {k_name} tensors"
             )
 
-    def put_cache(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        given = kwargs.get("past_key_values")
-        if given is None or (type(given) is DynamicCache and given.get_seq_length() == 0):
-            kwargs = kwargs | {"past_key_values": QuantizedCache(spec, ranges, model.config)}
-        return args, kwargs
+    def use_cache(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return args, kwargs | {"use_cache": True}  # without a cache nothing would be rounded
 
-    model.register_forward_pre_hook(put_cache, with_kwargs=True)
+    def round_cache(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        caches = [value for value in (*args, *kwargs.values()) if isinstance(value, Cache)]
+        if not caches:
+            raise RunError(
+                f"{type(module).__name__} was called without a cache, so that its keys and values would not be rounded "
+                f"to {spec}, as {checkpoint.folder / 'config.json'} says"
+            )
+        for cache in caches:
+            round_entries(cache, spec, ranges)
+
+    model.register_forward_pre_hook(use_cache, with_kwargs=True)
+    for block in find_blocks(model)[1]:
+        block.register_forward_pre_hook(round_cache, with_kwargs=True)
 
 
 def _fill(
