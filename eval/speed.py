@@ -21,8 +21,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import quantkit
-from quantkit.recipe import load as load_recipe
-from quantkit.runtime.linear import QuantLinear
+from quantkit.recipe.load import load as load_recipe
+from quantkit.runtime.quant_linear import QuantLinear
 
 SIZES = {
     "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,

@@ -12,7 +12,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from quantkit.inspect import inspect_folder, megabytes
+from quantkit.inspect import (
+    inspect_folder,
+)
+from quantkit.report.console import (
+    megabytes,
+)
 
 
 def percent(interval: dict) -> str:

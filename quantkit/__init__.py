@@ -4,6 +4,14 @@
     model = quantkit.load("out/folder")
 
 Names are imported on first use: `import quantkit` alone loads neither torch nor transformers.
+
+api.py        quantize from Python (quantkit.quantize, quantkit.load)
+convert.py    a quantized folder in another format
+inspect.py    what a folder holds
+errors.py     UserError, RunError
+types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
+progress.py   one progress line
+cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verify/ planner/ runtime/ report/   packages
 """
 
 from importlib import import_module
@@ -12,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantkit.api import quantize
     from quantkit.errors import RunError, UserError
-    from quantkit.recipe import Recipe
+    from quantkit.recipe.recipe import Recipe
     from quantkit.runtime.load import load
 
 __all__ = ["Recipe", "RunError", "UserError", "load", "quantize"]
 
 _HOMES = {
-    "Recipe": "quantkit.recipe",
+    "Recipe": "quantkit.recipe.recipe",
     "RunError": "quantkit.errors",
     "UserError": "quantkit.errors",
     "load": "quantkit.runtime.load",

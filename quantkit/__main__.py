@@ -1,5 +1,5 @@
 """`python -m quantkit` is the `quantkit` command."""
 
-from quantkit.cli import main
+from quantkit.cli.main import main
 
 main()

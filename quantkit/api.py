@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from quantkit import pipeline
-from quantkit import recipe as recipes
 from quantkit.errors import UserError
-from quantkit.recipe import Recipe
+from quantkit.quantization import pipeline
+from quantkit.recipe import load as recipes
+from quantkit.recipe.recipe import Recipe
 from quantkit.runtime.load import load
 
 

@@ -18,14 +18,23 @@ from torch import Tensor
 
 from quantkit.checkpoint.journal import NAME as JOURNAL
 from quantkit.checkpoint.journal import Journal
-from quantkit.checkpoint.writer import ShardWriter, TensorLayout, copy_side_files
+from quantkit.checkpoint.output_folder import (
+    REPORT,
+    check_output,
+    copy_side_files,
+    file_hashes,
+    versions,
+    write_json,
+)
+from quantkit.checkpoint.writer import (
+    ShardWriter,
+    TensorLayout,
+)
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, holders
 from quantkit.formats.common import natural
-from quantkit.output import REPORT, check_output, versions, write_json
-from quantkit.quantized import QuantizedFolder
+from quantkit.formats.quantized_folder import QuantizedFolder
 from quantkit.types import QuantizedWeight, Scheme
-from quantkit.verify.folder import file_hashes
 
 SHARD_BYTES = 5_000_000_000
 

@@ -10,14 +10,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from quantkit.checkpoint.reader import Checkpoint, TensorInfo
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, format_name
-from quantkit.quantized import outline
+from quantkit.formats.quantized_folder import outline
 from quantkit.types import Scheme
 
 REPORT = "quantkit-report.json"
@@ -185,58 +181,3 @@ def _shards(tensors: dict[str, TensorInfo]) -> list[dict[str, Any]]:
     files = sorted({info.file for info in tensors.values()})
     counts = {file: sum(info.file == file for info in tensors.values()) for file in files}
     return [{"file": file.name, "bytes": file.stat().st_size, "tensors": counts[file]} for file in files]
-
-
-def render(found: dict[str, Any], console: Console) -> None:
-    """Print what inspect_folder() found: sizes, schemes, kinds of tensors, what is not quantized, shards."""
-    bits = found["bits_per_weight"]
-    console.print(f"{found['path']}: {found['architecture']}, {found['method'] or 'not quantized'}", markup=False)
-    if found["note"]:
-        console.print(found["note"], markup=False)
-    size = f"{megabytes(found['bytes'])} of tensors"
-    if found["bf16_bytes"]:
-        share = 100 * found["bytes"] / found["bf16_bytes"]
-        size += f", {share:.1f} % of {megabytes(found['bf16_bytes'])} in bf16; {bits['model']:.3f} bits per parameter"
-    console.print(size)
-    if found["modules"]:
-        console.print(f"{len(found['modules'])} quantized linears, {bits['quantized']:.3f} bits per weight with scales")
-        console.print(_table(["scheme", "modules", "bits per weight", "count"], _scheme_rows(found["modules"])))
-    rows = [[kind, str(x["tensors"]), megabytes(x["bytes"])] for kind, x in found["kinds"].items()]
-    console.print(_table(["kind", "tensors", "size"], rows))
-    console.print(_table(["not quantized", "reason", "count", "size"], _unquantized_rows(found["unquantized"])))
-    rows = [[shard["file"], str(shard["tensors"]), megabytes(shard["bytes"])] for shard in found["shards"]]
-    console.print(_table(["shard", "tensors", "size"], rows))
-
-
-def megabytes(count: int) -> str:
-    """Bytes for people, in powers of ten as disks count."""
-    return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
-
-
-def _scheme_rows(modules: dict[str, dict[str, Any]]) -> list[list[str]]:
-    groups: dict[tuple[str, str, str], int] = {}
-    for name, module in modules.items():
-        key = (module["scheme"], _family(name), f"{module['bits_per_weight']:.3f}")
-        groups[key] = groups.get(key, 0) + 1
-    return [[*key, str(count)] for key, count in groups.items()]
-
-
-def _unquantized_rows(entries: list[dict[str, Any]]) -> list[list[str]]:
-    groups: dict[tuple[str, str], list[int]] = {}
-    for entry in entries:
-        groups.setdefault((_family(entry["name"]), entry["reason"]), []).append(entry["bytes"])
-    return [[*key, str(len(sizes)), megabytes(sum(sizes))] for key, sizes in groups.items()]
-
-
-def _family(name: str) -> str:
-    """model.layers.3.mlp.up_proj -> model.layers.*.mlp.up_proj"""
-    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> Table:
-    table = Table()
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    return table

@@ -162,7 +162,7 @@ PRESETS: dict[str, Scheme] = {
 
 
 @dataclass(frozen=True, slots=True)
-class InputRange:
+class ActivationRange:
     """What calibration found for a linear's input: x is about (code - zero) * scale.
 
     scale  float32 []; of "e4m3" activations the global scale their group scales are multiplied by
@@ -191,7 +191,7 @@ class QuantizedWeight:
     zero_NG: Tensor | None
     spec: TensorSpec
     global_scale: float | None = None
-    input: InputRange | None = None
+    input: ActivationRange | None = None
 
     def __post_init__(self) -> None:
         N, K = self.codes_NK.shape

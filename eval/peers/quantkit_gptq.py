@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from quantkit import pipeline, recipe
+from quantkit.quantization import pipeline
+from quantkit.recipe import load as recipe
 
 
 def main() -> None:

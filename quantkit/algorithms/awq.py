@@ -23,7 +23,9 @@ from torch import Tensor
 from quantkit.algorithms.rtn import rtn
 from quantkit.errors import RunError, UserError
 from quantkit.grids import Grid
-from quantkit.grids.elements import dequantize
+from quantkit.grids.dequantize import (
+    dequantize,
+)
 
 CHUNK = 1 << 22  # elements of candidate weights held at a time
 PROBE_ROWS = 512  # rows of each weight that screen the candidates: all of them would cost N K^2 for each candidate

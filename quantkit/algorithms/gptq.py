@@ -25,10 +25,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from quantkit.algorithms.refine import sweep
+from quantkit.algorithms.coordinate_descent import sweep
 from quantkit.errors import RunError, UserError
 from quantkit.grids import Grid
-from quantkit.grids.elements import dequantize
+from quantkit.grids.dequantize import (
+    dequantize,
+)
 from quantkit.types import QuantizedWeight
 
 LEAF = 16  # columns rounded one by one between two small matrix products

@@ -5,7 +5,9 @@ from torch import Tensor
 
 from quantkit.errors import RunError
 from quantkit.grids import Grid
-from quantkit.grids.elements import dequantize
+from quantkit.grids.dequantize import (
+    dequantize,
+)
 from quantkit.grids.integer import CHUNK
 from quantkit.types import QuantizedWeight
 

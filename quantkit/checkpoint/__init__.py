@@ -1,1 +1,11 @@
-"""Model folders on disk: a lazy reader, a writer of fixed layout, the journal of a run."""
+"""Bytes on disk: no number format and no recipe is known here.
+
+reader.py               a checkpoint's tensors, read lazily, one by one or by rows
+writer.py               safetensors files whose every byte has its place before the first tensor exists
+header.py               safetensors headers and JSON files, read with bounds checks
+rawio.py                whole reads and writes at an offset
+journal.py              what an interrupted run has finished
+hub.py                  finds or downloads a model's folder, and its tokenizer
+quantization_config.py  what a folder says of its quantization, wherever it says so
+output_folder.py        a result's folder: never overwritten; JSON files, side files, hashes
+"""

@@ -7,7 +7,6 @@ where it belongs whenever it is ready, a killed run goes on in the same files, a
 import errno
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor
 
 from quantkit.checkpoint.header import TAGS, TensorLayout, build_header, read_header
+from quantkit.checkpoint.output_folder import copy_side_files
 from quantkit.checkpoint.rawio import read_into, write_at, write_bytes
-from quantkit.checkpoint.reader import Checkpoint, check_inside
+from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import DiskFullError, RunError, UserError
 
 __all__ = ["ShardWriter", "TensorLayout", "copy_side_files"]
@@ -235,36 +235,3 @@ def _write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-# Weights in any framework's form, what describes them, and what speaks of another quantization or of the source's repo.
-WEIGHTS = (
-    r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|ot|onnx|onnx_data|gguf|ggml|npz|npy|nemo|tflite|pkl)|.*\.index\.json"
-)
-STALE = r"(config|quantize_config|quant_config|quantization_config|hf_quant_config|params|adapter_config)\.json"
-STALE += r"|recipe\.yaml|quantkit-report\.(json|html)|readme\.md|\..*"
-FOLDERS = {"additional_chat_templates"}
-
-
-def copy_side_files(source: Path, target: Path) -> list[str]:
-    """Copy what is neither weights nor config.json byte for byte; returns the sorted names.
-
-    Tokenizers come in too many files to list (spiece.model, *.tiktoken, tekken.json, ...), so everything at the top
-    level goes along but weights, indices, and files of an earlier quantization, which engines would pick up.
-    """
-    files = [path for path in source.iterdir() if path.is_file() and _goes_along(path.name)]
-    for folder in FOLDERS:
-        files += [path for path in (source / folder).glob("*") if path.is_file()]
-    for path in files:
-        check_inside(source, path, f"{path} is a link")
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.copyfile(path, place)
-        except OSError as error:
-            raise RunError(f"{place}: {error.strerror}") from error
-    return sorted(str(path.relative_to(source)) for path in files)
-
-
-def _goes_along(name: str) -> bool:
-    return not re.fullmatch(f"{WEIGHTS}|{STALE}", name.lower())

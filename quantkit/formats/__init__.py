@@ -15,6 +15,11 @@ files(quantization_config)           further JSON files that belong to it, by na
 read_config(qc, modules)             module -> Scheme of those of `modules` that are quantized; UserError where foreign
 read_kv(qc)                          KVSpec or None
 KV_NAMES                             names of the static key and value scales within an attention module, or None
+
+compressed_tensors/ awq.py gptq.py fp8.py modelopt.py   one module per format
+bitstream.py         codes of any width in words
+common.py            what several formats share
+quantized_folder.py  a quantized folder of any format, opened
 """
 
 from collections.abc import Mapping
@@ -23,7 +28,8 @@ from typing import Any
 import torch
 
 from quantkit.errors import UserError
-from quantkit.formats import awq, compressed_tensors, fp8, gptq, modelopt
+from quantkit.formats import awq, fp8, gptq, modelopt
+from quantkit.formats.compressed_tensors import tensors as compressed_tensors
 from quantkit.types import Scheme
 
 FORMATS: dict[str, Any] = {

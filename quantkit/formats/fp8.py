@@ -18,8 +18,14 @@ from torch import Tensor
 
 from quantkit.errors import UserError
 from quantkit.formats import common
-from quantkit.grids.elements import FP8, collapse, expand
-from quantkit.types import BLOCK, PRESETS, ActivationSpec, InputRange, KVSpec, QuantizedWeight, Scheme
+from quantkit.grids.dequantize import (
+    collapse,
+    expand,
+)
+from quantkit.grids.elements import (
+    FP8,
+)
+from quantkit.types import BLOCK, PRESETS, ActivationRange, ActivationSpec, KVSpec, QuantizedWeight, Scheme
 
 STATIC = PRESETS["FP8"]
 TOKEN = Scheme(STATIC.weights, ActivationSpec(8, element="float"))
@@ -77,7 +83,7 @@ class Fp8:
         """The inverse of `pack`; UserError where a tensor does not fit the scheme."""
         N, _ = self.check_tensors(tensors, scheme)
         scale = tensors[self.MARK].reshape(1, 1) if scheme.weights.rows == -1 else tensors[self.MARK]
-        given = InputRange(tensors["input_scale"].reshape(())) if scheme == STATIC else None
+        given = ActivationRange(tensors["input_scale"].reshape(())) if scheme == STATIC else None
         codes_NK = tensors["weight"].view(torch.uint8)
         return QuantizedWeight(codes_NK, expand(scale, scheme.weights, N), None, scheme.weights, input=given)
 

@@ -24,8 +24,14 @@ from torch import Tensor
 
 from quantkit.errors import UserError
 from quantkit.formats import common
-from quantkit.grids.elements import FP8, collapse, expand
-from quantkit.types import PRESETS, InputRange, KVSpec, QuantizedWeight, Scheme
+from quantkit.grids.dequantize import (
+    collapse,
+    expand,
+)
+from quantkit.grids.elements import (
+    FP8,
+)
+from quantkit.types import PRESETS, ActivationRange, KVSpec, QuantizedWeight, Scheme
 
 MARK = "weight_scale"
 SUFFIXES = ("weight", "weight_scale", "weight_scale_2", "input_scale")
@@ -94,7 +100,7 @@ def check_tensors(tensors: Mapping[str, Tensor], scheme: Scheme) -> tuple[int, i
 def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWeight:
     """The inverse of `pack`; UserError where a tensor does not fit the scheme."""
     (N, K), spec = check_tensors(tensors, scheme), scheme.weights
-    given = InputRange(tensors["input_scale"].reshape(())) if _has_input_scale(scheme) else None
+    given = ActivationRange(tensors["input_scale"].reshape(())) if _has_input_scale(scheme) else None
     if spec.scale != "e4m3":
         scale_NG = expand(tensors["weight_scale"].reshape(-1, 1), spec, N)
         return QuantizedWeight(tensors["weight"].view(torch.uint8), scale_NG, None, spec, input=given)

@@ -1,4 +1,11 @@
-"""Grids: which numbers can be written down. Nothing else knows how a number is represented."""
+"""Grids: which numbers can be written down. Nothing else knows how a number is represented.
+
+integer.py      integers with a scale for each group, row or tensor, and their range search
+floating.py     fp8, fp4, MX: elements and the scales they need
+elements.py     the numbers an element format has
+dequantize.py   codes and scales back to weights
+activations.py  inputs and cached keys and values, rounded as engines round them
+"""
 
 import torch
 

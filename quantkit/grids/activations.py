@@ -26,19 +26,20 @@ Shapes: K = features, G = groups of a token (the last may be cut short), g = fea
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from quantkit.errors import RunError
+from quantkit.errors import RunError, UserError
 from quantkit.grids.elements import EMAX, round_float_
-from quantkit.types import FP4_MAX, FP8_MAX, ActivationSpec, InputRange
+from quantkit.types import FP4_MAX, FP8_MAX, ActivationRange, ActivationSpec, KVSpec
 
 TINY = torch.finfo(torch.float32).tiny
 FP8_LEAST = {"token": 1 / (FP8_MAX * 512), "group": 1e-10 / FP8_MAX}  # scales of (nearly) zero inputs
 
 
-def fake_quantize(x: Tensor, spec: ActivationSpec, static: InputRange | None = None) -> Tensor:
+def fake_quantize(x: Tensor, spec: ActivationSpec, static: ActivationRange | None = None) -> Tensor:
     """x [..., K] (bf16, fp16 or fp32) rounded as `spec` says, in x's dtype; computed in float32.
 
     static  the calibrated range, where the spec has one; its scale may have any shape that broadcasts with x
@@ -53,7 +54,7 @@ def fake_quantize(x: Tensor, spec: ActivationSpec, static: InputRange | None = N
     return _round(wide, spec, static).to(x.dtype)
 
 
-def int_codes(x: Tensor, spec: ActivationSpec, static: InputRange | None = None) -> tuple[Tensor, Tensor]:
+def int_codes(x: Tensor, spec: ActivationSpec, static: ActivationRange | None = None) -> tuple[Tensor, Tensor]:
     """Symmetric integer codes of x [..., K] as whole float32 numbers, and the scales they are multiplied by [..., 1].
 
     fake_quantize is their product. One scale for a token (dynamic), or for all (static).
@@ -67,7 +68,7 @@ def int_codes(x: Tensor, spec: ActivationSpec, static: InputRange | None = None)
     return _symmetric_codes(wide, spec.bits, scale)
 
 
-def static_range(low: float, high: float, spec: ActivationSpec) -> InputRange:
+def static_range(low: float, high: float, spec: ActivationSpec) -> ActivationRange:
     """The scale and zero point of inputs that are clipped to low .. high; RunError where these are not finite.
 
     Of "e4m3" activations the scale is the global one: the least power of two with which no group scale exceeds 448.
@@ -80,20 +81,20 @@ def static_range(low: float, high: float, spec: ActivationSpec) -> InputRange:
         top = 2**spec.bits - 1
         low, high = min(low, 0.0), max(high, 0.0)
         scale = (high - low) / top if high > low else 1.0
-        return InputRange(_scale(scale), min(round(-low / scale), top))
+        return ActivationRange(_scale(scale), min(round(-low / scale), top))
     if amax == 0:
-        return InputRange(_scale(1.0))
+        return ActivationRange(_scale(1.0))
     if spec.scale == "e4m3":
         fraction, exponent = math.frexp(amax / (FP4_MAX * FP8_MAX))
-        return InputRange(_scale(2.0 ** (exponent - (fraction == 0.5))))
-    return InputRange(_scale(amax / (spec.top if spec.element == "float" else 2 ** (spec.bits - 1) - 1)))
+        return ActivationRange(_scale(2.0 ** (exponent - (fraction == 0.5))))
+    return ActivationRange(_scale(amax / (spec.top if spec.element == "float" else 2 ** (spec.bits - 1) - 1)))
 
 
 def _scale(value: float) -> Tensor:
     return torch.tensor(max(value, TINY), dtype=torch.float32)
 
 
-def _round(x: Tensor, spec: ActivationSpec, static: InputRange | None) -> Tensor:
+def _round(x: Tensor, spec: ActivationSpec, static: ActivationRange | None) -> Tensor:
     """x (overwritten) with each row of its last dimension rounded; a dynamic scale is shared by one row."""
     scale = None if static is None else static.scale.to(x.device, x.dtype)
     if spec.element == "int":
@@ -148,3 +149,36 @@ def _power_of_two(x: Tensor, bits: int) -> Tensor:
     """The e8m0 scale of each row: 2^(floor(log2 amax) - emax) with the exponent held to -127 .. 127."""
     exponent = torch.frexp(x.abs().amax(-1, keepdim=True)).exponent - 1 - EMAX[bits]
     return torch.ldexp(torch.ones_like(exponent, dtype=x.dtype), exponent.clamp_(-127, 127))
+
+
+class KVRange(NamedTuple):
+    """Static scales of a layer's keys and values, float32 [] or, for each head, [H]."""
+
+    k_scale: Tensor
+    v_scale: Tensor
+
+
+def quantize_kv(x_BHTD: Tensor, spec: KVSpec, scale: Tensor | None = None) -> Tensor:
+    """Keys or values [B, H, T, D] rounded as `spec` says, in their dtype.
+
+    scale  float32 [] or [H], where the spec is static; UserError where H is not the number of heads
+    """
+    if spec.per == "token":
+        assert scale is None
+        return fake_quantize(x_BHTD, ActivationSpec(spec.bits, spec.group_size, spec.symmetric, spec.element))
+    assert scale is not None
+    assert spec.symmetric, "static scales have no zero point"
+    if scale.dim():
+        H = x_BHTD.shape[1]
+        if len(scale) != H:
+            raise UserError(f"{len(scale)} scales of cached keys or values for {H} heads: they are another model's")
+        scale = scale[:, None, None]
+    if spec.element == "float":
+        wide_BHTD = x_BHTD.to(torch.promote_types(x_BHTD.dtype, torch.float32))
+        scale = scale.to(wide_BHTD.device, wide_BHTD.dtype)
+        return round_float_(wide_BHTD / scale, spec.bits).mul_(scale).to(x_BHTD.dtype)
+    return fake_quantize(x_BHTD, _static(spec), ActivationRange(scale))
+
+
+def _static(spec: KVSpec) -> ActivationSpec:
+    return ActivationSpec(spec.bits, element=spec.element, dynamic=False)

@@ -9,7 +9,7 @@ Sources: e4m3fn arXiv:2209.05433; e2m1 and the power-of-two scale e8m0: OCP Micr
 import torch
 from torch import Tensor
 
-from quantkit.types import FP4_MAX, FP8_MAX, QuantizedWeight, TensorSpec
+from quantkit.types import FP4_MAX, FP8_MAX, TensorSpec
 
 FP8 = torch.float8_e4m3fn
 EMAX = {4: 2, 8: 8}  # by bits: exponent of the largest e2m1 (6 = 1.5 * 2^2) and e4m3 (448 = 1.75 * 2^8) number
@@ -71,31 +71,3 @@ def steps_of(codes: Tensor, spec: TensorSpec, zero: Tensor) -> Tensor:
     if spec.element == "float":
         return float_steps(codes, spec.bits, zero.dtype)
     return codes.to(zero.dtype) - zero
-
-
-def expand(scale: Tensor, spec: TensorSpec, N: int) -> Tensor:
-    """Scales as they are stored, a row for each `spec.rows` rows of the weight, to one row for each row [N, G]."""
-    if spec.rows == 1:
-        return scale
-    return (scale.expand(N, -1) if spec.rows == -1 else scale.repeat_interleave(spec.rows, 0)[:N]).contiguous()
-
-
-def collapse(scale_NG: Tensor, spec: TensorSpec) -> Tensor:
-    """The inverse of `expand`."""
-    if spec.rows == 1:
-        return scale_NG
-    return scale_NG[:1].contiguous() if spec.rows == -1 else scale_NG[:: spec.rows].contiguous()
-
-
-def dequantize(q: QuantizedWeight) -> Tensor:
-    """The weight [N, K] a quantized weight stands for, in its scale's dtype."""
-    (N, K), G, dtype = q.codes_NK.shape, q.scale_NG.shape[1], q.scale_NG.dtype
-    size = q.spec.columns(K)
-    if q.spec.element == "float":
-        steps_NK = float_steps(q.codes_NK, q.spec.bits, dtype)
-        if G * size == K:
-            return (steps_NK.reshape(N, G, size) * q.scale_NG[..., None]).reshape(N, K)
-        return steps_NK * q.scale_NG.repeat_interleave(size, 1)[:, :K]  # blocks cut short at the right edge
-    zero = q.spec.levels // 2 if q.zero_NG is None else q.zero_NG[..., None].to(dtype)
-    codes_NGg = q.codes_NK.reshape(N, G, size).to(dtype)
-    return ((codes_NGg - zero) * q.scale_NG[..., None]).reshape(N, K)

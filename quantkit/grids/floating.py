@@ -18,7 +18,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from quantkit.grids.elements import EMAX, FP8, encode_float, expand, float_codes, round_float_
+from quantkit.grids.dequantize import (
+    expand,
+)
+from quantkit.grids.elements import (
+    EMAX,
+    FP8,
+    encode_float,
+    float_codes,
+    round_float_,
+)
 from quantkit.grids.integer import CHUNK, RangeSearch
 from quantkit.types import FP8_MAX, QuantizedWeight, TensorSpec
 

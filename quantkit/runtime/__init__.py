@@ -1,1 +1,8 @@
-"""Running what was quantized: a linear with packed weights, and loading a folder of them."""
+"""Quantized folders as transformers models. Start in load.py.
+
+load.py             the model of a folder
+quant_linear.py     a linear that keeps its weight packed
+kernel_choice.py    which kernel a linear runs on
+fused_experts.py    inputs of experts that transformers keeps in one parameter
+quantized_cache.py  caches that round keys and values as an engine's would
+"""

@@ -10,18 +10,26 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from quantkit.blocks import build_meta_model, find_blocks, read_config
+from quantkit.checkpoint.quantization_config import OWN_CACHE
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import RunError, UserError
 from quantkit.formats import FORMATS, format_name
-from quantkit.naming import Piece, assemble, weight_sources
-from quantkit.quantized import outline
-from quantkit.runtime.fused import round_inputs
-from quantkit.runtime.kv import KVRange, round_entries
-from quantkit.runtime.linear import QuantLinear, is_linear
-from quantkit.types import ActivationSpec, InputRange, KVSpec, Scheme
-
-OWN_CACHE = "quantkit_kv_cache"  # in config.json: a cache that no engine's format speaks of
+from quantkit.formats.quantized_folder import outline
+from quantkit.grids.activations import (
+    KVRange,
+)
+from quantkit.model.meta_model import (
+    build_meta_model,
+    find_blocks,
+    read_config,
+)
+from quantkit.model.weight_sources import TensorSlice, assemble, weight_sources
+from quantkit.runtime.fused_experts import round_inputs
+from quantkit.runtime.quant_linear import QuantLinear, is_linear
+from quantkit.runtime.quantized_cache import (
+    round_entries,
+)
+from quantkit.types import ActivationRange, ActivationSpec, KVSpec, Scheme
 
 
 def load(
@@ -122,7 +130,7 @@ class PackedFolder:
         with self._named(module):
             return QuantLinear(self.format, self.tensors(module), self.schemes[module])
 
-    def rounding(self, pieces: list[Piece]) -> dict[int | None, tuple[ActivationSpec, InputRange | None]]:
+    def rounding(self, pieces: list[TensorSlice]) -> dict[int | None, tuple[ActivationSpec, ActivationRange | None]]:
         """How the inputs of a dense parameter made of these pieces are rounded, by expert (None: it is one matrix)."""
         found = {}
         for piece in pieces:
@@ -185,7 +193,7 @@ def _simulate_cache(model: PreTrainedModel, checkpoint: Checkpoint, settings: Ma
 def _fill(
     model: PreTrainedModel,
     folder: PackedFolder,
-    sources: Mapping[str, list[Piece]],
+    sources: Mapping[str, list[TensorSlice]],
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
@@ -202,7 +210,7 @@ def _fill(
         if (
             len(names) == 1
             and is_linear(owner)
-            and pieces == [Piece(pieces[0].name)]
+            and pieces == [TensorSlice(pieces[0].name)]
             and folder.is_packed(pieces[0].name)
         ):
             linear = folder.linear(pieces[0].name).to(device)
@@ -227,7 +235,7 @@ def _fill(
 
 def _put_together(
     folder: PackedFolder,
-    pieces: list[Piece],
+    pieces: list[TensorSlice],
     like: Tensor,
     dtype: torch.dtype | None,
     kept: Mapping[str, torch.dtype],

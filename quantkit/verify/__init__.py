@@ -2,6 +2,14 @@
 
 `preflight` asks the same of what would be written, before a run. Facts about the engines are those of vLLM 0.33,
 SGLang 0.5.23, transformers 5.23, llama.cpp of October and TensorRT-LLM of autumn 2026.
+
+findings.py  a finding: what, where, what to do
+subject.py   what the rules look at
+files.py     headers, index, shards, leftovers, checksums
+tensors.py   shapes and dtypes of packed tensors
+scales.py    values of scales, zero points and caches
+config/      what a quantization_config declares
+engines/     what each engine accepts
 """
 
 from collections.abc import Mapping
@@ -11,16 +19,44 @@ from types import ModuleType
 from typing import Any
 
 from quantkit.checkpoint.header import read_json
+from quantkit.checkpoint.output_folder import (
+    file_hashes,
+)
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
-from quantkit.verify import folder as files
-from quantkit.verify import kernels, layouts, llamacpp, rules, scales, sglang, tensorrt, transformers, vllm
-from quantkit.verify.folder import file_hashes
-from quantkit.verify.render import render
-from quantkit.verify.stated import METHODS, make_subject
-from quantkit.verify.subject import ENGINES, Finding, Shape, Subject, error, info
+from quantkit.verify import files as files
+from quantkit.verify import scales
+from quantkit.verify import tensors as layouts
+from quantkit.verify.config.other_methods import METHODS, make_subject
+from quantkit.verify.engines import (
+    llama_cpp as llamacpp,
+)
+from quantkit.verify.engines import (
+    sglang,
+    transformers,
+    vllm,
+)
+from quantkit.verify.engines import (
+    shared_rules as rules,
+)
+from quantkit.verify.engines import (
+    tensorrt_llm as tensorrt,
+)
+from quantkit.verify.engines import (
+    vllm_kernels as kernels,
+)
+from quantkit.verify.findings import (
+    Finding,
+    error,
+    info,
+)
+from quantkit.verify.subject import (
+    ENGINES,
+    Shape,
+    Subject,
+)
 
-__all__ = ["ENGINES", "Finding", "file_hashes", "preflight", "render", "verify_folder"]
+__all__ = ["ENGINES", "Finding", "file_hashes", "preflight", "verify_folder"]
 
 _ENGINE_RULES: dict[str, ModuleType] = {
     "vllm": vllm,

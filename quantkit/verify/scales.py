@@ -9,8 +9,21 @@ from torch import Tensor
 
 from quantkit.checkpoint.header import TensorInfo
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.verify.rules import grouped
-from quantkit.verify.subject import FUSING, Finding, Stated, Subject, error, info, leaf, siblings, some, warning
+from quantkit.verify.engines.shared_rules import grouped
+from quantkit.verify.findings import (
+    Finding,
+    error,
+    info,
+    warning,
+)
+from quantkit.verify.subject import (
+    FUSING,
+    DeclaredScheme,
+    Subject,
+    leaf,
+    siblings,
+    some,
+)
 
 LIMIT = 512 << 20  # bytes of scales beyond which only those of one number are read
 _SUFFIXES = {
@@ -80,7 +93,7 @@ def check_fused(subject: Subject, checkpoint: Checkpoint, modules: Modules) -> l
     return found
 
 
-def _shared(said: Stated) -> list[tuple[str, str, str]]:
+def _shared(said: DeclaredScheme) -> list[tuple[str, str, str]]:
     weights, inputs = said.weights, said.inputs
     if weights.strategy == "tensor_group":
         wrong = "the largest is applied to all, which rescales the weights of the others"

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
+
+from quantkit.verify.findings import Finding
 
 Shape = tuple[int, int]
 ENGINES = ("vllm", "sglang", "transformers", "llama.cpp", "tensorrt-llm")
@@ -24,30 +26,7 @@ HEADS = ("lm_head", "embed_out", "output")
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong or worth knowing: what (message), where, and what to do (remedy)."""
-
-    level: Literal["error", "warning", "info"]
-    rule: str
-    where: str
-    message: str
-    remedy: str
-
-
-def error(rule: str, where: str, message: str, remedy: str) -> Finding:
-    return Finding("error", rule, where, message, remedy)
-
-
-def warning(rule: str, where: str, message: str, remedy: str) -> Finding:
-    return Finding("warning", rule, where, message, remedy)
-
-
-def info(rule: str, where: str, message: str, remedy: str) -> Finding:
-    return Finding("info", rule, where, message, remedy)
-
-
-@dataclass(frozen=True, slots=True)
-class Numbers:
+class DeclaredNumbers:
     """A number format as configs state it. group_size -1: no groups. dynamic: True, False or "local"."""
 
     bits: int
@@ -67,13 +46,13 @@ class Numbers:
 
 
 @dataclass(frozen=True, slots=True)
-class Stated:
+class DeclaredScheme:
     """How the config says a module is stored. layout names its tensors: a compressed-tensors format, awq, gptq, ..."""
 
     layout: str
-    weights: Numbers
-    inputs: Numbers | None = None
-    outputs: Numbers | None = None
+    weights: DeclaredNumbers
+    inputs: DeclaredNumbers | None = None
+    outputs: DeclaredNumbers | None = None
     where: str = "quantization_config"
 
     def __str__(self) -> str:
@@ -99,8 +78,8 @@ class Subject:
     linears: Mapping[str, Shape]
     engine: str
     tp: int = 1
-    stated: dict[str, Stated] = field(default_factory=dict)
-    groups: list[Stated] = field(default_factory=list)
+    stated: dict[str, DeclaredScheme] = field(default_factory=dict)
+    groups: list[DeclaredScheme] = field(default_factory=list)
     problems: list[Finding] = field(default_factory=list)
 
     @property
@@ -109,7 +88,7 @@ class Subject:
         return next((name for name in (*self.linears, *self.shapes) if leaf(name) in HEADS), "lm_head")
 
     @property
-    def quantized(self) -> dict[str, tuple[Stated, Shape]]:
+    def quantized(self) -> dict[str, tuple[DeclaredScheme, Shape]]:
         """Modules both stated and stored as quantized."""
         return {name: (said, self.shapes[name]) for name, said in self.stated.items() if name in self.shapes}
 

@@ -9,10 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from quantkit.checkpoint.output_folder import (
+    copy_side_files,
+)
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.checkpoint.writer import ShardWriter, TensorLayout, copy_side_files
-from quantkit.formats import compressed_tensors as ct
-from quantkit.grids.elements import dequantize
+from quantkit.checkpoint.writer import (
+    ShardWriter,
+    TensorLayout,
+)
+from quantkit.formats.compressed_tensors import tensors as ct
+from quantkit.grids.dequantize import (
+    dequantize,
+)
 from quantkit.grids.integer import IntegerGrid
 from quantkit.types import QuantizedWeight, Scheme, TensorSpec
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from packaging.version import Version
 
-from quantkit.formats import compressed_tensors as ct
-from quantkit.grids.elements import dequantize
+from quantkit.formats.compressed_tensors import tensors as ct
+from quantkit.grids.dequantize import (
+    dequantize,
+)
 from quantkit.grids.integer import IntegerGrid
 from quantkit.types import Scheme, TensorSpec
 from tests.interop.packing import negate_half

@@ -17,7 +17,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.writer import ShardWriter, TensorLayout
 from quantkit.formats import fp8
-from quantkit.grids.elements import FP8, dequantize, expand
+from quantkit.grids.dequantize import (
+    dequantize,
+    expand,
+)
+from quantkit.grids.elements import (
+    FP8,
+)
 from quantkit.types import PRESETS, QuantizedWeight
 
 pytestmark = pytest.mark.interop

@@ -24,7 +24,9 @@ from torch import Tensor
 
 from quantkit.convert import convert
 from quantkit.formats import FORMATS
-from quantkit.grids.elements import dequantize
+from quantkit.grids.dequantize import (
+    dequantize,
+)
 from quantkit.types import QuantizedWeight, TensorSpec
 from tests.interop.packing import pack_folder
 from tests.interop.tiny_llama import save_tiny_llama

@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from quantkit import pipeline, recipe
 from quantkit.algorithms.rtn import rtn
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.formats import compressed_tensors as ct
+from quantkit.formats.compressed_tensors import tensors as ct
 from quantkit.grids import RangeSearch, make_grid
-from quantkit.grids.elements import dequantize
-from quantkit.runtime.linear import QuantLinear
+from quantkit.grids.dequantize import (
+    dequantize,
+)
+from quantkit.quantization import pipeline
+from quantkit.recipe import load as recipe
 from quantkit.runtime.load import load
-from quantkit.types import PRESETS, ActivationSpec, InputRange, KVSpec, Scheme, TensorSpec
+from quantkit.runtime.quant_linear import QuantLinear
+from quantkit.types import PRESETS, ActivationRange, ActivationSpec, KVSpec, Scheme, TensorSpec
 from tests.interop.tiny_llama import save_tiny_llama
 
 pytestmark = pytest.mark.interop
@@ -208,7 +211,7 @@ def test_transformers_reads_static_ranges(source: Path, tmp_path: Path) -> None:
     for name, module in ours.named_modules():
         if isinstance(module, QuantLinear):
             q = module.quantized()
-            assert isinstance(q.input, InputRange)
+            assert isinstance(q.input, ActivationRange)
             assert model.get_submodule(name).input_scale.reshape([]) == q.input.scale
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
-from quantkit.formats import compressed_tensors as ct
+from quantkit.formats.compressed_tensors import tensors as ct
 from quantkit.runtime.load import load
 from quantkit.types import TensorSpec
 from tests.interop.packing import pack_folder

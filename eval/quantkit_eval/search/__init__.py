@@ -1,0 +1,4 @@
+"""Several recipes side by side.
+
+sweep.py  a row per recipe: KL, agreement, perplexity, bits, seconds
+"""

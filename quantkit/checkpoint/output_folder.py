@@ -1,0 +1,93 @@
+"""A result's folder: never overwritten; its JSON files, side files, hashes and the report's name."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from quantkit.checkpoint.reader import check_inside
+from quantkit.errors import RunError, UserError
+
+# Weights in any framework's form, what describes them, and what speaks of another quantization or of the source's repo.
+WEIGHTS = (
+    r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|ot|onnx|onnx_data|gguf|ggml|npz|npy|nemo|tflite|pkl)|.*\.index\.json"
+)
+STALE = r"(config|quantize_config|quant_config|quantization_config|hf_quant_config|params|adapter_config)\.json"
+STALE += r"|recipe\.yaml|quantkit-report\.(json|html)|readme\.md|\..*"
+FOLDERS = {"additional_chat_templates"}
+
+REPORT = "quantkit-report.json"
+
+
+def check_output(output: Path) -> None:
+    """Refuse a target that exists (nothing is ever overwritten) or cannot be made."""
+    if output.exists():
+        what = "a finished quantkit run" if (output / REPORT).exists() else "not ours"
+        raise UserError(f"{output} exists ({what}) and is never overwritten; choose another --output or move it away")
+    parent = output.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{output} cannot be made: {parent} is not a folder that may be written to")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file and return once it is on the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def versions() -> dict[str, str]:
+    """Versions that may change a run's bytes."""
+    try:
+        own = version("quantkit")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        own = "checkout"
+    return {"quantkit": own, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def copy_side_files(source: Path, target: Path) -> list[str]:
+    """Copy what is neither weights nor config.json byte for byte; returns the sorted names.
+
+    Tokenizers come in too many files to list (spiece.model, *.tiktoken, tekken.json, ...), so everything at the top
+    level goes along but weights, indices, and files of an earlier quantization, which engines would pick up.
+    """
+    files = [path for path in source.iterdir() if path.is_file() and _goes_along(path.name)]
+    for folder in FOLDERS:
+        files += [path for path in (source / folder).glob("*") if path.is_file()]
+    for path in files:
+        check_inside(source, path, f"{path} is a link")
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(path, place)
+        except OSError as error:
+            raise RunError(f"{place}: {error.strerror}") from error
+    return sorted(str(path.relative_to(source)) for path in files)
+
+
+def _goes_along(name: str) -> bool:
+    return not re.fullmatch(f"{WEIGHTS}|{STALE}", name.lower())
+
+
+def file_hashes(folder: str | Path) -> dict[str, str]:
+    """File name -> sha256 of every safetensors file of a folder; it reads all of them, a block at a time."""
+    paths = sorted(Path(folder).glob("*.safetensors"))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets other threads run
+        return dict(zip((path.name for path in paths), pool.map(_sha256, paths), strict=True))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

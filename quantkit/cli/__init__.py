@@ -1,0 +1,9 @@
+"""The `quantkit` command: one function per verb, no logic. Start in main.py.
+
+main.py      which function is which verb
+app.py       the typer app, errors as messages and exit codes, shared options
+quantize.py  quantize, plan
+evaluate.py  eval
+folders.py   inspect, convert, verify
+recipes.py   recipes: list, show, check, schema
+"""

@@ -1,0 +1,99 @@
+"""The `quantkit` command: one function per verb, no logic. Everything heavy is imported inside the verbs.
+
+Exit codes: 0 done, 1 the run failed, 2 bad input or usage, 130 interrupted. An error is one message on stderr; the
+traceback shows with `quantkit --debug VERB ...` or QUANTKIT_DEBUG=1. Progress appears only where stderr is a terminal.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from quantkit.errors import RunError, UserError
+
+app = typer.Typer(
+    help="Quantize Hugging Face causal language models into checkpoints that real engines load.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: rich's takes more than twice as long to load
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_shown = {"tracebacks": False}  # --debug, for the verb that follows it
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table, and nothing else on stdout.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ..., or auto: a GPU where there is one.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the Python files that come with the model.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="weights.group_size=64; repeatable.")
+]
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn failures into one message and an exit code."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            _fail("interrupted; `quantkit quantize` goes on where it was when the same command is run again", 130)
+        except UserError as error:
+            _fail(str(error), 2)
+        except RunError as error:
+            _fail(str(error), 1)
+        except OSError as error:
+            _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 1)
+        except Exception as error:
+            _fail(f"unexpected {type(error).__name__}: {error} (`quantkit --debug ...` shows where)", 1)
+
+    return run
+
+
+def _fail(message: str, code: int) -> None:
+    if _shown["tracebacks"]:
+        import traceback
+
+        traceback.print_exc()
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"quantkit {version('quantkit')}")
+        except PackageNotFoundError:
+            typer.echo("quantkit, run from its sources without being installed")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", envvar="QUANTKIT_DEBUG", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Quantize Hugging Face causal language models into checkpoints that real engines load."""
+    _shown["tracebacks"] = debug
+
+
+def show_result(result: dict[str, Any], render: Callable[[dict[str, Any], Any], None], as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+    else:
+        from rich.console import Console
+
+        render(result, Console())

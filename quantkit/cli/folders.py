@@ -1,0 +1,71 @@
+"""The verbs on a model folder: inspect, convert, verify."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantkit.cli.app import Json, show_result
+
+
+def inspect(path: Annotated[Path, typer.Argument(help="Model folder.")], as_json: Json = False) -> None:
+    """What a model folder holds: number formats, bits per weight, size, and what is not quantized.
+
+    Example: quantkit inspect llama-w4
+    """
+    from quantkit.inspect import (
+        inspect_folder,
+    )
+    from quantkit.report.console import (
+        render_inspection,
+    )
+
+    show_result(inspect_folder(path), render_inspection, as_json)
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="Quantized model folder, ours or another tool's.")],
+    output: Annotated[Path, typer.Argument(help="New folder for the result.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="compressed-tensors, awq, gptq, gptq_v2, fp8, fp8_tensor or modelopt.")
+    ],
+    requantize: Annotated[
+        bool,
+        typer.Option("--requantize", help="Let scales be rounded to the format's numbers; the report says how far."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Carry a quantized folder to another format: the same codes and scales exactly, or a refusal with the reason.
+
+    Example: quantkit convert llama-w4-gptq llama-w4 --format compressed-tensors
+    """
+    from quantkit.convert import convert as run
+    from quantkit.report.console import render_conversion
+
+    show_result(run(source, output, format_, requantize=requantize), render_conversion, as_json)
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="Model folder.")],
+    engine: Annotated[
+        str | None, typer.Option(help="vllm, sglang, transformers, llama.cpp or tensorrt-llm; all where none is named.")
+    ] = None,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel size: devices each layer is spread over.")] = 1,
+    checksums: Annotated[
+        bool, typer.Option("--checksums", help="Also read every file and compare it with the report's sha256.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Will this engine load the folder, on which hardware, with which kernel? From headers and JSON alone.
+
+    Exit code 1 where it would be refused. Example: quantkit verify llama-w4 --engine vllm --tp 2
+    """
+    from quantkit.report.console import (
+        render_verdict,
+    )
+    from quantkit.verify import verify_folder
+
+    result = verify_folder(path, engine, tp, checksums=checksums)
+    show_result(result, render_verdict, as_json)
+    if result["verdict"] == "refused":
+        raise typer.Exit(1)

@@ -1,0 +1,24 @@
+"""The `quantkit` command: which function is which verb, in the order of `quantkit --help`."""
+
+from quantkit.cli.app import app, verb
+from quantkit.cli.evaluate import evaluate
+from quantkit.cli.folders import convert, inspect, verify
+from quantkit.cli.quantize import plan, quantize
+from quantkit.cli.recipes import recipes_app
+
+VERBS = {
+    "quantize": quantize,
+    "eval": evaluate,
+    "inspect": inspect,
+    "convert": convert,
+    "verify": verify,
+    "plan": plan,
+}
+for name, function in VERBS.items():
+    app.command(name)(verb(function))
+app.add_typer(recipes_app, name="recipes")
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="quantkit")

@@ -1,0 +1,34 @@
+"""From codes and scales back to weights."""
+
+from torch import Tensor
+
+from quantkit.grids.elements import float_steps
+from quantkit.types import QuantizedWeight, TensorSpec
+
+
+def expand(scale: Tensor, spec: TensorSpec, N: int) -> Tensor:
+    """Scales as they are stored, a row for each `spec.rows` rows of the weight, to one row for each row [N, G]."""
+    if spec.rows == 1:
+        return scale
+    return (scale.expand(N, -1) if spec.rows == -1 else scale.repeat_interleave(spec.rows, 0)[:N]).contiguous()
+
+
+def collapse(scale_NG: Tensor, spec: TensorSpec) -> Tensor:
+    """The inverse of `expand`."""
+    if spec.rows == 1:
+        return scale_NG
+    return scale_NG[:1].contiguous() if spec.rows == -1 else scale_NG[:: spec.rows].contiguous()
+
+
+def dequantize(q: QuantizedWeight) -> Tensor:
+    """The weight [N, K] a quantized weight stands for, in its scale's dtype."""
+    (N, K), G, dtype = q.codes_NK.shape, q.scale_NG.shape[1], q.scale_NG.dtype
+    size = q.spec.columns(K)
+    if q.spec.element == "float":
+        steps_NK = float_steps(q.codes_NK, q.spec.bits, dtype)
+        if G * size == K:
+            return (steps_NK.reshape(N, G, size) * q.scale_NG[..., None]).reshape(N, K)
+        return steps_NK * q.scale_NG.repeat_interleave(size, 1)[:, :K]  # blocks cut short at the right edge
+    zero = q.spec.levels // 2 if q.zero_NG is None else q.zero_NG[..., None].to(dtype)
+    codes_NGg = q.codes_NK.reshape(N, G, size).to(dtype)
+    return ((codes_NGg - zero) * q.scale_NG[..., None]).reshape(N, K)

@@ -1,0 +1,10 @@
+"""The model's structure, found by running it; quantization is not known here. Start in streamed_model.py.
+
+meta_model.py      a config as a model without weights, and its decoder blocks
+streamed_model.py  the model with one block filled at a time, and what reaches each block
+weight_sources.py  which checkpoint tensors a parameter is made of
+matmul_tracing.py  which weight meets which input, seen as it happens
+block_graph.py     the graph of a block: its matrices, which share an input, which folds hold
+folds.py           one fold: scales moved from a producer into its readers, and the proof of it
+fold_search.py     all folds of a block, found and proved
+"""

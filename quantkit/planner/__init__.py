@@ -1,0 +1,9 @@
+"""`quantkit plan`: what a run would make and take, before any weight is read. Start in estimate.py.
+
+estimate.py         the verdict: sizes, memory, time, and whether it fits
+model_inventory.py  parameters and matrices of a model, counted from config.json and headers
+run_cost.py         memory and seconds of a run
+output_size.py      bytes of the result
+advice.py           changes of the recipe that make it fit
+this_machine.py     free memory and disk, and how fast this machine is
+"""

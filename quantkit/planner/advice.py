@@ -1,0 +1,98 @@
+"""Changes of a recipe that make it fit into memory or onto the disk."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import UserError
+from quantkit.planner.model_inventory import ModelInventory
+from quantkit.planner.output_size import _sizes, resolve
+from quantkit.planner.run_cost import need
+from quantkit.planner.this_machine import Machine
+from quantkit.recipe.load import from_data
+from quantkit.recipe.recipe import Recipe
+
+FEWEST_SAMPLES = 16
+KNOBS = 3  # that are named at most
+GIB = 1 << 30
+
+
+def _advice(recipe: Recipe, inventory: ModelInventory, machine: Machine, target: Path) -> list[str]:
+    """For memory and disk, where there is too little: changes of the recipe that help, or what else would."""
+
+    def takes(changed: Recipe) -> tuple[float, float]:
+        jobs = resolve(changed, inventory)
+        needed = need(changed, inventory, jobs, machine.process)
+        return needed.peak, _sizes(changed, inventory, jobs)[0] + needed.spilled
+
+    tried: list[tuple[str, float, float]] = []
+    for text, data in _knobs(recipe):
+        with suppress(UserError):  # a format that cannot hold it
+            tried.append((text, *takes(from_data(data))))
+    peak, disk = takes(recipe)
+    advice = []
+    if peak > machine.free_memory:
+        found = [f"memory: set {text}" for text, peak, _ in tried if peak <= machine.free_memory and "bits" not in text]
+        least = min([peak, *(peak for _, peak, _ in tried)])
+        lacking = f"memory: no setting needs less than {least / GIB:.1f} GiB: use a machine with that much free"
+        advice += found[:KNOBS] or [lacking]
+    if disk > machine.free_disk:
+        found = [f"disk: set {text}" for text, _, disk in tried if disk <= machine.free_disk]
+        lacking = (
+            f"disk: free {(disk - machine.free_disk) / GIB:.1f} GiB more at {target.resolve()}, or write elsewhere"
+        )
+        advice += found[:KNOBS] or [lacking]
+    return advice
+
+
+def _knobs(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(what to write, the recipe with it), the mildest first."""
+    base = recipe.resolved()
+
+    def changed(**updates: Any) -> dict[str, Any]:
+        data = deepcopy(base)
+        for path, value in updates.items():
+            *parents, leaf = path.split("__")
+            place = data
+            for key in parents:
+                place = place[key]
+            place[leaf] = value
+        return data
+
+    calibration, algorithm = base.get("calibration"), base["weights"]["algorithm"]
+    options = algorithm.get("gptq")
+    if recipe.propagate == "original" and options:
+        yield "propagate: quantized", changed(propagate="quantized")
+    if calibration:
+        samples = calibration["samples"] // 2
+        while samples >= FEWEST_SAMPLES:
+            yield f"calibration.samples: {samples}", changed(calibration__samples=samples)
+            samples //= 2
+        if calibration["seq_len"] >= 512:
+            half = calibration["seq_len"] // 2
+            yield f"calibration.seq_len: {half}", changed(calibration__seq_len=half)
+    if options and options["refit"]:
+        plain = changed(weights__algorithm={"gptq": options | {"refit": False}})
+        yield "weights.algorithm: {gptq: {refit: false}}", plain
+        if calibration and calibration["samples"] > FEWEST_SAMPLES:
+            plain["calibration"]["samples"] = FEWEST_SAMPLES
+            yield f"weights.algorithm: {{gptq: {{refit: false}}}} and calibration.samples: {FEWEST_SAMPLES}", plain
+    if base["transforms"]:
+        yield "transforms: []", changed(transforms=[])
+    rounding = {"rtn": {"range": "minmax"}}
+    if calibration:
+        yield (
+            "weights.algorithm: {rtn: {range: minmax}} with transforms: [] and no calibration",
+            changed(weights__algorithm=rounding, transforms=[], calibration=None),
+        )
+    for bits in (4, 3, 2):
+        if base["weights"]["bits"] > bits:
+            integers = {"type": "int", "bits": bits, "group_size": 128, "algorithm": algorithm}
+            yield f"weights: {{type: int, bits: {bits}, group_size: 128}}", changed(scheme=None, weights=integers)
+            yield (
+                f"weights: {{type: int, bits: {bits}, group_size: 128, algorithm: {{rtn: {{range: minmax}}}}}} "
+                "with transforms: [] and no calibration",
+                changed(scheme=None, weights=integers | {"algorithm": rounding}, transforms=[], calibration=None),
+            )

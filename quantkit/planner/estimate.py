@@ -1,0 +1,98 @@
+"""`quantkit plan`: what a recipe will make of a model and what that takes here, before any weight is read.
+
+Sizes come from the very functions that lay out the files; memory and time from `footprint`, of this machine as it is
+now. Where it will not fit, changed recipes are estimated until some do: those are the knobs that are named.
+"""
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantkit.algorithms.rtn import rtn
+from quantkit.grids import RangeSearch, make_grid
+from quantkit.planner.advice import GIB, _advice
+from quantkit.planner.model_inventory import kv_bytes, take_inventory
+from quantkit.planner.output_size import _sizes, resolve
+from quantkit.planner.run_cost import PlannedLinear, need, seconds
+from quantkit.planner.this_machine import Machine, measure
+from quantkit.quantization.targets import kv_spec
+from quantkit.recipe.recipe import Recipe
+
+SAMPLE = (256, 4096)  # rows and columns that are rounded to time it
+
+
+def estimate(
+    recipe: Recipe,
+    config_folder: Path,
+    *,
+    target: Path | None = None,
+    trust_remote_code: bool = False,
+    machine: Machine | None = None,
+) -> dict[str, Any]:
+    """Sizes, memory, time and verdict for a folder with config.json, with or without weights.
+
+    target: the folder that will be written into (default: the current one). UserError for what `quantize` refuses too:
+    an unknown architecture, patterns without effect, a scheme the format cannot hold.
+    """
+    inventory = take_inventory(config_folder, trust_remote_code=trust_remote_code)
+    target = target or Path()
+    machine = machine or measure(target)
+    jobs = resolve(recipe, inventory)
+    size, bits = _sizes(recipe, inventory, jobs)
+    needed = need(recipe, inventory, jobs, machine.process)
+    disk = size + needed.spilled
+    weights = sum(job.matrix.numel for job in jobs)
+    stages = seconds(recipe, inventory, jobs, machine, _per_weight(jobs), inventory.stored + size)
+    kv = kv_spec(recipe.kv_cache)
+    problems = []
+    if needed.peak > machine.free_memory:
+        problems.append(
+            f"memory: needs about {needed.peak / GIB:.1f} GiB, {machine.free_memory / GIB:.1f} GiB are free"
+        )
+    if disk > machine.free_disk:
+        problems.append(
+            f"disk: needs {disk / GIB:.1f} GiB, {machine.free_disk / GIB:.1f} GiB are free at {target.resolve()}"
+        )
+    return {
+        "model": str(config_folder),
+        "model_type": getattr(inventory.config, "model_type", None),
+        "weights_seen": inventory.from_headers,
+        "params": dict(inventory.params),
+        "linears": len(jobs),
+        "schemes": dict(Counter(str(job.scheme) for job in jobs)),
+        "bytes_before": inventory.stored,
+        "bytes_after": size,
+        "bits_per_weight": bits / weights,
+        "kv_cache": "as computed" if kv is None else str(kv),
+        "kv_bytes_per_token": kv_bytes(inventory.config, kv, inventory.dtype),
+        "memory": needed.memory,
+        "peak_memory_bytes": needed.peak,
+        "free_memory_bytes": machine.free_memory,
+        "disk_bytes": disk,
+        "free_disk_bytes": machine.free_disk,
+        "seconds": stages,
+        "seconds_total": sum(stages.values()),
+        "machine": f"{machine.cores} cores, {machine.flops / 1e9:.0f} GFLOP/s, {machine.disk_rate / 1e9:.2f} GB/s",
+        "fits": not problems,
+        "problems": problems,
+        "advice": _advice(recipe, inventory, machine, target) if problems else [],
+    }
+
+
+def _per_weight(jobs: list[PlannedLinear]) -> float:
+    """Seconds of fitting a range to and rounding one weight, measured for the scheme most linears have."""
+    job = max(Counter((j.scheme, j.scale_dtype, j.weights.options.range) for j in jobs).items(), key=lambda i: i[1])[0]
+    scheme, scale_dtype, how = job
+    N, K = SAMPLE
+    K = scheme.weights.columns(K) * max(1, K // scheme.weights.columns(K))
+    grid = make_grid(scheme.weights, scale_dtype, None if how == "minmax" else RangeSearch(), signed=True)
+    w_NK = torch.randn(N, K, generator=torch.Generator().manual_seed(0))
+    spent = []
+    for _ in range(2):  # the first one warms up
+        begin = time.perf_counter()
+        rtn(w_NK, grid)
+        spent.append(time.perf_counter() - begin)
+    return min(spent) / w_NK.numel()

@@ -1,0 +1,12 @@
+"""A model and a recipe become a quantized folder. Start in pipeline.py.
+
+pipeline.py          the straight line: targets, blocks one by one, report
+targets.py           what is done to each linear, decided before any work; the files' layout
+block_quantizer.py   one block: transform, quantize, write, pass on
+linear_quantizer.py  the linears that share one input
+engine_check.py      asks the engine named in the recipe, before and after
+output.py            config.json and the report
+resources.py         seconds by stage, memory, worker threads
+calibration/         what is gathered from the calibration text
+transforms/          rewrites of weights that keep the model's function
+"""

@@ -1,0 +1,9 @@
+"""What is gathered from the calibration text while blocks run.
+
+data.py            texts to tokens
+hidden_states.py   the states between two blocks, for all samples
+statistics.py      sums over the inputs of linears
+staged_forward.py  one run of a block that pauses before each group of linears
+input_ranges.py    static ranges of linears' inputs
+kv_scales.py       static scales of cached keys and values
+"""

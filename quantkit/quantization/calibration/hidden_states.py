@@ -1,0 +1,117 @@
+"""Calibration states and what is gathered from them while one block runs.
+
+Statistics are sums over tokens, so several processes may gather their own and add them up.
+Shapes: S = samples, T = tokens of a sample, H = hidden size, M = tokens of one batch, K = input features of a group.
+"""
+
+import copy
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.errors import RunError
+from quantkit.model.block_graph import BlockGraph, run_until
+from quantkit.model.streamed_model import BlockCall, StreamedModel
+
+STATES_LIMIT = 2 << 30  # bytes of one array of states kept in memory; a larger one is a memory-mapped file
+BATCH_FLOATS = 1 << 23  # hidden-state elements that run through a block at a time, so sums depend on the model alone
+BATCH_TOKENS = (2048, 8192)  # at least and at most this many tokens
+
+
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
+    """A zeroed array in memory, or in a memory-mapped file in `folder` where it is larger than STATES_LIMIT.
+
+    The file has no name from the start, so a killed run leaves nothing behind.
+    """
+    count = torch.Size(shape).numel()
+    if count * dtype.itemsize <= STATES_LIMIT:
+        return torch.zeros(shape, dtype=dtype)
+    handle, path = tempfile.mkstemp(suffix=".states", dir=folder)
+    try:
+        os.posix_fallocate(handle, 0, count * dtype.itemsize)
+        return torch.from_file(path, shared=True, size=count, dtype=dtype).reshape(shape)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: no room for {count * dtype.itemsize / 2**30:.1f} GiB of calibration states"
+        ) from error
+    finally:
+        os.close(handle)
+        os.unlink(path)
+
+
+class HiddenStates:
+    """The hidden states of all calibration samples between two blocks, and how each batch calls every block."""
+
+    def __init__(self, streamed: StreamedModel, ids_ST: Tensor, folder: Path) -> None:
+        S, self.seq_len = ids_ST.shape
+        self.device, self.tokens = streamed.device, ids_ST.numel()
+        least, most = BATCH_TOKENS
+        tokens = min(max(BATCH_FLOATS // streamed.model.config.get_text_config().hidden_size, least), most)
+        step = max(1, tokens // self.seq_len)
+        self.slices = [slice(i, min(i + step, S)) for i in range(0, S, step)]
+        self.calls: dict[int, list[BlockCall]] = {}  # by batch size: all samples have one length and no padding
+        for part in self.slices:
+            hidden, calls = streamed.first_call(ids_ST[part])
+            self.calls.setdefault(part.stop - part.start, calls)
+            if part.start == 0:
+                self.hidden_STH = allocate((S, *hidden.shape[1:]), hidden.dtype, folder)
+            self.hidden_STH[part] = hidden.cpu()
+
+    def fork(self, folder: Path) -> "HiddenStates":
+        """A second stream of states that starts where this one is."""
+        other = copy.copy(self)
+        other.hidden_STH = allocate(tuple(self.hidden_STH.shape), self.hidden_STH.dtype, folder)
+        other.hidden_STH.copy_(self.hidden_STH)
+        return other
+
+    def batches(self, block: int) -> Iterator[tuple[slice, Tensor, BlockCall]]:
+        """(samples, hidden states on the device, how to call the block) of every batch."""
+        for part in self.slices:
+            yield part, self.hidden_STH[part].to(self.device), self.calls[part.stop - part.start][block]
+
+    def put(self, part: slice, output: Tensor, index: int) -> None:
+        """Store block `index`'s output for these samples; RunError where it is NaN or infinite."""
+        if not torch.isfinite(output.sum()):
+            raise RunError(f"block {index}: the hidden states became NaN or infinite on the calibration text")
+        self.hidden_STH[part] = output.cpu()
+
+    def advance(self, block: nn.Module, index: int) -> None:
+        """Replace every state by the block's output for it."""
+        for part, hidden, call in self.batches(index):
+            self.put(part, call.run(block, hidden), index)
+
+
+Observer = Callable[[int, slice, Tensor], None]
+
+
+def run(
+    states: HiddenStates,
+    block: nn.Module,
+    graph: BlockGraph,
+    index: int,
+    groups: set[int],
+    observe: Observer,
+    *,
+    advance: bool,
+) -> None:
+    """Run the block on all states; observe(group, tokens, x_MK) sees every input of the groups asked for.
+
+    tokens are the batch's rows among all calibration tokens (of no meaning for an expert, which sees only some).
+    advance replaces the states by the block's outputs; otherwise the run stops behind the last group asked for.
+    """
+    for part, hidden, call in states.batches(index):
+        tokens = slice(part.start * states.seq_len, part.stop * states.seq_len)
+
+        def see(group: int, x_MK: Tensor, tokens: slice = tokens) -> None:
+            if group in groups:
+                observe(group, tokens, x_MK)
+
+        until = None if advance else max(groups)
+        output = run_until(block, graph, (hidden, *call.args), call.kwargs, see, until)
+        if advance:
+            assert output is not None
+            states.put(part, output if isinstance(output, Tensor) else output[0], index)

@@ -1,0 +1,92 @@
+"""Where a run reads from and what it leaves beside the weights: config, tokenizer files, report."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantkit.checkpoint.output_folder import (
+    REPORT,
+    copy_side_files,
+    write_json,
+)
+from quantkit.checkpoint.quantization_config import (
+    OWN_CACHE,
+)
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.errors import RunError
+from quantkit.quantization.block_quantizer import BlockQuantizer
+from quantkit.quantization.targets import LinearTarget, Targets
+from quantkit.quantization.transforms.rotation import ModelRotation
+
+
+def write_side_files(
+    checkpoint: Checkpoint,
+    folder: Path,
+    format_: Any,
+    targets: Targets,
+    rotation: ModelRotation | None = None,
+) -> None:
+    """config.json with quantization_config, tokenizer and generation files byte for byte."""
+    copy_side_files(checkpoint.folder, folder)
+    schemes = {linear.name: linear.scheme for linear in targets.linears}
+    config = dict(checkpoint.config) if rotation is None else rotation.config(checkpoint.config)
+    skipped = [name for name, _ in targets.skipped]
+    stored = targets.kv if targets.kv_scales else None
+    config["quantization_config"] = format_.config(schemes, skipped, stored)
+    if targets.kv is not None and stored is None:  # no engine's format speaks of it: for quantkit's own runtime
+        config[OWN_CACHE] = asdict(targets.kv)
+    said = format_.read_config(config["quantization_config"], [*schemes, *skipped])
+    if said != schemes:
+        wrong = sorted(name for name in said.keys() | schemes if said.get(name) != schemes.get(name))
+        raise RunError(f"config.json would describe {', '.join(wrong[:3])} as something else than what was written")
+    for name, content in format_.files(config["quantization_config"]).items():
+        write_json(folder / name, content)
+    write_json(folder / "config.json", config)
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """quantkit-report.json beside the checkpoint."""
+    write_json(folder / REPORT, report)
+
+
+def make_report(
+    key: dict[str, Any], run: BlockQuantizer, blocks: list[dict[str, Any]], size: int, advice: list[str]
+) -> dict[str, Any]:
+    """quantkit-report.json: what was done to which linear, what was not and why, at which cost."""
+    targets, checkpoint, timer = run.targets, run.streamed.checkpoint, run.timer
+    records = [record for block in blocks for record in block["linears"]]
+    total = len(targets.linears) + sum(1 for _, reason in targets.skipped)
+    weights = sum(linear.shape[0] * linear.shape[1] for linear in targets.linears)
+    bits = sum(_stored_bits(run.format, linear) for linear in targets.linears)
+    rejected = {reason for graph in run.graphs for reason in graph.rejected}
+    return {
+        "quantkit": key["versions"]["quantkit"],
+        "model": str(checkpoint.folder),
+        **key,
+        "coverage": f"{len(targets.linears)} of {total} linears quantized",
+        "bits_per_weight": bits / weights,
+        "bytes_before": sum(info.nbytes for info in checkpoint.tensors.values()),
+        "bytes_after": size,
+        "linears": records,
+        "skipped": [{"name": name, "reason": reason} for name, reason in targets.skipped],
+        "folds": [{"block": block["block"], **fold} for block in blocks for fold in block["folds"]],
+        "rotation": None if run.streamed.rotation is None else run.streamed.rotation.report(),
+        "kv_cache": None if targets.kv is None else str(targets.kv),
+        "folds_rejected": [{"pair": pair, "reason": reason} for pair, reason in sorted(rejected)],
+        "warnings": [*advice, *targets.notes, *(f"{r['name']}: {r['note']}" for r in records if "note" in r)],
+        "seconds": {stage: round(seconds, 3) for stage, seconds in timer.stages.items()},
+        "seconds_total": round(sum(timer.stages.values()), 3),
+        "peak_memory_bytes": timer.peak_bytes(),
+    }
+
+
+def _stored_bits(format_: Any, linear: LinearTarget) -> int:
+    """Bits of one weight on file: codes, scales and zero points (not the two numbers of a weight_shape)."""
+    layout = format_.layout(linear.shape, linear.scheme, linear.scale_dtype)
+    return sum(
+        8 * dtype.itemsize * torch.Size(shape).numel()
+        for suffix, (dtype, shape) in layout.items()
+        if suffix not in ("weight_shape", "g_idx")
+    )

@@ -1,0 +1,201 @@
+"""The straight line: recipe -> targets -> one decoder block after the other -> checkpoint and report.
+
+Only one block's weights, the calibration states and one group's statistics are in memory at any time.
+"""
+
+import shutil
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.checkpoint.hub import (
+    locate_model,
+    locate_tokenizer,
+)
+from quantkit.checkpoint.journal import Journal
+from quantkit.checkpoint.output_folder import (
+    check_output,
+    versions,
+)
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.writer import ShardWriter
+from quantkit.errors import DiskFullError, RunError, UserError
+from quantkit.formats import FORMATS
+from quantkit.model.block_graph import BlockGraph, trace_block
+from quantkit.model.meta_model import (
+    build_meta_model,
+    read_config,
+)
+from quantkit.model.streamed_model import (
+    BlockCall,
+    StreamedModel,
+    once_per_structure,
+)
+from quantkit.model.weight_sources import weight_sources
+from quantkit.progress import Progress
+from quantkit.quantization.block_quantizer import BlockQuantizer
+from quantkit.quantization.calibration.data import data_fingerprint, token_batches
+from quantkit.quantization.calibration.kv_scales import scale_layouts
+from quantkit.quantization.engine_check import check_engine, check_result
+from quantkit.quantization.output import (
+    make_report,
+    write_report,
+    write_side_files,
+)
+from quantkit.quantization.resources import (
+    StageTimer,
+    reuse_pages,
+)
+from quantkit.quantization.targets import file_layout, output_bytes, resolve_targets
+from quantkit.quantization.transforms.rotation import ModelRotation
+from quantkit.recipe.recipe import Recipe
+from quantkit.verify import file_hashes
+
+
+def quantize(
+    recipe: Recipe,
+    output: Path,
+    *,
+    device: str = "auto",
+    restart: bool = False,
+    trust_remote_code: bool = False,
+    progress: bool = True,
+    calibration_ids: Tensor | None = None,
+) -> dict[str, Any]:
+    """Quantize recipe.model into the new folder `output`; returns the report that lies beside the checkpoint.
+
+    calibration_ids, [samples, seq] token ids, stand in for the recipe's calibration text.
+    UserError for bad input, before anything is written; RunError for a run that failed. A run that was killed goes on
+    where it stopped when called again with the same arguments.
+    """
+    timer = StageTimer()
+    reuse_pages()
+    check_output(output)
+    checkpoint = Checkpoint.open(locate_model(recipe))
+    streamed, ids_ST = _prepare(recipe, checkpoint, _device(device), trust_remote_code, calibration_ids)
+    timer.mark("prepare")
+    graphs = trace_all(streamed, folds=bool(recipe.transforms))
+    streamed.rotation = rotation_for(recipe, streamed, graphs)
+    targets = resolve_targets(recipe, graphs, streamed)
+    format_ = FORMATS[recipe.output.format]
+    if streamed.rotation is not None:
+        targets = replace(targets, extra=streamed.rotation.layouts)
+    if targets.kv is not None:
+        targets = replace(targets, kv_scales=scale_layouts(targets.kv, format_.KV_NAMES, targets, streamed))
+    advice = check_engine(recipe, targets, checkpoint, format_)
+    units = file_layout(checkpoint, targets, format_)
+    key = run_key(recipe, checkpoint, ids_ST, streamed.device)
+    timer.mark("trace")
+
+    partial = output.with_name(output.name + ".partial")
+    journal = Journal(partial, key, restart=restart)
+    begun = bool(journal.entries)
+    try:
+        writer = ShardWriter(partial, units, int(recipe.output.max_shard_gb * 1e9))
+        if begun and writer.created:
+            raise UserError(f"{partial}: files of the unfinished run are gone; pass --restart to begin anew")
+        run = BlockQuantizer(recipe, streamed, graphs, targets, format_, writer, partial, timer)
+        with closing(run):
+            _walk_blocks(run, journal, ids_ST, progress)
+    except (UserError, RunError) as error:
+        useless = len(journal.entries) < 2 or (isinstance(error, UserError) and not isinstance(error, DiskFullError))
+        if useless and not begun:
+            shutil.rmtree(partial)
+        raise
+    write_side_files(checkpoint, partial, format_, targets, streamed.rotation)
+    timer.mark("write")
+    report = make_report(key, run, journal.entries[1:], output_bytes(units), advice)
+    report["files"] = file_hashes(partial)
+    write_report(partial, report)
+    check_result(recipe, partial)
+    journal.publish(output)
+    return report
+
+
+def _walk_blocks(run: BlockQuantizer, journal: Journal, ids_ST: Tensor | None, progress: bool) -> None:
+    """All blocks in order: those in the journal are replayed, the others quantized and journaled."""
+    total = len(run.streamed.blocks)
+    with Progress(total, enabled=progress) as bar:
+        if not journal.entries:
+            run.copy_unquantized()
+            run.writer.sync()
+            journal.append({"block": None})
+        run.start_states(ids_ST)
+        for entry in journal.entries[1:]:
+            run.replay(entry["block"])
+            bar.advance(f"block {entry['block']} was done")
+        for index in range(len(journal.entries) - 1, total):
+            entry = run.quantize_block(index, bar.note)
+            run.writer.sync()
+            journal.append({"block": index, **entry})
+            bar.advance(f"block {index}")
+    run.writer.finish()
+    run.timer.mark("write")
+
+
+def _prepare(
+    recipe: Recipe, checkpoint: Checkpoint, device: torch.device, trust_remote_code: bool, ids_ST: Tensor | None
+) -> tuple[StreamedModel, Tensor | None]:
+    """The meta model over its checkpoint, and the calibration tokens."""
+    folder = checkpoint.folder
+    if "quantization_config" in checkpoint.config:
+        method = checkpoint.config["quantization_config"].get("quant_method", "unknown")
+        raise UserError(f"{folder} is already quantized ({method}); start from the original model")
+    config = read_config(folder, trust_remote_code=trust_remote_code)
+    model = build_meta_model(config, trust_remote_code=trust_remote_code)
+    if ids_ST is None and recipe.calibration is not None:
+        ids_ST = token_batches(
+            recipe.calibration,
+            locate_tokenizer(folder, trust_remote_code),
+            max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
+        )
+    # A CPU computes fastest and best in float32; without calibration nothing is computed, so nothing is widened.
+    # A rotation, though, is computed in float32 at least.
+    wide = (device.type == "cpu" and ids_ST is not None) or any(t.name == "rotation" for t in recipe.transforms)
+    compute = torch.promote_types(checkpoint.dtype, torch.float32) if wide else checkpoint.dtype
+    return StreamedModel(model, weight_sources(model, checkpoint.tensors), checkpoint, compute, device), ids_ST
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def rotation_for(recipe: Recipe, streamed: StreamedModel, graphs: list[BlockGraph]) -> ModelRotation | None:
+    """The rotation the recipe asks for, proved; None where it asks for none."""
+    options = next((t.options for t in recipe.transforms if t.name == "rotation"), None)
+    return None if options is None else ModelRotation(streamed, graphs, seed=options.seed)
+
+
+def trace_all(streamed: StreamedModel, *, folds: bool) -> list[BlockGraph]:
+    """The graph of every block; blocks of one structure are run (and their folds proved) once."""
+
+    def trace(_: int, block: nn.Module, hidden: Tensor, call: BlockCall) -> BlockGraph:
+        return trace_block(block, (hidden, *call.args), call.kwargs, folds=folds)
+
+    return once_per_structure(streamed, trace)
+
+
+def run_key(recipe: Recipe, checkpoint: Checkpoint, ids_ST: Tensor | None, device: torch.device) -> dict[str, Any]:
+    """What a run's bytes depend on: an unfinished run goes on only under an equal key.
+
+    Where the model and the text lie does not matter, what is in them does.
+    """
+    settings = recipe.resolved()
+    settings.pop("model")
+    settings.pop("calibration")
+    return {
+        "recipe": settings,
+        "model": checkpoint.fingerprint(),
+        "calibration": None if ids_ST is None else data_fingerprint(ids_ST),
+        "versions": versions(),
+        "device": device.type,
+    }

@@ -1,0 +1,10 @@
+"""The recipe: everything a run depends on, as plain data. No torch here: checking one is instant. Start in recipe.py.
+
+recipe.py          class Recipe
+load.py            recipes from YAML files, shipped names and plain data
+number_formats.py  weights, activations, cache, and the presets that stand for them
+algorithms.py      options of algorithms and transforms
+sections.py        calibration, overrides, output
+yaml_document.py   YAML with line numbers
+messages.py        validation errors in the words of the recipe's author
+"""

@@ -1,0 +1,212 @@
+"""Number formats as a recipe writes them: of weights, of activations, of the cache, and whole schemes by name."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+
+from quantkit.recipe.algorithms import Algorithm, GptqOptions, RtnOptions, Strict
+
+BLOCK = 128  # rows and columns of an fp8 block, as in types.py
+
+
+def _group_size(value: Any) -> int | str:
+    if value in ("channel", -1) and not isinstance(value, bool):
+        return "channel"
+    if isinstance(value, str) and value in ("tensor", "block"):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"must be a positive whole number, channel (one scale per output row), tensor or block, got {value!r}"
+        )
+    return value
+
+
+GroupSize = Annotated[
+    int | Literal["channel", "tensor", "block"],
+    PlainValidator(_group_size),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"enum": ["channel", "tensor", "block", -1]}]}),
+]
+# What the keys of a type mean where they are not given, and may only be where they are not a choice.
+NATURAL: dict[str, dict[str, Any]] = {
+    "int": {"bits": 4, "group_size": 128, "symmetric": True},
+    "fp8": {"bits": 8, "group_size": "channel", "symmetric": True},
+    "nvfp4": {"bits": 4, "group_size": 16, "symmetric": True},
+    "mxfp4": {"bits": 4, "group_size": 32, "symmetric": True},
+    "mxfp8": {"bits": 8, "group_size": 32, "symmetric": True},
+}
+
+
+class Weights(Strict):
+    """The number format of weights, and the algorithm that chooses the codes."""
+
+    type: Literal["int", "fp8", "nvfp4", "mxfp4", "mxfp8"] = "int"
+    """int: integers of `bits`. fp8: e4m3. nvfp4, mxfp4, mxfp8: small floats in groups of 16 or 32."""
+    bits: int = Field(default=4, ge=2, le=8)
+    """Bits per code, 2 to 8, of integers; the other types say theirs by themselves."""
+    group_size: GroupSize = 128
+    """Input columns that share a scale; or `channel` (also -1) for one scale per output row, `tensor` for one in all
+    (fp8, and int with 8 bits), `block` for one per 128 x 128 block (fp8)."""
+    symmetric: bool = True
+    """true: no zero points are stored."""
+    choice: Algorithm = Field(default=Algorithm(rtn=RtnOptions()), alias="algorithm")
+    """rtn or gptq, or with options: {gptq: {damping: 0.02}}."""
+    on_misfit: Literal["error", "channel", "skip", "smaller-group"] = "error"
+    """What to do with a layer whose width the group size does not divide."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _type_says(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("type"), str):
+            return NATURAL.get(data["type"], {}) | dict(data)
+        return data
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Weights":
+        if self.type != "int":
+            for key, value in NATURAL[self.type].items():
+                if getattr(self, key) != value and not (self.type == "fp8" and key == "group_size"):
+                    raise ValueError(f"{self.type} has {key} {value} and no other, got {getattr(self, key)}")
+        sizes = {"int": ("channel", "tensor"), "fp8": ("channel", "tensor", "block")}.get(self.type, ())
+        if (isinstance(self.group_size, str) and self.group_size not in sizes) or (
+            self.type == "fp8" and isinstance(self.group_size, int)
+        ):
+            possible = " or ".join(sizes) or "only its own"
+            raise ValueError(f"{self.type} weights cannot have group_size {self.group_size}; possible: {possible}")
+        if self.type == "int" and self.group_size == "tensor" and not (self.bits == 8 and self.symmetric):
+            raise ValueError("group_size tensor is for fp8 and for symmetric integers of 8 bits")
+        return self
+
+    @property
+    def algorithm(self) -> Literal["rtn", "gptq"]:
+        return self.choice.name  # pyright: ignore[reportReturnType]
+
+    @property
+    def options(self) -> RtnOptions | GptqOptions:
+        return self.choice.options
+
+    @property
+    def group_columns(self) -> int:
+        """group_size as TensorSpec wants it: -1 for a whole row."""
+        if isinstance(self.group_size, str):
+            return BLOCK if self.group_size == "block" else -1
+        return self.group_size
+
+    @property
+    def group_rows(self) -> int:
+        """Rows that share a scale, as TensorSpec wants it."""
+        return {"tensor": -1, "block": BLOCK}.get(str(self.group_size), 1)
+
+
+class Activations(Strict):
+    """The number format a linear's input is rounded to while the model runs; null leaves inputs as they are."""
+
+    type: Literal["int8", "fp8", "nvfp4", "mxfp4", "mxfp8"]
+    """Of the elements; nvfp4, mxfp4 and mxfp8 go with weights of the same type."""
+    dynamic: bool = True
+    """true: every token's range is taken as it comes. false: one range for all, from calibration (int8, fp8)."""
+    symmetric: bool = True
+    """false: with a zero point (int8)."""
+    group_size: int | Literal["token"] = Field(default="token", union_mode="left_to_right")
+    """token: one range for a token. 128: for so many of its features (dynamic fp8 beside block weights)."""
+    observer: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
+    """How a static range is read from the calibration inputs."""
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    """Of magnitudes, for observer percentile."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Activations":
+        if not self.symmetric and self.type != "int8":
+            raise ValueError(f"{self.type} activations have no zero point: leave out symmetric")
+        if not self.dynamic and self.type not in ("int8", "fp8"):
+            raise ValueError(f"{self.type} activations are dynamic; static ones are int8 or fp8")
+        if self.group_size != "token" and not (self.type == "fp8" and self.dynamic and self.group_size == BLOCK):
+            raise ValueError(f"group_size {self.group_size} is not possible; token, or {BLOCK} for dynamic fp8")
+        return self
+
+    @property
+    def calibrated(self) -> bool:
+        return not self.dynamic or self.type == "nvfp4"
+
+
+class KVCache(Strict):
+    """The number format of cached keys and values, written `fp8` or with keys."""
+
+    type: Literal["fp8", "int8", "int4"] = "fp8"
+    """fp8 is what engines load; int8 and int4 are for quantkit's own runtime."""
+    per: Literal["tensor", "head", "token"] | None = None
+    """What has one scale: all tokens (tensor), all of a head, or each token of a head. fp8: tensor; integers: token."""
+    symmetric: bool = True
+    """false: with a zero point (integers per token)."""
+    group_size: int | None = Field(default=None, ge=8)
+    """So many features of a token share a scale (integers per token); null: all of a head."""
+    observer: Literal["minmax", "percentile", "mse"] = "minmax"
+    """How static scales are read from the calibration text."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _open_short_form(cls, data: Any) -> Any:
+        return {"type": data} if isinstance(data, str) else data
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        names = {"type": "string", "enum": ["fp8", "int8", "int4"]}
+        return {"title": cls.__name__, "description": cls.__doc__, "anyOf": [names, handler(core_schema)]}
+
+    @model_validator(mode="after")
+    def _possible(self) -> "KVCache":
+        if (self.type == "fp8") == (self.scope == "token"):
+            raise ValueError("fp8 caches have static scales per tensor or head, int8 and int4 ones per token")
+        if self.type == "fp8" and (self.group_size or not self.symmetric):
+            raise ValueError("fp8 caches have no groups and no zero points")
+        return self
+
+    @property
+    def scope(self) -> Literal["tensor", "head", "token"]:
+        return self.per or ("tensor" if self.type == "fp8" else "token")
+
+
+# The field's names for whole schemes, as the keys they stand for.
+PRESETS: dict[str, dict[str, Any]] = {
+    "W4A16": {"weights": {"type": "int"}},
+    "W4A16_ASYM": {"weights": {"type": "int", "symmetric": False}},
+    "W8A16": {"weights": {"type": "int", "bits": 8, "group_size": "channel"}},
+    "W8A8": {"weights": {"type": "int", "bits": 8, "group_size": "channel"}, "activations": {"type": "int8"}},
+    "W4A8": {"weights": {"type": "int"}, "activations": {"type": "int8"}},
+    "FP8": {"weights": {"type": "fp8", "group_size": "tensor"}, "activations": {"type": "fp8", "dynamic": False}},
+    "FP8_DYNAMIC": {"weights": {"type": "fp8"}, "activations": {"type": "fp8"}},
+    "FP8_BLOCK": {
+        "weights": {"type": "fp8", "group_size": "block"},
+        "activations": {"type": "fp8", "group_size": BLOCK},
+    },
+    "NVFP4": {"weights": {"type": "nvfp4"}, "activations": {"type": "nvfp4"}},
+    "NVFP4A16": {"weights": {"type": "nvfp4"}},
+    "MXFP4": {"weights": {"type": "mxfp4"}, "activations": {"type": "mxfp4"}},
+    "MXFP8": {"weights": {"type": "mxfp8"}, "activations": {"type": "mxfp8"}},
+}
+SchemeName = Literal[
+    "W4A16",
+    "W4A16_ASYM",
+    "W8A16",
+    "W8A8",
+    "W4A8",
+    "FP8",
+    "FP8_DYNAMIC",
+    "FP8_BLOCK",
+    "NVFP4",
+    "NVFP4A16",
+    "MXFP4",
+    "MXFP8",
+]
+
+
+def open_scheme(data: Any) -> Any:
+    """A mapping with the keys that its `scheme` stands for; keys given beside it count more."""
+    if not isinstance(data, Mapping) or not isinstance(data.get("scheme"), str) or data["scheme"] not in PRESETS:
+        return data
+    opened = {"activations": None} | PRESETS[data["scheme"]] | dict(data)
+    for key in ("weights", "activations"):
+        given, preset = data.get(key), PRESETS[data["scheme"]].get(key)
+        if isinstance(given, Mapping) and preset is not None:
+            opened[key] = preset | dict(given)
+    return opened

@@ -1,0 +1,154 @@
+"""The recipe: everything a run depends on, as plain data. Strict at every level; the field descriptions are its manual.
+
+load() reads YAML 1.2 and reports every problem of a file at once, each as `file:line: key: message`. No torch here:
+checking a recipe must be instant.
+
+Relative `model` and `calibration.data` paths are looked for in the current folder first, then in the folder above the
+recipe's own (a checkout's root, for the shipped recipes). What is found in neither is taken for a Hub name.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from quantkit.recipe.algorithms import (
+    Strict,
+    Transform,
+)
+from quantkit.recipe.messages import did_you_mean
+from quantkit.recipe.number_formats import Activations, KVCache, SchemeName, Weights, open_scheme
+from quantkit.recipe.sections import Calibration, Output, Override, Pattern, matches, merged
+from quantkit.recipe.yaml_document import KeyPath
+
+NEEDS_CALIBRATION = ("gptq", "awq", "smoothquant")
+
+
+class Recipe(Strict):
+    """What `quantkit quantize` does to a model."""
+
+    model: str | None = Field(default=None, min_length=1)
+    """A model folder or Hub id; --model overrides it."""
+    calibration: Calibration | None = None
+    transforms: list[Transform] = Field(default=[])
+    """Applied in order before the weights are quantized."""
+    scheme: SchemeName | None = None
+    """A whole scheme by the field's name, for the weights and activations keys it means; those given count more."""
+    weights: Weights = Weights()
+    activations: Activations | None = None
+    """The number format of the linears' inputs; null leaves them as they are."""
+    kv_cache: KVCache | None = None
+    """The number format of cached keys and values: fp8, or a mapping; null leaves them as they are."""
+    overrides: list[Override] = Field(default=[])
+    """The first one that matches a linear counts."""
+    ignore: list[Pattern] = Field(default=["lm_head"])
+    """Linears left as they are: exact names, `re:` expressions or class names, as in overrides."""
+    propagate: Literal["quantized", "original"] = "quantized"
+    """Whether a block is calibrated on the outputs of the quantized blocks before it, or of the original ones."""
+    output: Output = Output()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _open(cls, data: Any) -> Any:
+        return open_scheme(data)
+
+    @model_validator(mode="after")
+    def _rotation_first(self) -> "Recipe":
+        names = [transform.name for transform in self.transforms]
+        if "rotation" in names[1:]:
+            raise ValueError("rotation rewrites the whole model: it comes first among the transforms, and once")
+        return self
+
+    @model_validator(mode="after")
+    def _calibrated(self) -> "Recipe":
+        missing = uncalibrated(self.resolved())
+        if missing:
+            raise ValueError(missing[0][1])
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data with every default filled in: for reports and hashes, and a valid recipe itself."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def weights_for(self, name: str, class_name: str) -> Weights | None:
+        """The settings of one linear by its full module name and class; None where it is ignored or skipped."""
+        if any(matches(pattern, name, class_name) for pattern in self.ignore):
+            return None
+        override = self._override(name, class_name)
+        if override is None or (override.weights is None and not override.skip):
+            return self.weights
+        return None if override.weights is None else merged(self.weights, override.weights)
+
+    def activations_for(self, name: str, class_name: str) -> Activations | None:
+        """What the input of one linear is rounded to."""
+        override = self._override(name, class_name)
+        return override.activations if override and "activations" in override.model_fields_set else self.activations
+
+    def _override(self, name: str, class_name: str) -> Override | None:
+        return next((o for o in self.overrides if matches(o.match, name, class_name)), None)
+
+    def unmatched(self, names: Mapping[str, str]) -> list[str]:
+        """A message for each pattern that has no effect on the linears `names` (full name -> class name).
+
+        The default ignore entry lm_head is always fine: not every model has one.
+        """
+        problems = []
+        for i, pattern in enumerate(self.ignore):
+            if pattern != "lm_head" and not any(matches(pattern, *linear) for linear in names.items()):
+                problems.append(f"ignore.{i}: {pattern!r} matches no linear{_nearest_linear(pattern, names)}")
+        for i, override in enumerate(self.overrides):
+            found = [name for name, kind in names.items() if matches(override.match, name, kind)]
+            if not found:
+                hint = _nearest_linear(override.match, names)
+                problems.append(f"overrides.{i}.match: {override.match!r} matches no linear{hint}")
+            elif all(any(matches(pattern, name, names[name]) for pattern in self.ignore) for name in found):
+                hint = f"matches only what `ignore` leaves out ({found[0]}): take that out of `ignore`"
+                problems.append(f"overrides.{i}.match: {override.match!r} {hint}")
+        return problems
+
+
+def uncalibrated(data: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
+    """The first thing that needs calibration text in a recipe without any, tolerant of otherwise wrong data."""
+    if data.get("calibration") is not None:
+        return []
+    data = open_scheme(data)
+
+    def items(value: Any) -> Sequence[Any]:
+        return value if isinstance(value, list) else []
+
+    def algorithm(holder: Any) -> Any:
+        weights = holder.get("weights") if isinstance(holder, Mapping) else None
+        return weights.get("algorithm") if isinstance(weights, Mapping) else None
+
+    places: list[tuple[KeyPath, Any]] = [(("weights", "algorithm"), algorithm(data))]
+    places += [(("transforms", i), item) for i, item in enumerate(items(data.get("transforms")))]
+    overrides = enumerate(items(data.get("overrides")))
+    places += [(("overrides", i, "weights", "algorithm"), algorithm(item)) for i, item in overrides]
+    holders = [((), data), *((("overrides", i), open_scheme(o)) for i, o in enumerate(items(data.get("overrides"))))]
+    add = "add a section like calibration: {data: FILE.txt, samples: 128, seq_len: 512}"
+    found = [
+        (path, f"{name} needs calibration text: {add}")
+        for path, value in places
+        for name in NEEDS_CALIBRATION
+        if value == name or (isinstance(value, Mapping) and name in value)
+    ]
+    for path, holder in holders:
+        inputs = holder.get("activations") if isinstance(holder, Mapping) else None
+        if isinstance(inputs, Mapping) and (inputs.get("dynamic") is False or inputs.get("type") == "nvfp4"):
+            key = "scheme" if isinstance(holder, Mapping) and "scheme" in holder else "activations"
+            what = "nvfp4 activations need" if inputs.get("type") == "nvfp4" else "static activation ranges need"
+            found.append(((*path, key), f"{what} calibration text: {add}"))
+    cache = data.get("kv_cache")
+    if cache == "fp8" or (isinstance(cache, Mapping) and cache.get("type", "fp8") == "fp8"):
+        found.append((("kv_cache",), f"an fp8 cache has static scales and needs calibration text: {add}"))
+    return found[:1]
+
+
+def _nearest_linear(pattern: str, names: Mapping[str, str]) -> str:
+    if not pattern.startswith("re:"):
+        return did_you_mean(pattern, {*names, *names.values()})
+    leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
+    words = re.findall(r"[A-Za-z]\w+", pattern[3:])
+    hint = did_you_mean(words[-1], leaves) if words else ""
+    return hint or f"; names end in {', '.join(leaves[:12])}"

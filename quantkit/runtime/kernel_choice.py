@@ -1,0 +1,197 @@
+"""The kernel a quantized linear runs on, chosen once for a layer: from its scheme, its shape and where its inputs are.
+
+    CPU   quantkit_kernels.cpu: codes stay packed; every scheme whose groups are whole multiples of 16 columns
+    CUDA  the Triton kernels, for bfloat16 and float16 inputs: 8-bit inputs on 8-bit tensor cores where weights are int8
+          or fp8 by channel or block, else weight-only with the inputs rounded first
+
+Where no kernel takes a layer there is None, and its weight is dequantized at every call.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from quantkit_kernels.cpu.linear import cpu_linear, cpu_linear_int8
+from quantkit_kernels.cpu.weight import GROUP, CpuWeight, decode_rows, pack_cpu
+from torch import Tensor
+
+from quantkit.grids.activations import fake_quantize, int_codes
+from quantkit.types import BLOCK, ActivationRange, ActivationSpec, QuantizedWeight, Scheme
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+class Kernel(NamedTuple):
+    """A weight repacked for one device.
+
+    run      x [..., K] -> x @ W^T [..., N] in x's dtype; x is rounded first where the scheme says so
+    decode   () -> the weight [N, K] it stands for
+    device   where it lies
+    name     of the kernel, for people
+    """
+
+    run: Callable[[Tensor], Tensor]
+    decode: Callable[[], Tensor]
+    device: torch.device
+    name: str
+
+
+def choose(q: QuantizedWeight, scheme: Scheme, device: torch.device, dtype: torch.dtype) -> Kernel | None:
+    """The kernel for inputs of this device and dtype, or None."""
+    if device.type == "cpu" and dtype in (torch.float32, *HALVES):
+        return on_cpu(q, scheme)
+    if device.type == "cuda" and dtype in HALVES:
+        try:
+            return on_gpu(q, scheme, dtype)
+        except (ValueError, ImportError):  # a shape or group the kernels refuse; Triton is not installed
+            return None
+    return None
+
+
+def on_cpu(q: QuantizedWeight, scheme: Scheme) -> Kernel | None:
+    """The compiled CPU kernels, or what torch has where there is no compiler."""
+    spec = q.spec
+    if spec.group_size != -1 and spec.group_size % GROUP:
+        return None
+    integers = spec.element == "int"
+    scale_NG, factor = _small_scale(q)
+    weight = pack_cpu(
+        q.codes_NK, scale_NG, q.zero_NG,
+        format=("int" if integers else "fp") + ("4" if spec.bits <= 4 else "8"),  # type: ignore[arg-type]
+        group_size=spec.group_size, middle=spec.levels // 2 if integers else 0, factor=factor,
+        rounding=q.scale_NG.dtype if spec.scale == "float" else torch.float32,
+    )  # fmt: skip
+    inputs, run = scheme.activations, partial(cpu_linear, weight=weight)
+    exact = inputs is not None and inputs.element == "int" and inputs.symmetric and inputs.group_size == -1
+    if inputs is not None and exact and integers and inputs.bits <= 8:
+        run = partial(_run_codes, weight, inputs, q.input)
+    elif inputs is not None:
+        run = partial(_run_rounded, run, inputs, q.input)
+    return Kernel(run, partial(_decode_cpu, weight), torch.device("cpu"), f"cpu {weight.format}")
+
+
+def _run_codes(weight: CpuWeight, spec: ActivationSpec, static: ActivationRange | None, x: Tensor) -> Tensor:
+    """int8 codes of x times those of the weight, summed exactly."""
+    codes, scale = int_codes(x, spec, static)
+    return cpu_linear_int8(codes.to(torch.int8), scale.expand(*x.shape[:-1], 1), weight, x.dtype)
+
+
+def _run_rounded(
+    product: Callable[[Tensor], Tensor], spec: ActivationSpec, static: ActivationRange | None, x: Tensor
+) -> Tensor:
+    """Inputs as an engine would round them, times the weight."""
+    return product(fake_quantize(x, spec, static))
+
+
+def _decode_cpu(weight: CpuWeight) -> Tensor:
+    out = torch.empty(weight.out_features, weight.padded)
+    return decode_rows(weight, 0, weight.out_features, out).to(weight.rounding)
+
+
+def _small_scale(q: QuantizedWeight) -> tuple[Tensor, float]:
+    """Scales in the fewest bytes that hold them exactly, and what multiplies all of them."""
+    if q.spec.scale == "e8m0":
+        small = q.scale_NG.to(torch.bfloat16)
+        return (small, 1.0) if torch.equal(small.float(), q.scale_NG) else (q.scale_NG, 1.0)
+    if q.spec.scale == "e4m3" and q.global_scale:
+        small = (q.scale_NG / q.global_scale).to(torch.float8_e4m3fn)
+        if torch.equal(small.float() * q.global_scale, q.scale_NG):
+            return small, q.global_scale
+    return q.scale_NG, 1.0
+
+
+def on_gpu(q: QuantizedWeight, scheme: Scheme, dtype: torch.dtype) -> Kernel | None:
+    """The Triton kernels; ValueError where they refuse a shape, ImportError where Triton is absent."""
+    from quantkit_kernels.weight_only import decode_weight, linear
+
+    if q.input is not None:  # once: a copy at every call would keep CUDA graphs from being captured
+        q = replace(q, input=replace(q.input, scale=q.input.scale.to(q.codes_NK.device)))
+    tensor_cores = _eight_bits(q, scheme, dtype)
+    if tensor_cores is not None:
+        return tensor_cores
+    packed = _pack(q, dtype)
+    if packed is None:
+        return None
+    run = partial(linear, "QuantLinear", weight=packed)
+    if scheme.activations is not None:
+        run = partial(_run_rounded, run, scheme.activations, q.input)
+    return Kernel(run, partial(decode_weight, packed), q.codes_NK.device, f"triton {packed.format}")
+
+
+def _pack(q: QuantizedWeight, dtype: torch.dtype) -> Any:
+    """A quantkit_kernels.layout.PackedWeight, or None for what the kernels do not know."""
+    from quantkit_kernels.fp4 import pack_mxfp4, pack_nvfp4
+    from quantkit_kernels.w4a16 import pack_w4a16
+    from quantkit_kernels.w8a16 import pack_w8a16
+
+    spec, codes_NK, group_size = q.spec, q.codes_NK, q.spec.group_size
+    if spec.element == "int" and spec.bits <= 4:
+        if q.zero_NG is None:  # the kernel's own zero point is 8
+            return pack_w4a16(codes_NK + (8 - spec.levels // 2), q.scale_NG, group_size=group_size, dtype=dtype)
+        return pack_w4a16(codes_NK, q.scale_NG, q.zero_NG, group_size=group_size, dtype=dtype)
+    if spec.element == "int" and q.zero_NG is None:
+        elements = (codes_NK.to(torch.int16) - spec.levels // 2).to(torch.int8)
+        return pack_w8a16(elements, q.scale_NG, group_size=group_size, dtype=dtype)
+    if spec.element == "float" and spec.bits == 8 and spec.scale == "float":
+        elements = codes_NK.view(torch.float8_e4m3fn)
+        if spec.rows == BLOCK:
+            return pack_w8a16(elements, q.scale_NG[::BLOCK].contiguous(), block=True, dtype=dtype)
+        return pack_w8a16(elements, q.scale_NG, group_size=group_size, dtype=dtype)
+    if spec.element == "float" and spec.bits == 4 and spec.scale == "e4m3":
+        scale_NG, factor = _small_scale(q)
+        return pack_nvfp4(codes_NK, scale_NG, factor, dtype=dtype) if scale_NG.dtype.itemsize == 1 else None
+    if spec.element == "float" and spec.bits == 4 and spec.scale == "e8m0":
+        exponents = torch.frexp(q.scale_NG).exponent + 126
+        return pack_mxfp4(codes_NK, exponents.to(torch.uint8), dtype=dtype)
+    return None
+
+
+def _eight_bits(q: QuantizedWeight, scheme: Scheme, dtype: torch.dtype) -> Kernel | None:
+    """8-bit tensor cores, for inputs quantized by token, by 128 features of a token, or to one fp8 range."""
+    from quantkit_kernels.quantize_activations import quantize_activations
+    from quantkit_kernels.w8a8 import w8a8
+
+    spec, inputs = q.spec, scheme.activations
+    if inputs is None or inputs.bits != 8 or spec.bits != 8 or inputs.element != spec.element or spec.scale != "float":
+        return None
+    if not inputs.symmetric or not spec.symmetric or inputs.scale != "float":
+        return None
+    block = spec.rows == BLOCK
+    if inputs.group_size != (BLOCK if block else -1) or (not block and spec.group_size != -1):
+        return None
+    if not inputs.dynamic and spec.element == "int":
+        return None
+    if spec.element == "int":
+        kind, elements = "int8", (q.codes_NK ^ 128).view(torch.int8)
+    else:
+        kind, elements = "fp8_block" if block else "fp8", q.codes_NK.view(torch.float8_e4m3fn)
+    scale = q.scale_NG[::BLOCK].float().contiguous() if block else q.scale_NG[:, 0].float().contiguous()
+    elements = elements.contiguous()
+    quantize = partial(quantize_activations, element="int8" if kind == "int8" else "fp8", group=BLOCK if block else -1)
+    run = partial(_run_eight, quantize, w8a8, elements, scale, kind, q.input)
+    decode = partial(_decode_eight, elements, scale, block, dtype)
+    return Kernel(run, decode, q.codes_NK.device, f"triton w8a8 {kind}")
+
+
+def _run_eight(
+    quantize: Callable[..., tuple[Tensor, Tensor]], product: Callable[..., Tensor],
+    elements: Tensor, scale: Tensor, kind: str, static: ActivationRange | None, x: Tensor,
+) -> Tensor:  # fmt: skip
+    x_MK = x.reshape(-1, x.shape[-1]).contiguous()
+    if static is None:
+        codes, x_scale = quantize(x_MK)
+    else:
+        one = static.scale.float()
+        codes = (x_MK.float() * one.reciprocal()).clamp_(-448, 448).to(torch.float8_e4m3fn)
+        x_scale = one.reshape(1).expand(len(x_MK)).contiguous()
+    y = product(codes, x_scale, elements, scale, kind, dtype=x.dtype)
+    return y.reshape(*x.shape[:-1], len(elements))
+
+
+def _decode_eight(elements: Tensor, scale: Tensor, block: bool, dtype: torch.dtype) -> Tensor:
+    (N, K), wide = elements.shape, scale
+    if block:
+        wide = scale.repeat_interleave(BLOCK, 0)[:N].repeat_interleave(BLOCK, 1)[:, :K]
+    return (elements.float() * (wide if block else wide[:, None])).to(dtype)

@@ -1,0 +1,5 @@
+"""What each engine accepts, by its own rules.
+
+shared_rules.py  what all of them share
+vllm.py vllm_schemes.py vllm_kernels.py sglang.py transformers.py tensorrt_llm.py llama_cpp.py
+"""

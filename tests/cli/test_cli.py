@@ -1,0 +1,238 @@
+"""The command line: what it hands to the verbs, what it prints, how it fails."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from quantkit.cli import main as cli
+from quantkit.errors import RunError, UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+REPORT = {
+    "model": "some/model",
+    "recipe": {
+        "weights": {"bits": 4, "group_size": 128, "symmetric": False, "algorithm": {"gptq": {}}},
+        "transforms": [{"awq": {}}],
+    },
+    "linears": [{"scheme": "int4 asym g128"}],
+    "kv_cache": None,
+    "coverage": "7 of 8 linears quantized",
+    "bytes_before": 12_000_000,
+    "bytes_after": 4_000_000,
+    "bits_per_weight": 4.25,
+    "seconds_total": 3.21,
+    "peak_memory_bytes": 300 << 20,
+    "warnings": [f"layer {i} [odd]: damping raised" for i in range(12)],
+}
+
+
+class Pipeline:
+    """Stands in for quantkit.pipeline: notes its call, then returns or raises what it was told."""
+
+    def __init__(self) -> None:
+        self.call: tuple[Any, ...] | None = None
+        self.raises: BaseException | None = None
+
+    def quantize(self, recipe: Any, output: Path, **options: Any) -> dict[str, Any]:
+        self.call = (recipe, output, options)
+        if self.raises is not None:
+            raise self.raises
+        return REPORT
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    stand_in = Pipeline()
+    monkeypatch.setitem(sys.modules, "quantkit.quantization.pipeline", stand_in)  # type: ignore[arg-type]
+    return stand_in
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def quantize(*more: str) -> Any:
+    return invoke("quantize", "--recipe", "awq", "--output", "out", *more)
+
+
+def test_quantize_hands_everything_over(pipeline: Pipeline) -> None:
+    result = quantize(
+        *("--model", "m", "--device", "cpu", "--set", "weights.bits=3", "--set", "weights.group_size=32"),
+        *("--restart", "--trust-remote-code"),
+    )
+    assert result.exit_code == 0, result.output
+    assert pipeline.call is not None
+    recipe, output, options = pipeline.call
+    assert (recipe.model, recipe.weights.bits, recipe.weights.group_size, output) == ("m", 3, 32, Path("out"))
+    assert options == {"device": "cpu", "restart": True, "trust_remote_code": True, "progress": False}
+
+
+def test_table_of_a_run(pipeline: Pipeline) -> None:
+    output = quantize().output
+    for text in ("awq + gptq, int4 asym g128", "7 of 8", "12.0 MB -> 4.0 MB (33%)", "4.25", "300 MiB"):
+        assert text in output
+    assert "layer 9 [odd]: damping raised" in output
+    assert "layer 10" not in output
+    assert "2 more warnings" in output
+
+
+def test_json_is_all_there_is_on_stdout(pipeline: Pipeline) -> None:
+    result = quantize("--json")
+    assert json.loads(result.stdout) == REPORT
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("no such layer"), 2, "error: no such layer"),
+        (RunError("disk full: 3 GB needed"), 1, "error: disk full: 3 GB needed"),
+        (OSError(errno.ENOSPC, "No space left on device", "out/x"), 1, "error: out/x: No space left on device"),
+        (KeyboardInterrupt(), 130, "same command"),
+        (ZeroDivisionError("oops"), 1, "unexpected ZeroDivisionError: oops"),
+    ],
+    ids=["user", "run", "disk", "interrupt", "bug"],
+)
+def test_failures_are_one_message_and_a_code(pipeline: Pipeline, error: BaseException, code: int, message: str) -> None:
+    pipeline.raises = error
+    result = quantize()
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_debug_shows_the_traceback_and_keeps_the_code(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline.raises = UserError("no such layer")
+    arguments = ("quantize", "--recipe", "awq", "--output", "out")
+    flag = invoke("--debug", *arguments)
+    monkeypatch.setenv("QUANTKIT_DEBUG", "1")
+    for result in (flag, invoke(*arguments)):
+        assert result.exit_code == 2
+        assert "Traceback" in result.stderr
+        assert "error: no such layer" in result.stderr
+
+
+def test_recipe_problems_come_before_any_work(pipeline: Pipeline) -> None:
+    result = quantize("--set", "weights.grop_size=64")
+    assert result.exit_code == 2
+    assert "--set weights.grop_size=64: weights.grop_size: unknown key; did you mean 'group_size'?" in result.stderr
+    assert pipeline.call is None
+
+
+@pytest.mark.parametrize("arguments", [("quantize",), ("nonsense",), ("eval", "x"), ("quantize", "--bogus")], ids=str)
+def test_usage_errors_exit_with_2(arguments: tuple[str, ...]) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+def test_eval_and_inspect_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    class Module:
+        @staticmethod
+        def evaluate(path: Path, **options: Any) -> dict[str, Any]:
+            calls.append((path, options))
+            return {"perplexity": 1.5}
+
+        @staticmethod
+        def inspect_folder(path: Path) -> dict[str, Any]:
+            return {"bits": 4}
+
+        @staticmethod
+        def render(result: dict[str, Any], console: Any) -> None:
+            console.print(f"shown {result}")
+
+        render_inspection = render
+
+    monkeypatch.setitem(sys.modules, "quantkit.report.console", Module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "quantkit_eval", Module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "quantkit.inspect", Module)  # type: ignore[arg-type]
+    arguments = ("eval", "m", "--ref", "r", "--text", "t.txt", "--context", "64", "--tokens", "100")
+    assert "shown" in invoke(*arguments).output
+    assert json.loads(invoke(*arguments, "--json").output) == {"perplexity": 1.5}
+    path, options = calls[0]
+    assert (path, options["ref"], options["text"]) == (Path("m"), Path("r"), Path("t.txt"))
+    assert (options["context"], options["max_tokens"], options["device"]) == (64, 100, "cpu")
+    assert json.loads(invoke("inspect", "m", "--json").output) == {"bits": 4}
+    assert "shown" in invoke("inspect", "m").output
+
+
+def test_recipes_verbs(tmp_path: Path) -> None:
+    listed = invoke("recipes").output
+    assert "awq-gptq-w4a16" in listed
+    assert "GPTQ to 4-bit integers" in listed
+    assert invoke("recipes", "show", "awq").output == (ROOT / "recipes" / "awq.yaml").read_text()
+    assert json.loads(invoke("recipes", "schema").output)["type"] == "object"
+    assert "ok" in invoke("recipes", "check", "awq").output
+    (tmp_path / "bad.yaml").write_text("weights:\n  bitz: 4\n")
+    result = invoke("recipes", "check", str(tmp_path / "bad.yaml"))
+    assert result.exit_code == 2
+    assert "bad.yaml:2: weights.bitz: unknown key; did you mean 'bits'?" in result.stderr
+    assert invoke("recipes", "show", "awk").exit_code == 2
+
+
+def test_options_are_frozen() -> None:
+    """A new option belongs into the recipe first; this list changes on purpose only."""
+    import typer.main
+
+    root: Any = typer.main.get_command(cli.app)
+    options = {name: sorted(o for p in c.params for o in p.opts if o[:2] == "--") for name, c in root.commands.items()}
+    assert options == {
+        "convert": ["--format", "--json", "--requantize"],
+        "plan": ["--json", "--model", "--recipe", "--set", "--trust-remote-code"],
+        "verify": ["--checksums", "--engine", "--json", "--tp"],
+        "quantize": [
+            "--device",
+            "--json",
+            "--model",
+            "--output",
+            "--recipe",
+            "--restart",
+            "--set",
+            "--trust-remote-code",
+        ],
+        "eval": ["--context", "--device", "--json", "--ref", "--text", "--tokens", "--trust-remote-code"],
+        "inspect": ["--json"],
+        "recipes": [],
+    }
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
+    environment = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "100"}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    code = "import sys, quantkit.cli.main as c\ntry: c.main()\nfinally: print([m for m in HEAVY if m in sys.modules])"
+    heavy = ["torch", "transformers", "pydantic", "numpy", "datasets", "ruamel.yaml", "rich.console"]
+    shown = python("-c", f"HEAVY = {heavy}; import sys; sys.argv = ['quantkit', '--help']\n{code}")
+    assert shown.stdout.splitlines()[-1] == "[]", shown.stdout + shown.stderr
+    assert "quantize" in shown.stdout
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert python("-m", "quantkit", "--help").returncode == 0
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5, f"--help took {seconds}"
+
+
+def test_recipes_load_without_torch() -> None:
+    code = "import sys; from quantkit.recipe.load import load; load('awq'); print('torch' in sys.modules)"
+    assert python("-c", code).stdout.strip() == "False"
+
+
+def test_version() -> None:
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.output.startswith("quantkit")
