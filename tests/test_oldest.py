@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_every_dependency_of_ours_has_one() -> None:
     printed = subprocess.check_output(command, text=True).split()
     pins = {pin.name: str(pin.specifier) for pin in map(Requirement, printed)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    requirements = [Requirement(r) for r in sum(project["optional-dependencies"].values(), project["dependencies"])]
+    requirements = [Requirement(r) for r in chain(project["dependencies"], *project["optional-dependencies"].values())]
     assert {requirement.name for requirement in requirements} == pins.keys()
     for requirement in requirements:
         assert pins[requirement.name] in str(requirement.specifier).replace(">=", "==").split(",")

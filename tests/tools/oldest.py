@@ -3,6 +3,7 @@
 import re
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 # A name, perhaps its extras, then a lower bound; an upper bound or a marker may follow, which a pin does not need.
@@ -17,7 +18,7 @@ def lower_bounds(pyproject: str) -> dict[str, str]:
     project = tomllib.loads(pyproject)["project"]
     extras = project.get("optional-dependencies", {}).values()
     bounds: dict[str, str] = {}
-    for requirement in sum(extras, project.get("dependencies", [])):
+    for requirement in chain(project.get("dependencies", []), *extras):
         match = REQUIREMENT.fullmatch(requirement)
         if match is None:
             raise ValueError(f"{requirement!r}: expected a lower bound, `name>=version`")
