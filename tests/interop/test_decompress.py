@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from packaging.version import Version
 
 from quantkit.formats.compressed_tensors import tensors as ct
 from quantkit.grids.dequantize import (
@@ -15,10 +14,7 @@ from quantkit.types import Scheme, TensorSpec
 from tests.interop.packing import negate_half
 
 pytestmark = pytest.mark.interop
-compressed_tensors = pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
-
-
-DENSE = Version(compressed_tensors.__version__) >= Version("0.18")  # before, words of 3, 5, 6 and 7 bits were padded
+pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
 
 
 def decompress(tensors: dict[str, torch.Tensor], settings: dict[str, Any]) -> torch.Tensor:
@@ -36,10 +32,6 @@ def decompress(tensors: dict[str, torch.Tensor], settings: dict[str, Any]) -> to
 @pytest.mark.parametrize("bits", range(2, 9), ids="int{}".format)
 @pytest.mark.parametrize("shape", [(24, 160), (17, 96)], ids=str)
 def test_same_floats(shape: tuple[int, int], bits: int, symmetric: bool, group_size: int, dtype: torch.dtype) -> None:
-    if 32 % bits and not DENSE:
-        pytest.skip(
-            f"compressed-tensors {compressed_tensors.__version__} pads words of {bits} bits; 0.18 packs densely"
-        )
     torch.manual_seed(bits)
     spec = TensorSpec(bits, group_size, symmetric)
     w_NK = torch.randn(shape) + 0.3

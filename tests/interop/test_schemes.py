@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from compressed_tensors.quantization.lifecycle import initialize
-from packaging.version import Version
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention
@@ -31,10 +30,8 @@ from quantkit.types import PRESETS, ActivationRange, ActivationSpec, KVSpec, Sch
 from tests.interop.tiny_llama import save_tiny_llama
 
 pytestmark = pytest.mark.interop
-compressed_tensors = pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
 pytest.importorskip("accelerate", reason="transformers needs accelerate for quantized folders")
-if Version(compressed_tensors.__version__) < Version("0.18"):
-    pytest.skip("layouts of 0.18 and later", allow_module_level=True)
 
 INT8, FP8 = TensorSpec(8, -1), TensorSpec(8, -1, element="float")
 INT8_TENSOR, FP8_TENSOR = TensorSpec(8, -1, rows=-1), TensorSpec(8, -1, element="float", rows=-1)

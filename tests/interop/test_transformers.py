@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from packaging.version import Version
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -19,9 +18,8 @@ from tests.interop.packing import pack_folder
 from tests.interop.tiny_llama import save_tiny_llama
 
 pytestmark = pytest.mark.interop
-compressed_tensors = pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
 pytest.importorskip("accelerate", reason="transformers needs accelerate for quantized folders")
-DENSE = Version(compressed_tensors.__version__) >= Version("0.18")
 
 IDS = torch.arange(32).reshape(1, 32) * 13 % 512
 
@@ -44,8 +42,6 @@ def lost(info: dict[str, set]) -> list[int]:
 def folders(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, Path]:
     """Packed and dense folder; the parameter holds pack_folder's options, and `tied`."""
     options = dict(getattr(request, "param", {"spec": TensorSpec(4, 128, True)}))
-    if isinstance(options["spec"], TensorSpec) and options["spec"].bits == 3 and not DENSE:
-        pytest.skip(f"compressed-tensors {compressed_tensors.__version__} pads words of 3 bits; 0.18 packs densely")
     dtype = options.pop("dtype", torch.bfloat16)
     save_tiny_llama(tmp_path / "source", tied=options.pop("tied", False), dtype=dtype)
     pack_folder(tmp_path / "source", tmp_path / "packed", tmp_path / "dense", **options)
