@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 from tests.tools.oldest import lower_bounds
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 SAMPLE = """
 [project]
