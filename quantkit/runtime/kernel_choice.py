@@ -61,7 +61,7 @@ def on_cpu(q: QuantizedWeight, scheme: Scheme) -> Kernel | None:
         q.codes_NK, scale_NG, q.zero_NG,
         format=("int" if integers else "fp") + ("4" if spec.bits <= 4 else "8"),  # type: ignore[arg-type]
         group_size=spec.group_size, middle=spec.levels // 2 if integers else 0, factor=factor,
-        rounding=q.scale_NG.dtype if spec.scale == "float" else torch.float32,
+        rounding=q.scale_NG.dtype if spec.scale_format == "float" else torch.float32,
     )  # fmt: skip
     inputs, run = scheme.activations, partial(cpu_linear, weight=weight)
     exact = inputs is not None and inputs.element == "int" and inputs.symmetric and inputs.group_size == -1
@@ -92,10 +92,10 @@ def _decode_cpu(weight: CpuWeight) -> Tensor:
 
 def _small_scale(q: QuantizedWeight) -> tuple[Tensor, float]:
     """Scales in the fewest bytes that hold them exactly, and what multiplies all of them."""
-    if q.spec.scale == "e8m0":
+    if q.spec.scale_format == "e8m0":
         small = q.scale_NG.to(torch.bfloat16)
         return (small, 1.0) if torch.equal(small.float(), q.scale_NG) else (q.scale_NG, 1.0)
-    if q.spec.scale == "e4m3" and q.global_scale:
+    if q.spec.scale_format == "e4m3" and q.global_scale:
         small = (q.scale_NG / q.global_scale).to(torch.float8_e4m3fn)
         if torch.equal(small.float() * q.global_scale, q.scale_NG):
             return small, q.global_scale
@@ -134,15 +134,15 @@ def _pack(q: QuantizedWeight, dtype: torch.dtype) -> Any:
     if spec.element == "int" and q.zero_NG is None:
         elements = (codes_NK.to(torch.int16) - spec.levels // 2).to(torch.int8)
         return pack_w8a16(elements, q.scale_NG, group_size=group_size, dtype=dtype)
-    if spec.element == "float" and spec.bits == 8 and spec.scale == "float":
+    if spec.element == "float" and spec.bits == 8 and spec.scale_format == "float":
         elements = codes_NK.view(torch.float8_e4m3fn)
-        if spec.rows == BLOCK:
+        if spec.scale_rows == BLOCK:
             return pack_w8a16(elements, q.scale_NG[::BLOCK].contiguous(), block=True, dtype=dtype)
         return pack_w8a16(elements, q.scale_NG, group_size=group_size, dtype=dtype)
-    if spec.element == "float" and spec.bits == 4 and spec.scale == "e4m3":
+    if spec.element == "float" and spec.bits == 4 and spec.scale_format == "e4m3":
         scale_NG, factor = _small_scale(q)
         return pack_nvfp4(codes_NK, scale_NG, factor, dtype=dtype) if scale_NG.dtype.itemsize == 1 else None
-    if spec.element == "float" and spec.bits == 4 and spec.scale == "e8m0":
+    if spec.element == "float" and spec.bits == 4 and spec.scale_format == "e8m0":
         exponents = torch.frexp(q.scale_NG).exponent + 126
         return pack_mxfp4(codes_NK, exponents.to(torch.uint8), dtype=dtype)
     return None
@@ -154,11 +154,17 @@ def _eight_bits(q: QuantizedWeight, scheme: Scheme, dtype: torch.dtype) -> Kerne
     from quantkit_kernels.w8a8 import w8a8
 
     spec, inputs = q.spec, scheme.activations
-    if inputs is None or inputs.bits != 8 or spec.bits != 8 or inputs.element != spec.element or spec.scale != "float":
+    if (
+        inputs is None
+        or inputs.bits != 8
+        or spec.bits != 8
+        or inputs.element != spec.element
+        or spec.scale_format != "float"
+    ):
         return None
-    if not inputs.symmetric or not spec.symmetric or inputs.scale != "float":
+    if not inputs.symmetric or not spec.symmetric or inputs.scale_format != "float":
         return None
-    block = spec.rows == BLOCK
+    block = spec.scale_rows == BLOCK
     if inputs.group_size != (BLOCK if block else -1) or (not block and spec.group_size != -1):
         return None
     if not inputs.dynamic and spec.element == "int":
