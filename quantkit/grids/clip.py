@@ -7,21 +7,34 @@ output error, correlations between the group's inputs included.
 Shapes: N = out features, K = in features, S = candidates, G = groups of a row, g = columns of a group.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from quantkit.errors import RunError, UserError
+from quantkit.grids.columns import GroupScales
 from quantkit.grids.integer import IntegerGrid
 
 CHUNK = 1 << 22  # elements of candidate weights held at a time
 
 
+@dataclass(frozen=True, slots=True)
+class ClippedGrid(IntegerGrid):
+    """An IntegerGrid of groups that fits ranges by each group's output error; blocks_Ggg as for `search_clip`."""
+
+    blocks_Ggg: Tensor | None = None
+
+    def fit(self, w_NK: Tensor, importance_K: Tensor | None = None) -> GroupScales:
+        """Scale and zero point [N, G] of a weight [N, K]; importance_K is not used: the blocks hold it."""
+        assert self.blocks_Ggg is not None
+        return search_clip(w_NK, self.blocks_Ggg, self)
+
+
 def search_clip(
     weight_NK: Tensor, blocks_Ggg: Tensor, grid: IntegerGrid, *, steps: int = 10, refits: int = 2
-) -> tuple[Tensor, Tensor]:
-    """Scale [N, G] and zero point [N, G] as from `grid.fit`, with the least output error of each group.
+) -> GroupScales:
+    """Scale and zero point [N, G] as from `IntegerGrid.fit`, with the least output error of each group.
 
     blocks_Ggg: X^T X of each group's own columns; any positive factor is fine.
 
@@ -39,7 +52,7 @@ def search_clip(
     rows = max(1, CHUNK // (K * steps * 2))
     parts = [_clip(part_NK, blocks_Ggg, grid, steps, refits) for part_NK in weight_NK.split(rows)]
     scale_NG, zero_NG = (torch.cat(column) for column in zip(*parts, strict=True))
-    return scale_NG, zero_NG
+    return GroupScales(scale_NG, zero_NG)
 
 
 def _clip(w_NK: Tensor, hessian_Ggg: Tensor, grid: IntegerGrid, steps: int, refits: int) -> tuple[Tensor, Tensor]:
@@ -47,7 +60,7 @@ def _clip(w_NK: Tensor, hessian_Ggg: Tensor, grid: IntegerGrid, steps: int, refi
     N, G = len(w_NK), len(hessian_Ggg)
     w_GNg = w_NK.float().reshape(N, G, -1).transpose(0, 1).contiguous()
     low_GN, high_GN = w_GNg.amin(2).clamp(max=0), w_GNg.amax(2).clamp(min=0)
-    ends = replace(grid, search=None, spec=replace(grid.spec, group_size=2))
+    ends = IntegerGrid(replace(grid.spec, group_size=2), grid.scale_dtype, None, grid.signed)
     signs = (1.0, -1.0) if grid.signed and grid.spec.symmetric else (1.0,)
 
     def grids(low_SGN: Tensor, high_SGN: Tensor, signs: tuple[float, ...]) -> tuple[Tensor, Tensor]:
@@ -58,7 +71,7 @@ def _clip(w_NK: Tensor, hessian_Ggg: Tensor, grid: IntegerGrid, steps: int, refi
 
     def errors(scale_SGN: Tensor, zero_SGN: Tensor) -> Tensor:
         scale, zero = scale_SGN[..., None], zero_SGN[..., None]
-        error_SGNg = grid.decode(grid.encode(w_GNg, scale, zero), scale, zero).float().sub_(w_GNg)
+        error_SGNg = grid.values_of(grid.codes_of(w_GNg, scale, zero), scale, zero).float().sub_(w_GNg)
         error_GXg = error_SGNg.transpose(0, 1).reshape(G, -1, error_SGNg.shape[-1])
         loss_GX = torch.bmm(error_GXg, hessian_Ggg).mul_(error_GXg).sum(2)
         return loss_GX.reshape(G, -1, N).transpose(0, 1)
@@ -85,7 +98,7 @@ def _clip(w_NK: Tensor, hessian_Ggg: Tensor, grid: IntegerGrid, steps: int, refi
         low_GN = torch.cat([low_GN[None], lows_SGN]).gather(0, best_GN[None])[0]
         high_GN = torch.cat([high_GN[None], highs_SGN]).gather(0, best_GN[None])[0]
     for _ in range(refits):
-        code_GNg = grid.encode(w_GNg, scale_GN[..., None], zero_GN[..., None]).float() - zero_GN[..., None].float()
+        code_GNg = grid.codes_of(w_GNg, scale_GN[..., None], zero_GN[..., None]).float() - zero_GN[..., None].float()
         seen_GNg = torch.bmm(code_GNg, hessian_Ggg)
         solved_GN = ((seen_GNg * w_GNg).sum(2) / (seen_GNg * code_GNg).sum(2)).to(grid.scale_dtype)
         usable_GN = torch.isfinite(solved_GN) & (solved_GN * scale_GN.sign() > torch.finfo(grid.scale_dtype).tiny)
