@@ -23,6 +23,7 @@ from quantkit.checkpoint.output_folder import (
     check_output,
     copy_side_files,
     file_hashes,
+    side_files,
     versions,
     write_json,
 )
@@ -49,6 +50,7 @@ def convert(source: Path, output: Path, format_name: str, *, requantize: bool = 
         raise UserError(f"there is no format {format_name!r}; choose from {', '.join(FORMATS)}")
     check_output(output)
     folder, target = QuantizedFolder.open(source), FORMATS[format_name]
+    side_files(folder.checkpoint.folder)
     units = _layouts(folder, target, format_name)
     settings = target.config(folder.schemes, folder.dense_linears(), folder.kv)
     if target.read_config(settings, list(folder.schemes)) != folder.schemes or target.read_kv(settings) != folder.kv:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from quantkit.checkpoint.model_folder import check_model_folder
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.model.block_graph import FEWEST_OUTPUTS
 from quantkit.model.matmul_tracing import LinearSite
@@ -76,6 +77,7 @@ class ModelInventory:
 
 def take_inventory(folder: Path, *, trust_remote_code: bool = False) -> ModelInventory:
     """Read config.json, and headers where there are weights; UserError where transformers cannot build the model."""
+    check_model_folder(folder)
     config = read_config(folder, trust_remote_code=trust_remote_code)
     try:
         with torch.device("meta"):

@@ -19,6 +19,7 @@ from quantkit.checkpoint.hub import (
 from quantkit.checkpoint.journal import Journal
 from quantkit.checkpoint.output_folder import (
     check_output,
+    side_files,
     versions,
 )
 from quantkit.checkpoint.reader import Checkpoint
@@ -75,7 +76,8 @@ def quantize(
     timer = StageTimer()
     reuse_pages()
     check_output(output)
-    checkpoint = Checkpoint.open(locate_model(recipe))
+    checkpoint = Checkpoint.open(locate_model(recipe.model))
+    side_files(checkpoint.folder)
     streamed, ids_ST = _prepare(recipe, checkpoint, _device(device), trust_remote_code, calibration_ids)
     timer.mark("prepare")
     graphs = trace_all(streamed, folds=bool(recipe.transforms))

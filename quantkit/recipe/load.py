@@ -126,7 +126,7 @@ def _check(document: Document) -> Recipe | None:
 def _with_paths(recipe: Recipe, file: Path) -> Recipe:
     def found(value: str) -> str:
         path, beside = Path(value).expanduser(), file.resolve().parent.parent / value
-        return str(path if path.exists() or not beside.exists() else beside)
+        return str(path) if path.exists() else str(beside) if beside.exists() else value
 
     update: dict[str, Any] = {}
     if recipe.model is not None:

@@ -12,6 +12,7 @@ config/      what a quantization_config declares
 engines/     what each engine accepts
 """
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from quantkit.checkpoint.header import read_json
+from quantkit.checkpoint.model_folder import check_model_folder
 from quantkit.checkpoint.output_folder import (
     file_hashes,
 )
@@ -96,7 +98,9 @@ def _subject(
     tp: int,
 ) -> Subject:
     if engine not in ENGINES:
-        raise UserError(f"unknown engine {engine!r}; there are {', '.join(ENGINES)}")
+        near = difflib.get_close_matches(engine.lower(), ENGINES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"unknown engine {engine!r}; {hint}There are {', '.join(ENGINES)}")
     if tp < 1:
         raise UserError(f"tp is the number of GPUs a layer is split over: at least 1, not {tp}")
     return make_subject(dict(qc), shapes, linears, dict(model), engine, tp)
@@ -146,8 +150,9 @@ def verify_folder(
 
 def _open(folder: Path) -> tuple[list[Finding], Checkpoint | None]:
     """What is wrong with the files, and the checkpoint where it can be read."""
-    if not folder.is_dir():
+    if not folder.exists():
         return [error("no-folder", str(folder), "there is no such folder", "give the path of a model folder")], None
+    check_model_folder(folder)
     found = files.check_files(folder)
     if any(finding.level == "error" and finding.rule != "two-models" for finding in found):
         return found, None

@@ -1,6 +1,7 @@
 """What is gathered from the calibration text while blocks run.
 
 data.py            texts to tokens
+records.py  files, folders and Hub data sets as rows
 hidden_states.py   the states between two blocks, for all samples
 statistics.py      sums over the inputs of linears
 staged_forward.py  one run of a block that pauses before each group of linears
