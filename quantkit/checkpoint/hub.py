@@ -7,36 +7,41 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from quantkit.errors import UserError
-from quantkit.recipe.recipe import Recipe
 
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
 
 
-def locate_config(recipe: Recipe) -> Path:
-    """The folder of recipe.model; of a Hub id its JSON files alone are downloaded."""
-    return locate_model(recipe, weights=False)
+def locate_config(model: str | None) -> Path:
+    """The folder of a model, of which config.json is enough; for a Hub id only its JSON and Python files are fetched.
+
+    UserError as in `locate_model`.
+    """
+    return locate_model(model, weights=False)
 
 
-def locate_model(recipe: Recipe, *, weights: bool = True) -> Path:
-    """The folder of recipe.model, downloaded from the Hub where it is an id and not a folder."""
-    if recipe.model is None:
+def locate_model(model: str | None, *, weights: bool = True) -> Path:
+    """The folder of a model: the folder itself, or for a Hub id the snapshot downloaded from there.
+
+    UserError where there is no model, no such folder, or where the Hub does not deliver it.
+    """
+    if model is None:
         raise UserError("no model: pass --model FOLDER_OR_HUB_ID or set `model:` in the recipe")
-    path = Path(recipe.model).expanduser()
+    path = Path(model).expanduser()
     if path.exists():
         return path
-    if recipe.model.count("/") > 1 or recipe.model.startswith((".", "/", "~")) or recipe.model.endswith("/"):
-        raise UserError(f"model folder {recipe.model} does not exist")
+    if model.count("/") > 1 or model.startswith((".", "/", "~")) or model.endswith("/"):
+        raise UserError(f"model folder {model} does not exist")
     try:
         if not weights:
-            return Path(snapshot_download(recipe.model, allow_patterns=["*.json", "*.py"]))
-        found = Path(snapshot_download(recipe.model, allow_patterns=WEIGHT_FILES))
+            return Path(snapshot_download(model, allow_patterns=["*.json", "*.py"]))
+        found = Path(snapshot_download(model, allow_patterns=WEIGHT_FILES))
         if not any(found.glob("*.safetensors")):
-            found = Path(snapshot_download(recipe.model, allow_patterns=[*WEIGHT_FILES, "pytorch_model*.bin"]))
+            found = Path(snapshot_download(model, allow_patterns=[*WEIGHT_FILES, "pytorch_model*.bin"]))
         return found
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"model {recipe.model!r} is neither a folder here nor a model the Hub gave us ({reason})"
+            f"model {model!r} is no folder here, and the Hub does not deliver it ({reason}); check the name or the path"
         ) from error
 
 

@@ -21,6 +21,7 @@ from quantkit.checkpoint.output_folder import (
     check_output,
     versions,
 )
+from quantkit.checkpoint.quantization_config import refuse_quantized
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.writer import ShardWriter
 from quantkit.errors import DiskFullError, RunError, UserError
@@ -35,6 +36,7 @@ from quantkit.model.streamed_model import (
     StreamedModel,
     once_per_structure,
 )
+from quantkit.model.ties import equal_tensors, settle_ties
 from quantkit.model.weight_sources import weight_sources
 from quantkit.progress import Progress
 from quantkit.quantization.block_quantizer import BlockQuantizer
@@ -75,8 +77,8 @@ def quantize(
     timer = StageTimer()
     reuse_pages()
     check_output(output)
-    checkpoint = Checkpoint.open(locate_model(recipe))
-    streamed, ids_ST = _prepare(recipe, checkpoint, _device(device), trust_remote_code, calibration_ids)
+    checkpoint = Checkpoint.open(locate_model(recipe.model))
+    streamed, ids_ST, remarks = _prepare(recipe, checkpoint, _device(device), trust_remote_code, calibration_ids)
     timer.mark("prepare")
     graphs = trace_all(streamed, folds=bool(recipe.transforms))
     streamed.rotation = rotation_for(recipe, streamed, graphs)
@@ -86,7 +88,7 @@ def quantize(
         targets = replace(targets, extra=streamed.rotation.layouts)
     if targets.kv is not None:
         targets = replace(targets, kv_scales=scale_layouts(targets.kv, format_.KV_NAMES, targets, streamed))
-    advice = check_engine(recipe, targets, checkpoint, format_)
+    advice = [*remarks, *check_engine(recipe, targets, checkpoint, format_)]
     units = file_layout(checkpoint, targets, format_)
     key = run_key(recipe, checkpoint, ids_ST, streamed.device)
     timer.mark("trace")
@@ -139,12 +141,10 @@ def _walk_blocks(run: BlockQuantizer, journal: Journal, ids_ST: Tensor | None, p
 
 def _prepare(
     recipe: Recipe, checkpoint: Checkpoint, device: torch.device, trust_remote_code: bool, ids_ST: Tensor | None
-) -> tuple[StreamedModel, Tensor | None]:
-    """The meta model over its checkpoint, and the calibration tokens."""
+) -> tuple[StreamedModel, Tensor | None, list[str]]:
+    """The meta model over its checkpoint, the calibration tokens, and remarks on tied parameters."""
     folder = checkpoint.folder
-    if "quantization_config" in checkpoint.config:
-        method = checkpoint.config["quantization_config"].get("quant_method", "unknown")
-        raise UserError(f"{folder} is already quantized ({method}); start from the original model")
+    refuse_quantized(checkpoint)
     config = read_config(folder, trust_remote_code=trust_remote_code)
     model = build_meta_model(config, trust_remote_code=trust_remote_code)
     if ids_ST is None and recipe.calibration is not None:
@@ -157,7 +157,9 @@ def _prepare(
     # A rotation, though, is computed in float32 at least.
     wide = (device.type == "cpu" and ids_ST is not None) or any(t.name == "rotation" for t in recipe.transforms)
     compute = torch.promote_types(checkpoint.dtype, torch.float32) if wide else checkpoint.dtype
-    return StreamedModel(model, weight_sources(model, checkpoint.tensors), checkpoint, compute, device), ids_ST
+    sources = weight_sources(model, checkpoint.tensors)
+    remarks = settle_ties(model, sources, lambda one, other: equal_tensors(checkpoint, one, other, checkpoint.dtype))
+    return StreamedModel(model, sources, checkpoint, compute, device), ids_ST, remarks
 
 
 def _device(name: str) -> torch.device:

@@ -18,10 +18,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from quantkit.checkpoint.header import read_json
 from quantkit.checkpoint.output_folder import (
     file_hashes,
 )
+from quantkit.checkpoint.quantization_config import descriptions, quantization_config
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.verify import files as files
@@ -157,9 +157,17 @@ def _open(folder: Path) -> tuple[list[Finding], Checkpoint | None]:
     return found + files.check_head(opened), opened
 
 
-def _parts(folder: Path, checkpoint: Checkpoint, shared: list[Finding]) -> dict[str, Any]:
-    """Everything read from the folder once, for all engines; findings that concern all go to `shared`."""
-    qc = _quantization_config(folder, checkpoint)
+def _parts(folder: Path, checkpoint: Checkpoint, shared: list[Finding]) -> dict[str, Any] | None:
+    """Everything read from the folder once, for all engines; findings that concern all go to `shared`.
+
+    None where what the folder says of its quantization cannot be read.
+    """
+    try:
+        # a file that contradicts config.json has findings of its own: engines differ in which of the two they believe
+        qc = next(iter(descriptions(checkpoint).values()), None) or quantization_config(checkpoint)
+    except UserError as problem:
+        shared.append(error("no-config", "quantization_config", str(problem), "restore the folder's quantization_config"))
+        return None
     shared += files.check_side_configs(folder, qc)
     modules = layouts.modules_of(checkpoint)
     shapes, linears = layouts.read_shapes(checkpoint, modules, qc or {})
@@ -168,27 +176,10 @@ def _parts(folder: Path, checkpoint: Checkpoint, shared: list[Finding]) -> dict[
     return {"checkpoint": checkpoint, "qc": qc, "modules": modules, "shapes": shapes, "linears": linears}
 
 
-def _quantization_config(folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """quantization_config, from config.json or else from the file of its kind; None: there is none."""
-    config = checkpoint.config
-    inner = config.get("text_config")
-    for holder in (config, inner if isinstance(inner, dict) else {}):
-        for key in ("quantization_config", "compression_config"):
-            if isinstance(holder.get(key), dict):
-                return holder[key]
-    for name, method in (("hf_quant_config.json", "modelopt"), ("quantize_config.json", "gptq")):
-        if (folder / name).exists():
-            try:
-                return {"quant_method": method} | read_json(folder / name, "")
-            except UserError:
-                return {"quant_method": method}
-    return None
-
-
 def _verify(folder: Path, engine: str, tp: int, shared: list[Finding], parts: dict[str, Any] | None) -> dict[str, Any]:
     found, subject = list(shared), None
     if parts is not None and parts["qc"] is None:
-        found += _dense(parts)
+        found.append(info("dense", "config.json", "the model is not quantized", ""))
     elif parts is not None:
         subject = _subject(parts["qc"], parts["shapes"], parts["linears"], parts["checkpoint"].config, engine, tp)
         found += _judge(subject)
@@ -221,13 +212,6 @@ def _check_parts(subject: Subject, parts: dict[str, Any]) -> list[Finding]:
     found += scales.check_global(subject, checkpoint, modules)
     found += scales.check_zeros(subject, checkpoint, modules)
     return found + scales.check_kv(subject, checkpoint)
-
-
-def _dense(parts: dict[str, Any]) -> list[Finding]:
-    if packed := sorted(parts["shapes"]):
-        message = f"{len(packed)} modules are stored quantized, but config.json has no quantization_config"
-        return [error("no-config", packed[0], message, "restore the quantization_config of config.json")]
-    return [info("dense", "config.json", "the model is not quantized", "")]
 
 
 def _plain(found: list[Finding]) -> list[dict[str, str]]:
