@@ -15,8 +15,8 @@ from quantkit.checkpoint.quantization_config import (
     OWN_CACHE,
 )
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.errors import RunError
 from quantkit.quantization.block_quantizer import BlockQuantizer
+from quantkit.quantization.output_layout import quantization_config
 from quantkit.quantization.targets import LinearTarget, Targets
 from quantkit.quantization.transforms.rotation import ModelRotation
 
@@ -30,17 +30,10 @@ def write_side_files(
 ) -> None:
     """config.json with quantization_config, tokenizer and generation files byte for byte."""
     copy_side_files(checkpoint.folder, folder)
-    schemes = {linear.name: linear.scheme for linear in targets.linears}
     config = dict(checkpoint.config) if rotation is None else rotation.config(checkpoint.config)
-    skipped = [name for name, _ in targets.skipped]
-    stored = targets.kv if targets.kv_scales else None
-    config["quantization_config"] = format_.config(schemes, skipped, stored)
-    if targets.kv is not None and stored is None:  # no engine's format speaks of it: for quantkit's own runtime
+    config["quantization_config"] = quantization_config(targets, format_)
+    if targets.kv is not None and targets.stored_kv is None:  # no engine's format describes it: for quantkit's runtime
         config[OWN_CACHE] = asdict(targets.kv)
-    said = format_.read_config(config["quantization_config"], [*schemes, *skipped])
-    if said != schemes:
-        wrong = sorted(name for name in said.keys() | schemes if said.get(name) != schemes.get(name))
-        raise RunError(f"config.json would describe {', '.join(wrong[:3])} as something else than what was written")
     for name, content in format_.files(config["quantization_config"]).items():
         write_json(folder / name, content)
     write_json(folder / "config.json", config)
@@ -66,6 +59,7 @@ def make_report(
         "model": str(checkpoint.folder),
         **key,
         "coverage": f"{len(targets.linears)} of {total} linears quantized",
+        "weights_quantized": 1.0 if targets.coverage is None else targets.coverage.share,
         "bits_per_weight": bits / weights,
         "bytes_before": sum(info.nbytes for info in checkpoint.tensors.values()),
         "bytes_after": size,

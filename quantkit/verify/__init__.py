@@ -56,7 +56,7 @@ from quantkit.verify.subject import (
     Subject,
 )
 
-__all__ = ["ENGINES", "Finding", "file_hashes", "preflight", "verify_folder"]
+__all__ = ["ENGINES", "Finding", "file_hashes", "preflight", "preflight_layout", "verify_folder"]
 
 _ENGINE_RULES: dict[str, ModuleType] = {
     "vllm": vllm,
@@ -85,6 +85,24 @@ def preflight(
     UserError for an unknown engine or a tp below 1; never for the config, which may be anything.
     """
     return _judge(_subject(quantization_config, shapes, linears, model_config, engine, tp))
+
+
+def preflight_layout(
+    config: Mapping[str, Any], tensors: Mapping[str, Any], shapes: Mapping[str, Shape], engine: str, tp: int = 1
+) -> list[Finding]:
+    """What `verify_folder` would find in a folder that is only planned, as far as names, dtypes and shapes tell.
+
+    config   the model's config.json, quantization_config included
+    tensors  name -> TensorLayout or TensorInfo of every tensor; shapes: (N, K) of the quantized modules
+    """
+    modules = layouts.modules_of(tensors)
+    dense = {name: layouts.dense_shape(name, own) for name, own in modules.items() if name not in shapes}
+    linears = {**shapes, **{name: shape for name, shape in dense.items() if shape is not None}}
+    subject = _subject(config["quantization_config"], shapes, linears, config, engine, tp)
+    found = files.check_head_exists(config, tensors) + _judge(subject)
+    if subject.method in METHODS:
+        found += _check_layout(subject, tensors, modules)
+    return _sorted(found)
 
 
 def _subject(
@@ -161,7 +179,7 @@ def _parts(folder: Path, checkpoint: Checkpoint, shared: list[Finding]) -> dict[
     """Everything read from the folder once, for all engines; findings that concern all go to `shared`."""
     qc = _quantization_config(folder, checkpoint)
     shared += files.check_side_configs(folder, qc)
-    modules = layouts.modules_of(checkpoint)
+    modules = layouts.modules_of(checkpoint.tensors)
     shapes, linears = layouts.read_shapes(checkpoint, modules, qc or {})
     if qc is not None:
         shared += scales.check_values(checkpoint)
@@ -213,14 +231,19 @@ def _verify(folder: Path, engine: str, tp: int, shared: list[Finding], parts: di
 
 def _check_parts(subject: Subject, parts: dict[str, Any]) -> list[Finding]:
     checkpoint, modules = parts["checkpoint"], parts["modules"]
-    found = layouts.check_weight_shape(subject, checkpoint, modules)
-    if found:
-        return found
-    found += layouts.check_tensors(subject, modules)
+    if wrong := layouts.check_weight_shape(subject, modules):
+        return wrong
+    found = _check_layout(subject, checkpoint.tensors, modules)
     found += scales.check_fused(subject, checkpoint, modules)
     found += scales.check_global(subject, checkpoint, modules)
-    found += scales.check_zeros(subject, checkpoint, modules)
-    return found + scales.check_kv(subject, checkpoint)
+    return found + scales.check_zeros(subject, checkpoint, modules)
+
+
+def _check_layout(
+    subject: Subject, tensors: Mapping[str, Any], modules: dict[str, dict[str, Any]]
+) -> list[Finding]:
+    """Names, dtypes and shapes of the tensors against the config; no value is read."""
+    return layouts.check_tensors(subject, modules) + scales.check_kv(subject, tensors)
 
 
 def _dense(parts: dict[str, Any]) -> list[Finding]:

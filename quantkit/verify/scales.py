@@ -2,7 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -151,7 +152,7 @@ def check_zeros(subject: Subject, checkpoint: Checkpoint, modules: Modules) -> l
     return [make("zero-points", some(sorted(names)), text, remedy) for text, names in grouped(wrong)]
 
 
-def check_kv(subject: Subject, checkpoint: Checkpoint) -> list[Finding]:
+def check_kv(subject: Subject, tensors: Mapping[str, Any]) -> list[Finding]:
     """A static KV cache scheme comes with a key and a value scale in every attention."""
     raw = subject.qc.get("kv_cache_scheme")
     if not isinstance(raw, dict) or raw.get("dynamic"):
@@ -167,10 +168,10 @@ def check_kv(subject: Subject, checkpoint: Checkpoint) -> list[Finding]:
         for letter in ("k", "v"):
             names = (f"{letter}_scale", f"attn.{letter}_scale", f"{letter}_proj.{letter}_scale", "kv_scale")
             names = (*names, f"{letter}_proj.output_scale")
-            stored = [full for name in names if (full := f"{attention}.{name}") in checkpoint.tensors]
+            stored = [full for name in names if (full := f"{attention}.{name}") in tensors]
             if not stored:
                 missing.append(f"{attention}.{letter}_scale")
-            elif count and math.prod(checkpoint.tensors[stored[0]].shape) != count:
+            elif count and math.prod(tensors[stored[0]].shape) != count:
                 wrong.append(stored[0])
     found = []
     if missing:

@@ -4,6 +4,7 @@ Shapes: N = out features, K = in features, G = groups of a row (1 without groups
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,10 +38,10 @@ _ONE: list[Sizes] = [(), (1,)]
 _NOT_LINEAR = ("wte", "wpe", "shared")
 
 
-def modules_of(checkpoint: Checkpoint) -> dict[str, dict[str, TensorInfo]]:
-    """Module -> tensors by suffix."""
-    modules: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
-    for name, info in checkpoint.tensors.items():
+def modules_of(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Module -> tensors by suffix. tensors: name -> TensorInfo, or TensorLayout of one that is planned."""
+    modules: dict[str, dict[str, Any]] = defaultdict(dict)
+    for name, info in tensors.items():
         module, _, suffix = name.rpartition(".")
         modules[module][suffix] = info
     return dict(modules)
@@ -55,9 +56,16 @@ def read_shapes(
         found = _quantized_shape(checkpoint, name, tensors, qc)
         if found is not None:
             shapes[name] = linears[name] = found
-        elif "weight" in tensors and len(tensors["weight"].shape) == 2 and not _embeds(name):
-            linears[name] = (tensors["weight"].shape[0], tensors["weight"].shape[1])
+        elif (shape := dense_shape(name, tensors)) is not None:
+            linears[name] = shape
     return shapes, linears
+
+
+def dense_shape(name: str, tensors: Mapping[str, Any]) -> Shape | None:
+    """(N, K) of a module with a plain matrix as weight, None where it is an embedding or has none."""
+    if "weight" not in tensors or len(tensors["weight"].shape) != 2 or _embeds(name):
+        return None
+    return tensors["weight"].shape[0], tensors["weight"].shape[1]
 
 
 def _embeds(name: str) -> bool:
@@ -252,7 +260,7 @@ def _no_g_idx(subject: Subject, modules: dict[str, dict[str, TensorInfo]]) -> li
     return [make("gptq-g-idx", some(sorted(names)), message, "store g_idx = k // group_size, int32 [K]")]
 
 
-def check_weight_shape(subject: Subject, checkpoint: Checkpoint, modules: dict[str, Any]) -> list[Finding]:
+def check_weight_shape(subject: Subject, modules: dict[str, Any]) -> list[Finding]:
     """weight_shape must agree with what is packed; the other checks would mean nothing otherwise."""
     wrong = {}
     for name, (N, K) in subject.shapes.items():
