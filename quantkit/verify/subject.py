@@ -3,11 +3,26 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from quantkit.verify.findings import Finding
 
 Shape = tuple[int, int]
+
+
+class TensorHeader(Protocol):
+    """What a file's header, or a plan of one, says of a tensor."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+Modules = Mapping[str, Mapping[str, TensorHeader]]  # module -> its tensors by suffix
 ENGINES = ("vllm", "sglang", "transformers", "llama.cpp", "tensorrt-llm")
 FUSING = ("vllm", "sglang", "tensorrt-llm")  # these merge siblings into one layer and split layers over GPUs
 
