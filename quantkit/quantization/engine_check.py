@@ -42,6 +42,6 @@ def check_result(recipe: Recipe, folder: Path) -> None:
     if recipe.output.engine is None:
         return
     found = verify_folder(folder, recipe.output.engine, recipe.output.tp)
-    wrong = [f"{f['where']}: {f['message']}" for f in found["findings"] if f["level"] == "error"]
+    wrong = [f"{f.where}: {f.message}" for f in found.findings if f.level == "error"]
     if wrong:
         raise RunError("\n".join([f"{folder} was written, but {recipe.output.engine} would refuse it:", *wrong]))

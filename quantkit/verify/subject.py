@@ -126,6 +126,15 @@ class Subject:
         configs = (self.model, inner if isinstance(inner, dict) else {})
         return {config["model_type"] for config in configs if isinstance(config.get("model_type"), str)}
 
+    @property
+    def head_size(self) -> int:
+        """Features of an attention head; 0 where config.json does not tell, or attention is latent (MLA)."""
+        if self.number("kv_lora_rank"):
+            return 0
+        heads = next((n for key in ("num_attention_heads", "n_head", "n_heads") if (n := self.number(key))), 0)
+        width = next((n for key in ("hidden_size", "n_embd", "d_model") if (n := self.number(key))), 0)
+        return self.number("head_dim") or (width // heads if heads > 0 else 0)
+
     def number(self, key: str, default: int = 0) -> int:
         """A whole number of config.json (of its text_config where that holds it)."""
         inner = self.model.get("text_config")

@@ -30,7 +30,7 @@ def gpt2(kind: str, path: Path, **model: Any) -> Path:
 
 
 def found(folder: Path, engine: str) -> dict[str, str]:
-    return {f["rule"]: f["level"] for f in verify_folder(folder, engine)["findings"]}
+    return {f.rule: f.level for f in verify_folder(folder, engine).findings}
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
@@ -38,10 +38,10 @@ def found(folder: Path, engine: str) -> dict[str, str]:
 def test_conv1d_weights_are_transposed_by_servers(kind: str, engine: str, tmp_path: Path) -> None:
     folder = gpt2(kind, tmp_path)
     assert found(folder, engine).get("conv1d-transposed") == "error"
-    wrong = [f for f in verify_folder(folder, engine)["findings"] if f["rule"] == "conv1d-transposed"]
-    assert "Conv1D" in wrong[0]["message"]
-    assert "transposes" in wrong[0]["message"]
-    assert wrong[0]["where"].startswith("model.layers.0.")
+    wrong = [f for f in verify_folder(folder, engine).findings if f.rule == "conv1d-transposed"]
+    assert "Conv1D" in wrong[0].message
+    assert "transposes" in wrong[0].message
+    assert wrong[0].where.startswith("model.layers.0.")
 
 
 @pytest.mark.parametrize("kind", ["W4A16", "W4A16 asym", "W8A16", "NVFP4A16", "MXFP4A16", "gptq", "awq"])

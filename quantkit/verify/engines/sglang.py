@@ -1,7 +1,7 @@
 """What SGLang 0.5.23 accepts, by its source: compressed-tensors 0.18, the Marlin kernels, FP8 and ModelOpt."""
 
 from quantkit.verify.engines import shared_rules as rules
-from quantkit.verify.engines.vllm_kernels import family
+from quantkit.verify.engines.hardware import family
 from quantkit.verify.findings import (
     Finding,
     error,
