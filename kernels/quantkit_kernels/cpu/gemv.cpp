@@ -1,5 +1,6 @@
 // y = x W^T with a quantized weight for a few tokens, in float32, and the decoding of a weight for many tokens. A row of
-// the weight is decoded in registers while x is multiplied.
+// the weight is decoded in registers while x is multiplied. Where weights are rounded, each is before it meets x: what
+// four-bit codes stand for is looked up in a table of their group.
 //
 // T tokens, N rows, K columns (a multiple of 64: padded with columns whose x is zero), groups of a multiple of 16.
 #include <algorithm>
@@ -43,30 +44,74 @@ inline void add_row(const uint8_t* codes, const float* scale, const float* x, co
     for (int c = 0; c < S; c++) acc[t] += total[t][c];
 }
 
+// acc[t] += sum of weight * x over columns k0 ... k1 of row n, the weights rounded.
+template <class D, int T, int RUN, int ROUND>
+inline void add_row_rounded(long n, const float* scale, const float* shift, const float* x, const Weight& w, long k0,
+                            long k1, long ahead, f32v* acc) {
+  constexpr bool FOUR = D::CHUNK == 32;
+  constexpr int R = 64 / RUN, VECTORS = 64 / V, S = T == 1 ? 4 : T == 2 ? 2 : 1;  // chains of sums
+  const uint8_t* codes = w.codes + n * (w.K / 64 * D::CHUNK);
+  f32v total[T][S] = {};
+  long run = RUN < 64 ? k0 / RUN : k0 / w.group;
+  while (k0 < k1) {
+    const long stop = RUN < 64 ? k0 + 64 : (run + 1) * w.group, end = stop < k1 ? stop : k1;
+    Table table[R];
+    if constexpr (FOUR)
+      for (int r = 0; r < R; r++) {
+        const float zero = w.zero ? w.zero[n * w.G + (RUN < 64 ? (k0 + r * RUN) / w.group : run)] : w.middle;
+        for (int i = 0; i < 16 / V; i++) {
+          const f32v v = (load<f32v>(D::VALUES + i * V) - zero) * scale[run + r];
+          table[r].part[i] = rounded(rounded(v, w.rounding), w.second);
+        }
+      }
+    for (long k = k0; k < end; k += 64) {
+      const uint8_t* chunk = codes + k / 64 * D::CHUNK;
+      __builtin_prefetch(chunk + ahead);
+#pragma GCC unroll 8
+      for (int j = 0; j < VECTORS; j++) {
+        const int i = j / 2 + j % 2 * (VECTORS / 2), r = i * V / RUN;  // both halves of a byte after one another
+        f32v v;
+        if constexpr (FOUR) v = table[r].get(chunk, i);
+        else v = rounded(D::get(chunk, i) * scale[run + r] - shift[run + r], ROUND);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++) total[t][j % S] += v * load<f32v>(x + t * w.K + k + i * V);
+      }
+    }
+    k0 = end;
+    run += R;
+  }
+  for (int t = 0; t < T; t++)
+    for (int s = 0; s < S; s++) acc[t] += total[t][s];
+}
+
 constexpr int ROWS = 16;      // that meet a block of x while it is in the first-level cache
 constexpr int BLOCK = 8192;   // floats of x in a block
 
-template <class D, int T>
+// ROUND: what each weight is rounded to, like Weight::rounding; of four-bit codes any other number than 0 says that it
+// is, and the weight to what.
+template <class D, int T, int ROUND>
 void gemv(const Weight& w, const float* x, float* y) {
   const long bytes = w.K / 64 * D::CHUNK;
   const long run = run_of(w), runs = (w.K + run - 1) / run;
   std::vector<float> sums = buffer(T * runs);  // of x over each run: what a zero point multiplies
   for (int t = 0; t < T; t++)
-    for (long r = 0; r < runs; r++) {
+    for (long r = 0; !ROUND && r < runs; r++) {
       f32v total = {};
       for (long k = r * run; k < (r + 1) * run && k < w.K; k += V) total += load<f32v>(x + t * w.K + k);
       sums[t * runs + r] = sum(total);
     }
 #pragma omp parallel num_threads(w.threads)
   {
-    std::vector<float> scale = buffer(ROWS * runs), shift = buffer(runs);
+    std::vector<float> scale = buffer(ROWS * runs), shift = buffer(ROUND ? ROWS * runs : runs);
 #pragma omp for schedule(static)
     for (long n0 = 0; n0 < w.N; n0 += ROWS) {
       const int rows = n0 + ROWS < w.N ? ROWS : w.N - n0;
       f32v acc[ROWS][T] = {};
       float minus[ROWS][T] = {};
-      for (int r = 0; r < rows; r++)
-        if (row_scales(w, n0 + r, D::BASE, D::FACTOR, &scale[r * runs], shift.data()))
+      for (int r = 0; r < rows; r++) {
+        const float factor = ROUND && D::CHUNK == 32 ? 1 : D::FACTOR;  // a table holds the values themselves
+        float* row_shift = &shift[ROUND ? r * runs : 0];
+        if (row_scales(w, n0 + r, D::BASE, factor, &scale[r * runs], row_shift) && !ROUND)
           for (int t = 0; t < T; t++) {
             f32v total = {};
             long g = 0;
@@ -74,35 +119,27 @@ void gemv(const Weight& w, const float* x, float* y) {
             minus[r][t] = sum(total);
             for (; g < runs; g++) minus[r][t] += shift[g] * sums[t * runs + g];
           }
+      }
       for (long k0 = 0; k0 < w.K; k0 += BLOCK / T)
         for (int r = 0; r < rows; r++) {
           const long k1 = k0 + BLOCK / T < w.K ? k0 + BLOCK / T : w.K;
           const uint8_t* codes = w.codes + (n0 + r) * bytes;
           const float* s = &scale[r * runs];
-          if constexpr (D::CHUNK > 64) add_row<D, T, 64>(codes, s, x, w, k0, k1, 4 * bytes, acc[r]);  // not quantized
-          else if (w.group % 64 == 0) add_row<D, T, 64>(codes, s, x, w, k0, k1, 4 * bytes, acc[r]);
-          else if (w.group % 32 == 0) add_row<D, T, 32>(codes, s, x, w, k0, k1, 4 * bytes, acc[r]);
-          else add_row<D, T, 16>(codes, s, x, w, k0, k1, 4 * bytes, acc[r]);
+#define QK_ADD_ROW(RUN)                                                                                          \
+  if constexpr (ROUND != 0)                                                                                      \
+    add_row_rounded<D, T, RUN, ROUND>(n0 + r, s, &shift[r * runs], x, w, k0, k1, 4 * bytes, acc[r]);             \
+  else add_row<D, T, RUN>(codes, s, x, w, k0, k1, 4 * bytes, acc[r])
+          if (D::CHUNK > 64 || w.group % 64 == 0) { QK_ADD_ROW(64); }  // what is not quantized is one group
+          else if constexpr (D::CHUNK <= 64) {
+            if (w.group % 32 == 0) { QK_ADD_ROW(32); }
+            else { QK_ADD_ROW(16); }
+          }
+#undef QK_ADD_ROW
         }
       for (int r = 0; r < rows; r++)
         for (int t = 0; t < T; t++) y[t * w.N + n0 + r] = sum(acc[r][t]) - minus[r][t];
     }
   }
-}
-
-inline f32v to_bf16(f32v v) {  // rounded to nearest even
-  const i32v b = bits<i32v>(v);
-  return bits<f32v>((b + 0x7FFF + (b >> 16 & 1)) & (int)0xFFFF0000);
-}
-inline f32v to_f16(f32v v) {
-#if defined(QK_AVX512)
-  return (f32v)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
-#elif defined(QK_AVX2) && QK_WIDTH == 8
-  return (f32v)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
-#else
-  typedef _Float16 f16v __attribute__((vector_size(2 * V)));
-  return __builtin_convertvector(__builtin_convertvector(v, f16v), f32v);
-#endif
 }
 
 inline void store(float* out, f32v v) { std::memcpy(out, &v, sizeof v); }
@@ -129,9 +166,7 @@ void decode(const Weight& w, long n0, long n1, Out* out) {
           const float zero = (w.zero ? w.zero[n * w.G + k / w.group] : w.middle) - D::BASE;  // code - zero is exact
           for (int i = 0; i < columns / V; i++) {
             f32v v = (D::get(chunk + k / 64 * D::CHUNK, k % 64 / V + i) - zero) * scale[r];
-            if (w.rounding == 1) v = to_bf16(v);
-            if (w.rounding == 2) v = to_f16(v);
-            store(to + k + i * V, v);
+            store(to + k + i * V, rounded(rounded(v, w.rounding), w.second));
           }
           k += columns;
         }
@@ -139,19 +174,27 @@ void decode(const Weight& w, long n0, long n1, Out* out) {
   }
 }
 
-template <class D>
+template <class D, int ROUND>
 void gemv_tokens(const Weight& w, const float* x, float* y, long M) {
-  for (; M >= 8; M -= 8, x += 8 * w.K, y += 8 * w.N) gemv<D, 8>(w, x, y);
-  for (; M >= 4; M -= 4, x += 4 * w.K, y += 4 * w.N) gemv<D, 4>(w, x, y);
-  for (; M >= 2; M -= 2, x += 2 * w.K, y += 2 * w.N) gemv<D, 2>(w, x, y);
-  if (M) gemv<D, 1>(w, x, y);
+  for (; M >= 8; M -= 8, x += 8 * w.K, y += 8 * w.N) gemv<D, 8, ROUND>(w, x, y);
+  for (; M >= 4; M -= 4, x += 4 * w.K, y += 4 * w.N) gemv<D, 4, ROUND>(w, x, y);
+  for (; M >= 2; M -= 2, x += 2 * w.K, y += 2 * w.N) gemv<D, 2, ROUND>(w, x, y);
+  if (M) gemv<D, 1, ROUND>(w, x, y);
+}
+
+// Eight bits and what is not quantized are rounded once at most, here as `rounding`.
+template <class D>
+void gemv_rounded(const Weight& w, const float* x, float* y, long M) {
+  if (w.rounding == 0) return gemv_tokens<D, 0>(w, x, y, M);
+  if constexpr (D::CHUNK == 32) return gemv_tokens<D, 1>(w, x, y, M);
+  if constexpr (D::CHUNK == 64) return w.rounding == 1 ? gemv_tokens<D, 1>(w, x, y, M) : gemv_tokens<D, 2>(w, x, y, M);
 }
 
 }  // namespace
 
 extern "C" void quantkit_gemv(QK_ARGUMENTS, const float* x, float* y, long M) {
   const Weight w = QK_WEIGHT;
-#define QK_CALL(D) gemv_tokens<D>(w, x, y, M)
+#define QK_CALL(D) gemv_rounded<D>(w, x, y, M)
   QK_EACH(QK_CALL)
 #undef QK_CALL
 }

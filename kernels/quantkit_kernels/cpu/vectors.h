@@ -76,11 +76,32 @@ static inline float sum(f32v v) {
   return (s[0] + s[1]) + (s[2] + s[3]);
 }
 
+// Rounded to nearest even
+static inline f32v to_bf16(f32v v) {
+#if defined(QK_AVX512) && defined(__AVX512BF16__)
+  return (f32v)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v)), 16);
+#else
+  const i32v b = bits<i32v>(v);
+  return bits<f32v>((b + 0x7FFF + (b >> 16 & 1)) & (int)0xFFFF0000);
+#endif
+}
+static inline f32v to_f16(f32v v) {
+#if defined(QK_AVX512)
+  return (f32v)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(QK_AVX2) && QK_WIDTH == 8
+  return (f32v)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  typedef _Float16 f16v __attribute__((vector_size(2 * V)));
+  return __builtin_convertvector(__builtin_convertvector(v, f16v), f32v);
+#endif
+}
+static inline f32v rounded(f32v v, int rounding) { return rounding == 1 ? to_bf16(v) : rounding == 2 ? to_f16(v) : v; }
+
 // Each format: columns i * V ... of a chunk of 64 columns that lies in CHUNK bytes, as value / FACTOR + BASE.
 // Four-bit codes: byte j of a chunk holds column j in its low half and column 32 + j in its high half.
 struct Int4 {  // codes 0..15
   static constexpr int CHUNK = 32, BASE = 0;
-  static constexpr float FACTOR = 1;
+  static constexpr float FACTOR = 1, VALUES[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   static inline f32v get(const uint8_t* p, int i) {
     const i32v b = wide_u8(p + i % (32 / V) * V);
     return __builtin_convertvector(i < 32 / V ? b & 15 : b >> 4, f32v);
@@ -98,7 +119,7 @@ struct Fp8 {  // e4m3: its bits, moved to float16's places, are the value / 256,
 };
 struct Fp4 {  // e2m1, likewise: value / 2^14
   static constexpr int CHUNK = 32, BASE = 0;
-  static constexpr float FACTOR = 16384;
+  static constexpr float FACTOR = 16384, VALUES[16] = {0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6};
   static inline f32v get(const uint8_t* p, int i) {
     const i16v b = half_u8(p + i % (32 / V) * V);
     return from_half((i < 32 / V ? b << 12 : b << 8) >> 3 & (int16_t)0x8E00);
@@ -118,4 +139,23 @@ struct F32 {
   static constexpr int CHUNK = 256, BASE = 0;
   static constexpr float FACTOR = 1;
   static inline f32v get(const uint8_t* p, int i) { return load<f32v>(p + i * V * 4); }
+};
+
+// What the sixteen codes of a group of four-bit ones stand for, looked up in registers.
+struct Table {
+  f32v part[16 / V];
+  inline f32v get(const uint8_t* p, int i) const {
+    const i32v b = wide_u8(p + i % (32 / V) * V), code = i < 32 / V ? b : b >> 4;
+#if defined(QK_AVX512)
+    return (f32v)_mm512_permutexvar_ps((__m512i)code, (__m512)part[0]);  // by the lowest four bits
+#elif defined(QK_AVX2) && QK_WIDTH == 8
+    const __m256 low = _mm256_permutevar8x32_ps((__m256)part[0], (__m256i)code);  // by the lowest three
+    const __m256 high = _mm256_permutevar8x32_ps((__m256)part[16 / V - 1], (__m256i)code);
+    return (f32v)_mm256_blendv_ps(low, high, (__m256)(code << 28));
+#else
+    f32v v;
+    for (int j = 0; j < V; j++) v[j] = ((const float*)part)[code[j] & 15];
+    return v;
+#endif
+  }
 };
