@@ -1,6 +1,6 @@
 // y = x W^T with a quantized weight for a few tokens, in float32, and the decoding of a weight for many tokens. A row of
-// the weight is decoded in registers while x is multiplied. Where weights are rounded, each is before it meets x: what
-// four-bit codes stand for is looked up in a table of their group.
+// the weight is decoded in registers while x is multiplied. Where weights are rounded, each is before it meets x:
+// what four-bit codes stand for is looked up in a table of their group, if that is large enough.
 //
 // T tokens, N rows, K columns (a multiple of 64: padded with columns whose x is zero), groups of a multiple of 16.
 #include <algorithm>
@@ -44,37 +44,32 @@ inline void add_row(const uint8_t* codes, const float* scale, const float* x, co
     for (int c = 0; c < S; c++) acc[t] += total[t][c];
 }
 
-// acc[t] += sum of weight * x over columns k0 ... k1 of row n, the weights rounded.
+// Whether a group of this format, whose runs are RUN columns, is worth a table of its codes' rounded values.
+template <class D, int RUN, int ROUND>
+constexpr bool LOOKS_UP = D::CHUNK == 32 && RUN == 64 && Table<ROUND>::THERE;
+
+// acc[t] += sum of weight * x over columns k0 ... k1 of one row, the weights rounded.
 template <class D, int T, int RUN, int ROUND>
-inline void add_row_rounded(long n, const float* scale, const float* shift, const float* x, const Weight& w, long k0,
-                            long k1, long ahead, f32v* acc) {
-  constexpr bool FOUR = D::CHUNK == 32;
+inline void add_row_rounded(const uint8_t* codes, const float* scale, const float* shift, const float* x,
+                            const Weight& w, long k0, long k1, long ahead, f32v* acc) {
   constexpr int R = 64 / RUN, VECTORS = 64 / V, S = T == 1 ? 4 : T == 2 ? 2 : 1;  // chains of sums
-  const uint8_t* codes = w.codes + n * (w.K / 64 * D::CHUNK);
   f32v total[T][S] = {};
   long run = RUN < 64 ? k0 / RUN : k0 / w.group;
   while (k0 < k1) {
     const long stop = RUN < 64 ? k0 + 64 : (run + 1) * w.group, end = stop < k1 ? stop : k1;
-    Table table[R];
-    if constexpr (FOUR)
-      for (int r = 0; r < R; r++) {
-        const float zero = w.zero ? w.zero[n * w.G + (RUN < 64 ? (k0 + r * RUN) / w.group : run)] : w.middle;
-        for (int i = 0; i < 16 / V; i++) {
-          const f32v v = (load<f32v>(D::VALUES + i * V) - zero) * scale[run + r];
-          table[r].part[i] = rounded(rounded(v, w.rounding), w.second);
-        }
-      }
+    Table<ROUND> table;
+    if constexpr (LOOKS_UP<D, RUN, ROUND>) table.set(D::VALUES, scale[run], shift[run]);
     for (long k = k0; k < end; k += 64) {
       const uint8_t* chunk = codes + k / 64 * D::CHUNK;
       __builtin_prefetch(chunk + ahead);
+      f32v v[VECTORS];
+      if constexpr (LOOKS_UP<D, RUN, ROUND>) table.get(chunk, v);
 #pragma GCC unroll 8
       for (int j = 0; j < VECTORS; j++) {
         const int i = j / 2 + j % 2 * (VECTORS / 2), r = i * V / RUN;  // both halves of a byte after one another
-        f32v v;
-        if constexpr (FOUR) v = table[r].get(chunk, i);
-        else v = rounded(D::get(chunk, i) * scale[run + r] - shift[run + r], ROUND);
+        if constexpr (!LOOKS_UP<D, RUN, ROUND>) v[i] = rounded(D::get(chunk, i) * scale[run + r] - shift[run + r], ROUND);
 #pragma GCC unroll 8
-        for (int t = 0; t < T; t++) total[t][j % S] += v * load<f32v>(x + t * w.K + k + i * V);
+        for (int t = 0; t < T; t++) total[t][j % S] += v[i] * load<f32v>(x + t * w.K + k + i * V);
       }
     }
     k0 = end;
@@ -87,8 +82,7 @@ inline void add_row_rounded(long n, const float* scale, const float* shift, cons
 constexpr int ROWS = 16;      // that meet a block of x while it is in the first-level cache
 constexpr int BLOCK = 8192;   // floats of x in a block
 
-// ROUND: what each weight is rounded to, like Weight::rounding; of four-bit codes any other number than 0 says that it
-// is, and the weight to what.
+// ROUND: what each weight is rounded to, like Weight::rounding.
 template <class D, int T, int ROUND>
 void gemv(const Weight& w, const float* x, float* y) {
   const long bytes = w.K / 64 * D::CHUNK;
@@ -109,9 +103,9 @@ void gemv(const Weight& w, const float* x, float* y) {
       f32v acc[ROWS][T] = {};
       float minus[ROWS][T] = {};
       for (int r = 0; r < rows; r++) {
-        const float factor = ROUND && D::CHUNK == 32 ? 1 : D::FACTOR;  // a table holds the values themselves
+        const bool table = ROUND && w.group % 64 == 0 && LOOKS_UP<D, 64, ROUND>;  // which holds the values themselves
         float* row_shift = &shift[ROUND ? r * runs : 0];
-        if (row_scales(w, n0 + r, D::BASE, factor, &scale[r * runs], row_shift) && !ROUND)
+        if (row_scales(w, n0 + r, D::BASE, table ? 1 : D::FACTOR, &scale[r * runs], row_shift) && !ROUND)
           for (int t = 0; t < T; t++) {
             f32v total = {};
             long g = 0;
@@ -127,7 +121,7 @@ void gemv(const Weight& w, const float* x, float* y) {
           const float* s = &scale[r * runs];
 #define QK_ADD_ROW(RUN)                                                                                          \
   if constexpr (ROUND != 0)                                                                                      \
-    add_row_rounded<D, T, RUN, ROUND>(n0 + r, s, &shift[r * runs], x, w, k0, k1, 4 * bytes, acc[r]);             \
+    add_row_rounded<D, T, RUN, ROUND>(codes, s, &shift[r * runs], x, w, k0, k1, 4 * bytes, acc[r]);              \
   else add_row<D, T, RUN>(codes, s, x, w, k0, k1, 4 * bytes, acc[r])
           if (D::CHUNK > 64 || w.group % 64 == 0) { QK_ADD_ROW(64); }  // what is not quantized is one group
           else if constexpr (D::CHUNK <= 64) {
@@ -182,12 +176,11 @@ void gemv_tokens(const Weight& w, const float* x, float* y, long M) {
   if (M) gemv<D, 1, ROUND>(w, x, y);
 }
 
-// Eight bits and what is not quantized are rounded once at most, here as `rounding`.
+// Quantized weights are rounded once at most here, others never.
 template <class D>
 void gemv_rounded(const Weight& w, const float* x, float* y, long M) {
   if (w.rounding == 0) return gemv_tokens<D, 0>(w, x, y, M);
-  if constexpr (D::CHUNK == 32) return gemv_tokens<D, 1>(w, x, y, M);
-  if constexpr (D::CHUNK == 64) return w.rounding == 1 ? gemv_tokens<D, 1>(w, x, y, M) : gemv_tokens<D, 2>(w, x, y, M);
+  if constexpr (D::CHUNK <= 64) return w.rounding == 1 ? gemv_tokens<D, 1>(w, x, y, M) : gemv_tokens<D, 2>(w, x, y, M);
 }
 
 }  // namespace

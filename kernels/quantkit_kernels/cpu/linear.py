@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from quantkit_kernels.cpu.build import address, library
-from quantkit_kernels.cpu.weight import BYTES, CHUNK, CpuWeight, decode_rows, reference_weight
+from quantkit_kernels.cpu.weight import CHUNK, DENSE, CpuWeight, decode_rows, reference_weight
 
 Way = Literal["gemv", "panel", "kept", "gemv_int8", "qlinear"]
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -65,8 +65,8 @@ def few_tokens(weight: CpuWeight, here: Machine, eight: bool = False) -> int:
 def choose(weight: CpuWeight, M: int, dtype: torch.dtype, here: Machine) -> Way:
     """The way for M tokens of this dtype."""
     if here.compiled:
-        once = {32: 2, 64: 1}.get(BYTES[weight.format], 0)  # roundings that `gemv` knows
-        return "gemv" if few_tokens(weight, here) >= M and len(weight.rounds(dtype)) <= once else "panel"
+        most = 0 if weight.format in DENSE.values() else 1  # roundings that `gemv` knows
+        return "gemv" if few_tokens(weight, here) >= M and len(weight.rounds(dtype)) <= most else "panel"
     return "kept" if here.bf16 and dtype == torch.bfloat16 else "panel"
 
 

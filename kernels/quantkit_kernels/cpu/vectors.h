@@ -95,7 +95,9 @@ static inline f32v to_f16(f32v v) {
   return __builtin_convertvector(__builtin_convertvector(v, f16v), f32v);
 #endif
 }
-static inline f32v rounded(f32v v, int rounding) { return rounding == 1 ? to_bf16(v) : rounding == 2 ? to_f16(v) : v; }
+static inline f32v rounded(f32v v, int rounding) {
+  return rounding == 1 ? to_bf16(v) : rounding == 2 ? to_f16(v) : v;
+}
 
 // Each format: columns i * V ... of a chunk of 64 columns that lies in CHUNK bytes, as value / FACTOR + BASE.
 // Four-bit codes: byte j of a chunk holds column j in its low half and column 32 + j in its high half.
@@ -141,21 +143,62 @@ struct F32 {
   static inline f32v get(const uint8_t* p, int i) { return load<f32v>(p + i * V * 4); }
 };
 
-// What the sixteen codes of a group of four-bit ones stand for, looked up in registers.
+// What the sixteen codes of a group of four-bit ones stand for, value * scale - shift, rounded; and, looked up in
+// registers, the 64 weights of a chunk. THERE: this processor has a fast way.
+template <int ROUND>
 struct Table {
-  f32v part[16 / V];
-  inline f32v get(const uint8_t* p, int i) const {
-    const i32v b = wide_u8(p + i % (32 / V) * V), code = i < 32 / V ? b : b >> 4;
 #if defined(QK_AVX512)
-    return (f32v)_mm512_permutexvar_ps((__m512i)code, (__m512)part[0]);  // by the lowest four bits
-#elif defined(QK_AVX2) && QK_WIDTH == 8
-    const __m256 low = _mm256_permutevar8x32_ps((__m256)part[0], (__m256i)code);  // by the lowest three
-    const __m256 high = _mm256_permutevar8x32_ps((__m256)part[16 / V - 1], (__m256i)code);
-    return (f32v)_mm256_blendv_ps(low, high, (__m256)(code << 28));
+  static constexpr bool THERE = true;
+  f32v all;
+  inline void set(const float* values, float scale, float shift) {
+    all = rounded(load<f32v>(values) * scale - shift, ROUND);
+  }
+  inline void get(const uint8_t* chunk, f32v* out) const {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      const i32v b = wide_u8(chunk + i % 2 * V), code = i < 2 ? b : b >> 4;
+      out[i] = (f32v)_mm512_permutexvar_ps((__m512i)code, (__m512)all);  // by the lowest four bits
+    }
+  }
 #else
-    f32v v;
-    for (int j = 0; j < V; j++) v[j] = ((const float*)part)[code[j] & 15];
-    return v;
+  static constexpr bool THERE = false;
+  inline void set(const float*, float, float) {}
+  inline void get(const uint8_t*, f32v*) const {}
 #endif
+};
+
+#if defined(QK_AVX2) && QK_WIDTH == 8
+// bfloat16 numbers as two tables of bytes, because a shuffle of bytes looks up 32 at a time.
+template <>
+struct Table<1> {
+  static constexpr bool THERE = true;
+  __m256i low, high;
+  inline void set(const float* values, float scale, float shift) {
+    __m256i half[2];
+    for (int i = 0; i < 2; i++) {
+      const __m256i b = (__m256i)(load<f32v>(values + 8 * i) * scale - shift);
+      const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(b, 16), _mm256_set1_epi32(1));  // ties go to even
+      half[i] = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(b, _mm256_set1_epi32(0x7FFF)), odd), 16);
+    }
+    const __m256i words = _mm256_packus_epi32(half[0], half[1]);
+    const __m256i lows = _mm256_and_si256(words, _mm256_set1_epi16(255)), highs = _mm256_srli_epi16(words, 8);
+    const __m256i bytes = _mm256_packus_epi16(lows, highs);  // [l0-3 l8-11 h0-3 h8-11 | l4-7 l12-15 h4-7 h12-15]
+    low = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5));
+    high = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(2, 6, 3, 7, 2, 6, 3, 7));
+  }
+  inline void get(const uint8_t* chunk, f32v* out) const {
+    const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);  // so that unpacking leaves columns in their order
+    const __m256i both = _mm256_permutevar8x32_epi32(load<__m256i>(chunk), order), zero = _mm256_setzero_si256();
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+      const __m256i codes = _mm256_and_si256(i ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
+      const __m256i l = _mm256_shuffle_epi8(low, codes), h = _mm256_shuffle_epi8(high, codes);
+      const __m256i a = _mm256_unpacklo_epi8(l, h), b = _mm256_unpackhi_epi8(l, h);
+      out[4 * i] = (f32v)_mm256_unpacklo_epi16(zero, a);
+      out[4 * i + 1] = (f32v)_mm256_unpackhi_epi16(zero, a);
+      out[4 * i + 2] = (f32v)_mm256_unpacklo_epi16(zero, b);
+      out[4 * i + 3] = (f32v)_mm256_unpackhi_epi16(zero, b);
+    }
   }
 };
+#endif
