@@ -4,9 +4,11 @@
     CUDA  the Triton kernels, for bfloat16 and float16 inputs: 8-bit inputs on 8-bit tensor cores where weights are int8
           or fp8 by channel or block, else weight-only with the inputs rounded first
 
-Where no kernel takes a layer there is None, and its weight is dequantized at every call.
+Where no kernel takes a layer there is None, and its weight is dequantized at every call. What a kernel computes is
+`runtime.definition`'s business: one that would round something else is not taken.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,6 +20,7 @@ from quantkit_kernels.cpu.weight import GROUP, CpuWeight, decode_rows, pack_cpu
 from torch import Tensor
 
 from quantkit.grids.activations import fake_quantize, int_codes
+from quantkit.runtime.definition import is_rounded
 from quantkit.types import BLOCK, ActivationSpec, InputRange, QuantizedWeight, Scheme
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -26,8 +29,8 @@ HALVES = (torch.bfloat16, torch.float16)
 class Kernel(NamedTuple):
     """A weight repacked for one device.
 
-    run      x [..., K] -> x @ W^T [..., N] in x's dtype; x is rounded first where the scheme says so
-    decode   () -> the weight [N, K] it stands for
+    run      x [..., K] -> x @ W^T [..., N] in x's dtype; x is quantized first where the scheme says so
+    decode   () -> W [N, K]; in float32 where it is not rounded before it meets x
     device   where it lies
     name     of the kernel, for people
     """
@@ -61,15 +64,25 @@ def on_cpu(q: QuantizedWeight, scheme: Scheme) -> Kernel | None:
         q.codes_NK, scale_NG, q.zero_NG,
         format=("int" if integers else "fp") + ("4" if spec.bits <= 4 else "8"),  # type: ignore[arg-type]
         group_size=spec.group_size, middle=spec.levels // 2 if integers else 0, factor=factor,
-        rounding=q.scale_NG.dtype if spec.scale == "float" else torch.float32,
+        rounding=q.scale_NG.dtype if is_rounded(scheme) else torch.float32,
     )  # fmt: skip
     inputs, run = scheme.activations, partial(cpu_linear, weight=weight)
-    exact = inputs is not None and inputs.element == "int" and inputs.symmetric and inputs.group_size == -1
-    if inputs is not None and exact and integers and inputs.bits <= 8:
+    summed = inputs is not None and inputs.element == "int" and inputs.symmetric and inputs.group_size == -1
+    if inputs is not None and summed and integers and inputs.bits <= 8:
         run = partial(_run_codes, weight, inputs, q.input)
-    elif inputs is not None:
-        run = partial(_run_rounded, run, inputs, q.input)
-    return Kernel(run, partial(_decode_cpu, weight), torch.device("cpu"), f"cpu {weight.format}")
+    elif not is_rounded(scheme):
+        if inputs is not None:
+            run = partial(_run_rounded, run, inputs, q.input)
+        run = partial(_run_wide, run, weight.exact and _fit_bf16(inputs, q.input))
+    decode = partial(_decode_cpu, weight, q.scale_NG.dtype if is_rounded(scheme) else torch.float32)
+    return Kernel(run, decode, torch.device("cpu"), f"cpu {weight.format}")
+
+
+def _fit_bf16(spec: ActivationSpec | None, static: InputRange | None) -> bool:
+    """Whether bfloat16 inputs still are ones when they are rounded: to 4 bits, times a scale that has 4 or none."""
+    if spec is None or spec.scale == "e8m0":
+        return True
+    return spec.scale == "e4m3" and static is not None and math.frexp(static.scale.item())[0] == 0.5
 
 
 def _run_codes(weight: CpuWeight, spec: ActivationSpec, static: InputRange | None, x: Tensor) -> Tensor:
@@ -85,9 +98,14 @@ def _run_rounded(
     return product(fake_quantize(x, spec, static))
 
 
-def _decode_cpu(weight: CpuWeight) -> Tensor:
+def _run_wide(product: Callable[[Tensor], Tensor], exact: bool, x: Tensor) -> Tensor:
+    """In float32, which rounds neither the weight nor inputs that are code * scale; exact: bfloat16 does not either."""
+    return product(x) if exact and x.dtype == torch.bfloat16 else product(x.float()).to(x.dtype)
+
+
+def _decode_cpu(weight: CpuWeight, dtype: torch.dtype) -> Tensor:
     out = torch.empty(weight.out_features, weight.padded)
-    return decode_rows(weight, 0, weight.out_features, out).to(weight.rounding)
+    return decode_rows(weight, 0, weight.out_features, out).to(dtype)
 
 
 def _small_scale(q: QuantizedWeight) -> tuple[Tensor, float]:

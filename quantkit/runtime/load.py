@@ -16,6 +16,7 @@ from quantkit.errors import UserError
 from quantkit.formats import FORMATS, format_name
 from quantkit.naming import Piece, assemble, weight_sources
 from quantkit.quantized import outline
+from quantkit.runtime.definition import multiplied_weight
 from quantkit.runtime.fused import round_inputs
 from quantkit.runtime.kv import KVRange, QuantizedCache
 from quantkit.runtime.linear import QuantLinear, is_linear
@@ -136,7 +137,8 @@ class PackedFolder:
         """A tensor of the dense checkpoint: dequantized where it is packed, read where it is not."""
         if not self.is_packed(name):
             return self.checkpoint.read(name)
-        weight_NK = self.linear(name).weight
+        linear = self.linear(name)
+        weight_NK = multiplied_weight(linear.quantized(), linear.scheme)
         return weight_NK.T if name.removesuffix(".weight") in self._transposed else weight_NK
 
 
