@@ -26,7 +26,7 @@ from quantkit.runtime.linear import QuantLinear
 from quantkit.types import PRESETS, ActivationSpec, InputRange, QuantizedWeight, Scheme, TensorSpec
 
 TOKENS = (1, 2, 7, 8, 9, 31, 33, 64, 65, 129, 300)
-N, K = 80, 768
+N, K = 80, 768  # columns of many group sizes, rows of no whole block
 _INT8, _FP8 = ActivationSpec(8), ActivationSpec(8, element="float")
 SCHEMES = PRESETS | {
     "MXFP4A16": Scheme(TensorSpec(4, 32, element="float", scale="e8m0")),
@@ -114,18 +114,16 @@ def error(got: Tensor, wanted: Tensor) -> float:
 
 
 def errors(scheme: Scheme, q: QuantizedWeight, dtype: torch.dtype) -> list[float]:
-    """The largest errors of the layer, of which each number of tokens is asked in turn; y's own rounding is no error."""
+    """The largest errors of the layer, which each number of tokens goes through; y's own rounding is no error."""
     Held.weights[0] = q
     layer = QuantLinear(Held, {"index": torch.tensor(0)}, scheme)
     x = torch.randn(max(TOKENS), K).mul_(torch.rand(max(TOKENS), 1) + 0.2).to(dtype)
     wanted = reference(x, q, scheme).to(dtype if dtype != torch.float32 else torch.float64)
     before = layer._dequantized(x)
     alone = layer(x[:1])
-    found = [[error(before, wanted), error(before[:1], alone)]]
     ways = [layer(x[:count]) for count in TOKENS] + [layer._dequantized(x)]
     gradient = layer(x[:9].clone().requires_grad_())
-    for y in (*ways, gradient.detach()):
-        found.append([error(y, wanted[: len(y)]), error(y[:1], alone)])
+    found = [[error(y, wanted[: len(y)]), error(y[:1], alone)] for y in (before, *ways, gradient.detach())]
     return [max(column) for column in zip(*found, strict=True)]
 
 

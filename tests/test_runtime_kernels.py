@@ -165,8 +165,10 @@ def test_every_scheme_on_the_gpu_kernels(name: str) -> None:
         x = torch.randn(tokens, K).bfloat16()
         limit = 4e-3 if torch.cuda.is_available() else 7e-3  # of rounding y; the interpreter truncates
         assert relative(kernel.run(x.to(device)).cpu().float(), reference(x, q, scheme)) < limit
-    w_NK = multiplied_weight(q, scheme)
-    assert torch.equal(kernel.decode().cpu(), w_NK.bfloat16() if is_rounded(scheme) or scheme.activations is None else w_NK)
+    w_NK, decoded = multiplied_weight(q, scheme), kernel.decode().cpu()
+    assert torch.equal(decoded, w_NK.to(decoded.dtype))
+    exact = not is_rounded(scheme) and scheme.weights.scale == "float"  # bfloat16 holds the others
+    assert decoded.dtype == (torch.float32 if exact else torch.bfloat16)
     eight = name in ("W8A8", "W8A8 static", "FP8", "FP8_DYNAMIC", "FP8_BLOCK")
     assert ("w8a8" in kernel.name) == eight
 

@@ -17,7 +17,6 @@ rounded to that (in float32 models: not at all).
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from quantkit.grids.activations import fake_quantize

@@ -149,7 +149,9 @@ def _sums_codes(inputs: ActivationSpec, q: QuantizedWeight) -> bool:
     return whole and q.spec.element == "int"
 
 
-def _run_sums(product: Callable[[Tensor], Tensor], spec: ActivationSpec, static: InputRange | None, x: Tensor) -> Tensor:
+def _run_sums(
+    product: Callable[[Tensor], Tensor], spec: ActivationSpec, static: InputRange | None, x: Tensor
+) -> Tensor:
     """16 bits hold the codes of x exactly; sums come in float32."""
     codes, scale = int_codes(x, spec, static)
     return product(codes.to(x.dtype)).mul_(scale).to(x.dtype)

@@ -179,7 +179,9 @@ def dense_cpu(w_NK: Tensor) -> CpuWeight:
     check(N > 0 and K > 0, f"dense weight of shape {N}x{K} is empty")
     padded_NK = torch.nn.functional.pad(w_NK, (0, -K % CHUNK)) if K % CHUNK else w_NK
     format, padded = DENSE[w_NK.dtype], padded_NK.shape[1]
-    return CpuWeight(padded_NK.view(torch.uint8), torch.ones(N, 1), None, 0, 1.0, format, K, padded, torch.float32, format == "bf16")  # type: ignore
+    return CpuWeight(
+        padded_NK.view(torch.uint8), torch.ones(N, 1), None, 0, 1.0, format, K, padded, torch.float32, format == "bf16"
+    )  # type: ignore
 
 
 def decode_rows(
