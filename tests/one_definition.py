@@ -4,8 +4,8 @@ believe they have another processor.
     python one_definition.py [FLAGS of the compiler] [--bf16] [--vnni]
 
 Prints JSON: {case: [error to the definition, error to the same token alone]}, the largest over all numbers of tokens.
-With FLAGS, the CPU kernels are built with them, and the dispatcher thinks of a processor that has what --bf16 and --vnni
-say; without, everything is as it is found.
+With FLAGS, the CPU kernels are built with them ("-": there are none), and the dispatcher sees a processor that has what
+--bf16 and --vnni say; without, everything is as it is found.
 """
 
 import ctypes
@@ -128,10 +128,10 @@ def errors(scheme: Scheme, q: QuantizedWeight, dtype: torch.dtype) -> list[float
 
 
 def force(flags: list[str], bf16: bool, vnni: bool) -> None:
-    """Kernels built with these flags, in place of this processor's; '-': none."""
+    """Kernels built with these flags, in place of this processor's; "-": none."""
     lib = None if flags == ["-"] else build.declare(ctypes.CDLL(str(build.build(tuple(flags)))))
     for module in (linear, weights):
-        module.library = lambda: lib
+        setattr(module, "library", lambda: lib)  # noqa: B010
     linear.machine = lambda: linear.Machine(lib is not None, bf16, vnni)
 
 

@@ -69,7 +69,8 @@ def weight_only(
     data = "*" + dtype
     signature = {
         "x_ptr": data, "words_ptr": "*i32", "scale_ptr": "*fp32" if sums else "*" + (scales or dtype),
-        "zero_ptr": data if zero else "*i32", "row_scale_ptr": "*fp32", "y_ptr": "*fp32" if sums else data, "partial_ptr": "*fp32",
+        "zero_ptr": data if zero else "*i32", "row_scale_ptr": "*fp32", "y_ptr": "*fp32" if sums else data,
+        "partial_ptr": "*fp32",
         "count_ptr": "*i32", "M": "i32", "N": "i32", "stride_x": "i32",
     }  # fmt: skip
     constants = {

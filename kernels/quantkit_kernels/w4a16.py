@@ -4,8 +4,8 @@ Contract: codes uint8 [N, K] in 0..15; scale [N, G]; zero points uint8 [N, G] in
 groups of 16, 32, 64, 128 columns or one a row (-1). W = (codes - zero) * scale, rounded to the scales' dtype, then to
 the activations', whatever the number of tokens. Any N, K, M.
 
-sums=True is for activations that are whole numbers themselves (int8 codes, in 16 bits): W is (codes - zero) * scale, not
-rounded, and y is float32. Groups of 128, or one a row.
+sums=True is for activations that are whole numbers themselves (int8 codes, in 16 bits): W is (codes - zero) * scale,
+not rounded, and y is float32. Groups of 128, or one a row.
 
 From how many tokens on the weight is decoded once and multiplied by cuBLAS is a matter of configs.py.
 """

@@ -1,9 +1,9 @@
 """The product all weight-only formats share: y_MN = x_MK @ W_NK^T with W decoded on the way to the tensor cores.
 
 Operands are swapped, y^T = W x^T: the decoded weight is wgmma's register operand and never passes through shared
-memory, and few tokens fill the short side of the tile. Each weight is multiplied by its scale and rounded before it meets
-x, for any number of tokens: the definition of W is `layout.rounded_weight`. K is split over programs until the GPU is full; the parts are
-added in a fixed order (common.reduce_splits), so a result never depends on timing.
+memory, and few tokens fill the short side of the tile. Each weight is multiplied by its scale and rounded before it
+meets x, for any number of tokens: the definition of W is `layout.rounded_weight`. K is split over programs until the
+GPU is full; the parts are added in a fixed order (common.reduce_splits), so a result never depends on timing.
 """
 
 from dataclasses import replace
@@ -251,7 +251,7 @@ def _specialization(weight: PackedWeight) -> dict:
 
 
 def decode_weight(weight: PackedWeight, out_NK: Tensor | None = None) -> Tensor:
-    """The weight [N, K] in its dtype, decoded by a kernel (into out_NK where given); in float32 where sums are scaled."""
+    """The weight [N, K] in its dtype, decoded by a kernel (into out_NK where given); float32 where sums are scaled."""
     if weight.sums:
         scale_NK = scale_columns(weight).float()
         scale_NK = scale_NK if weight.row_scale is None else scale_NK * weight.row_scale[:, None]
@@ -272,7 +272,7 @@ def decode_weight(weight: PackedWeight, out_NK: Tensor | None = None) -> Tensor:
 
 
 def linear(name: str, x: Tensor, weight: PackedWeight) -> Tensor:
-    """x [..., K] @ W^T -> [..., N] through the operator, float32 where sums are scaled; ValueError unless x fits the weight."""
+    """x [..., K] @ W^T -> [..., N] through the operator (sums: float32); ValueError unless x fits the weight."""
     N, K = weight.out_features, weight.in_features
     if x.dtype != weight.dtype:
         raise ValueError(f"{name}: x is {x.dtype}, the weight was packed for {weight.dtype}")

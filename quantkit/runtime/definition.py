@@ -1,13 +1,13 @@
 """What a quantized linear computes: one definition for each scheme.
 
-Every path keeps it: a kernel for few tokens or for many, on a CPU or a GPU, compiled or not, and the dequantized weight.
-So a result depends neither on how many tokens are computed together nor on the processor. y = x W^T:
+Every path keeps it: a kernel for few tokens or many, on a CPU or a GPU, compiled or not, and the dequantized weight. So
+a result depends neither on how many tokens are computed together nor on the processor. y = x W^T:
 
-    weight-only, scales of 16 or 32 bits    W is rounded as the checkpoint's scales say: the product of code and scale to
-                                            the scales' dtype, then to x's. Engines decode it like this.
-    weight-only, e4m3 or e8m0 scales        W = code * scale, not rounded (mostly bfloat16 holds it exactly anyway)
-    inputs quantized                        x and W are both code * scale, not rounded: integer codes are summed exactly,
-                                            and the sums of a group are multiplied by the scales
+    weight-only, scales of 16 or 32 bits    W is rounded as the checkpoint's scales say: code * scale to the scales'
+                                            dtype, then to x's. Engines decode it like this.
+    weight-only, e4m3 or e8m0 scales        W = code * scale, not rounded (bfloat16 mostly holds it exactly anyway)
+    inputs quantized                        x and W are both code * scale, not rounded: integer codes are summed
+                                            exactly, and the sums of a group are multiplied by the scales
 
 Sums are taken in float32, and y is rounded to x's dtype, once; a bias is added to that.
 

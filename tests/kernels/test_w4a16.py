@@ -175,8 +175,8 @@ def test_refusals(device: torch.device) -> None:
     weight = make(64, 256, 128, False, torch.bfloat16, device)
     with pytest.raises(ValueError, match=r"x is \(2, 128\), the weight is 64x256"):
         w4a16(torch.randn(2, 128, dtype=torch.bfloat16, device=device), weight)
+    codes, scale = torch.zeros(64, 256, dtype=torch.uint8, device=device), torch.ones(64, 4, device=device)
     with pytest.raises(ValueError, match="sums of groups of 64; supported: 128 and -1"):
-        codes = torch.zeros(64, 256, dtype=torch.uint8, device=device)
-        pack_w4a16(codes, torch.ones(64, 4, device=device), group_size=64, dtype=torch.bfloat16, sums=True)
+        pack_w4a16(codes, scale, group_size=64, dtype=torch.bfloat16, sums=True)
     with pytest.raises(ValueError, match=r"x is torch.float16, the weight was packed for torch.bfloat16"):
         w4a16(torch.randn(2, 256, dtype=torch.float16, device=device), weight)

@@ -6,8 +6,8 @@ are padded to whole chunks, whose columns meet zeros.
 
 The definition, which every product keeps for any number of tokens, on any processor, compiled or not:
 
-    x is float    y = x W^T with W = (code - zero) * scale, rounded to `rounding` (the dtype of the checkpoint's scales),
-                  then to x's dtype; sums in float32
+    x is float    y = x W^T with W = (code - zero) * scale, rounded to `rounding` (the dtype of the checkpoint's
+                  scales), then to x's dtype; sums in float32
     x is int8     y = x_scale * sum over groups of scale * (exact sum of x * (code - zero)); W is never rounded
 
 `reference_weight` is W in float64.
@@ -87,8 +87,8 @@ class CpuWeight:
         threads = min(torch.get_num_threads(), 1 + tokens * self.codes.numel() // THREAD_BYTES)
         return (
             FORMATS[self.format], address(self.codes), address(self.scale), SCALES[self.scale.dtype],
-            address(self.zero), self.middle, first, second, self.factor, self.out_features, self.padded, self.group_size,
-            threads,
+            address(self.zero), self.middle, first, second, self.factor, self.out_features, self.padded,
+            self.group_size, threads,
         )  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def pack_cpu(
 
 
 def _is_exact(scale_NG: Tensor, factor: float, format: Format) -> bool:
-    """Whether 8 bits hold every code times its scale: codes of 8 bits (int8) or 4, scales of none (powers of two) or 4."""
+    """Whether 8 bits hold every code times its scale; codes have 8 (int8) or 4, scales 4 or none (powers of two)."""
     if math.frexp(factor)[0] != 0.5:
         return False
     if scale_NG.dtype == torch.float8_e4m3fn:
@@ -179,9 +179,8 @@ def dense_cpu(w_NK: Tensor) -> CpuWeight:
     check(N > 0 and K > 0, f"dense weight of shape {N}x{K} is empty")
     padded_NK = torch.nn.functional.pad(w_NK, (0, -K % CHUNK)) if K % CHUNK else w_NK
     format, padded = DENSE[w_NK.dtype], padded_NK.shape[1]
-    return CpuWeight(
-        padded_NK.view(torch.uint8), torch.ones(N, 1), None, 0, 1.0, format, K, padded, torch.float32, format == "bf16"
-    )  # type: ignore
+    codes, exact = padded_NK.view(torch.uint8), format == "bf16"
+    return CpuWeight(codes, torch.ones(N, 1), None, 0, 1.0, format, K, padded, torch.float32, exact)  # type: ignore
 
 
 def decode_rows(
