@@ -46,7 +46,7 @@ inline void add_row(const uint8_t* codes, const float* scale, const float* x, co
 
 // Whether a group of this format, whose runs are RUN columns, is worth a table of its codes' rounded values.
 template <class D, int RUN, int ROUND>
-constexpr bool LOOKS_UP = D::CHUNK == 32 && RUN == 64 && Table<ROUND>::THERE;
+constexpr bool LOOKS_UP = D::CHUNK == 32 && RUN >= Table<ROUND>::LEAST;
 
 // acc[t] += sum of weight * x over columns k0 ... k1 of one row, the weights rounded.
 template <class D, int T, int RUN, int ROUND>
@@ -57,13 +57,14 @@ inline void add_row_rounded(const uint8_t* codes, const float* scale, const floa
   long run = RUN < 64 ? k0 / RUN : k0 / w.group;
   while (k0 < k1) {
     const long stop = RUN < 64 ? k0 + 64 : (run + 1) * w.group, end = stop < k1 ? stop : k1;
-    Table<ROUND> table;
-    if constexpr (LOOKS_UP<D, RUN, ROUND>) table.set(D::VALUES, scale[run], shift[run]);
+    Table<ROUND> table[R];
+    if constexpr (LOOKS_UP<D, RUN, ROUND>)
+      for (int r = 0; r < R; r++) table[r].set(D::VALUES, scale[run + r], shift[run + r]);
     for (long k = k0; k < end; k += 64) {
       const uint8_t* chunk = codes + k / 64 * D::CHUNK;
       __builtin_prefetch(chunk + ahead);
       f32v v[VECTORS];
-      if constexpr (LOOKS_UP<D, RUN, ROUND>) table.get(chunk, v);
+      if constexpr (LOOKS_UP<D, RUN, ROUND>) Table<ROUND>::get(table[0], table[R - 1], chunk, v);
 #pragma GCC unroll 8
       for (int j = 0; j < VECTORS; j++) {
         const int i = j / 2 + j % 2 * (VECTORS / 2), r = i * V / RUN;  // both halves of a byte after one another
@@ -103,7 +104,8 @@ void gemv(const Weight& w, const float* x, float* y) {
       f32v acc[ROWS][T] = {};
       float minus[ROWS][T] = {};
       for (int r = 0; r < rows; r++) {
-        const bool table = ROUND && w.group % 64 == 0 && LOOKS_UP<D, 64, ROUND>;  // which holds the values themselves
+        // a table holds the values themselves
+        const bool table = ROUND && w.group % 32 == 0 && (w.group % 64 ? LOOKS_UP<D, 32, ROUND> : LOOKS_UP<D, 64, ROUND>);
         float* row_shift = &shift[ROUND ? r * runs : 0];
         if (row_scales(w, n0 + r, D::BASE, table ? 1 : D::FACTOR, &scale[r * runs], row_shift) && !ROUND)
           for (int t = 0; t < T; t++) {

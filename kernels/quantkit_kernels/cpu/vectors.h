@@ -144,26 +144,27 @@ struct F32 {
 };
 
 // What the sixteen codes of a group of four-bit ones stand for, value * scale - shift, rounded; and, looked up in
-// registers, the 64 weights of a chunk. THERE: this processor has a fast way.
+// registers, the 64 weights of a chunk, each half from the table of its group. LEAST: columns of a group from which on that
+// is fast here.
 template <int ROUND>
 struct Table {
 #if defined(QK_AVX512)
-  static constexpr bool THERE = true;
+  static constexpr int LEAST = 32;
   f32v all;
   inline void set(const float* values, float scale, float shift) {
     all = rounded(load<f32v>(values) * scale - shift, ROUND);
   }
-  inline void get(const uint8_t* chunk, f32v* out) const {
+  static inline void get(const Table& first, const Table& second, const uint8_t* chunk, f32v* out) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
       const i32v b = wide_u8(chunk + i % 2 * V), code = i < 2 ? b : b >> 4;
-      out[i] = (f32v)_mm512_permutexvar_ps((__m512i)code, (__m512)all);  // by the lowest four bits
+      out[i] = (f32v)_mm512_permutexvar_ps((__m512i)code, (__m512)(i < 2 ? first : second).all);  // by the lowest four bits
     }
   }
 #else
-  static constexpr bool THERE = false;
+  static constexpr int LEAST = 128;  // never
   inline void set(const float*, float, float) {}
-  inline void get(const uint8_t*, f32v*) const {}
+  static inline void get(const Table&, const Table&, const uint8_t*, f32v*) {}
 #endif
 };
 
@@ -171,7 +172,7 @@ struct Table {
 // bfloat16 numbers as two tables of bytes, because a shuffle of bytes looks up 32 at a time.
 template <>
 struct Table<1> {
-  static constexpr bool THERE = true;
+  static constexpr int LEAST = 64;
   __m256i low, high;
   inline void set(const float* values, float scale, float shift) {
     __m256i half[2];
@@ -186,13 +187,14 @@ struct Table<1> {
     low = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5));
     high = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(2, 6, 3, 7, 2, 6, 3, 7));
   }
-  inline void get(const uint8_t* chunk, f32v* out) const {
+  static inline void get(const Table& first, const Table& second, const uint8_t* chunk, f32v* out) {
     const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);  // so that unpacking leaves columns in their order
     const __m256i both = _mm256_permutevar8x32_epi32(load<__m256i>(chunk), order), zero = _mm256_setzero_si256();
 #pragma GCC unroll 2
     for (int i = 0; i < 2; i++) {
       const __m256i codes = _mm256_and_si256(i ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
-      const __m256i l = _mm256_shuffle_epi8(low, codes), h = _mm256_shuffle_epi8(high, codes);
+      const Table& table = i ? second : first;
+      const __m256i l = _mm256_shuffle_epi8(table.low, codes), h = _mm256_shuffle_epi8(table.high, codes);
       const __m256i a = _mm256_unpacklo_epi8(l, h), b = _mm256_unpackhi_epi8(l, h);
       out[4 * i] = (f32v)_mm256_unpacklo_epi16(zero, a);
       out[4 * i + 1] = (f32v)_mm256_unpackhi_epi16(zero, a);
