@@ -25,7 +25,7 @@ from quantkit.grids.elements import dequantize
 from quantkit.run import Run
 from quantkit.runtime.linear import QuantLinear
 from quantkit.runtime.load import load
-from quantkit.types import PRESETS, InputRange, QuantizedWeight, Scheme
+from quantkit.types import PRESETS, InputRange, QuantizedWeight
 from tests.tiny_models import random_tokens, tiny_model
 
 FUSED = [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from quantkit_kernels.cpu.build import address, library
-from quantkit_kernels.cpu.weight import CHUNK, DENSE, CpuWeight, decode_rows, reference_weight
+from quantkit_kernels.cpu.weight import CHUNK, DENSE, CpuWeight, decode_rows, pack_cpu, reference_weight
 
 Way = Literal["gemv", "panel", "kept", "gemv_int8", "qlinear"]
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -47,7 +47,14 @@ class Machine:
 def machine() -> Machine:
     """This one."""
     bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return Machine(library() is not None, bf16, torch.cpu._is_vnni_supported())
+    return Machine(library() is not None, bf16, torch.cpu._is_vnni_supported() and qlinear_is_exact())
+
+
+def qlinear_is_exact() -> bool:
+    """Tried out, because oneDNN may be told (ONEDNN_MAX_CPU_ISA) not to use what the processor has."""
+    weight = pack_cpu(torch.full((64, 256), 255, dtype=torch.uint8), torch.ones(64, 1), format="int8", group_size=-1)
+    x = torch.full((4, 256), 127, dtype=torch.int8)
+    return bool((_qlinear(x, weight) == 127 * 127 * 256).all())
 
 
 def few_tokens(weight: CpuWeight, here: Machine, eight: bool = False) -> int:
