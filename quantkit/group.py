@@ -147,6 +147,7 @@ def _gptq(
     assert statistic.hessian_KK is not None
     shared = factor(
         statistic.hessian_KK,
+        tokens=statistic.count,
         damping=options.damping,
         act_order=options.act_order,
         float64=options.float64,
