@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantkit.algorithms.gptq import FEW_TOKENS
 from quantkit.blocks import BlockCall, Skeleton, build_meta_model, read_config
 from quantkit.cache import scale_layouts
 from quantkit.checkpoint.journal import Journal
@@ -190,6 +191,7 @@ def make_report(
     weights = sum(linear.shape[0] * linear.shape[1] for linear in plan.linears)
     bits = sum(_stored_bits(run.format, linear) for linear in plan.linears)
     rejected = {reason for graph in run.graphs for reason in graph.rejected}
+    remarks = [f"{record['name']}: {record['note']}" for record in records if "note" in record]
     return {
         "quantkit": key["versions"]["quantkit"],
         "model": str(checkpoint.folder),
@@ -204,11 +206,25 @@ def make_report(
         "rotation": None if run.skeleton.rotation is None else run.skeleton.rotation.report(),
         "kv_cache": None if plan.kv is None else str(plan.kv),
         "folds_rejected": [{"pair": pair, "reason": reason} for pair, reason in sorted(rejected)],
-        "warnings": [*advice, *plan.notes, *(f"{r['name']}: {r['note']}" for r in records if "note" in r)],
+        "warnings": [*advice, *plan.notes, *_too_few_tokens(records), *remarks],
         "seconds": {stage: round(seconds, 3) for stage, seconds in clock.stages.items()},
         "seconds_total": round(sum(clock.stages.values()), 3),
         "peak_memory_bytes": clock.peak_bytes(),
     }
+
+
+def _too_few_tokens(records: list[dict[str, Any]]) -> list[str]:
+    """One warning if any linear was quantized by GPTQ with fewer than FEW_TOKENS tokens per input feature, or none."""
+    counted = [(record["tokens"], record["shape"][1], record["name"]) for record in records if "tokens" in record]
+    few = [(tokens / K, tokens, K, name) for tokens, K, name in counted if tokens < FEW_TOKENS * K]
+    if not few:
+        return []
+    _, tokens, K, name = min(few)
+    return [
+        f"{len(few)} of {len(counted)} linears saw fewer than {FEW_TOKENS} calibration tokens per input feature "
+        f"(fewest: {name}, {tokens} tokens for {K} features), so GPTQ was damped and gains less; "
+        "raise calibration.samples or calibration.seq_len"
+    ]
 
 
 def _stored_bits(format_: Any, linear: Linear) -> int:
