@@ -406,9 +406,9 @@ def few_tokens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[floa
 
 
 def test_few_tokens_do_no_harm(few_tokens: dict[str, tuple[float, list[str]]]) -> None:
-    """Undamped, the same 512 tokens gave .023 (rounding), .027 (plain) and .033 (re-fit and sweeps)."""
+    """Undamped, 512 tokens gave .033 (rounding), .037 (plain) and .044 (re-fit and sweeps)."""
     rounding, plain, default = (few_tokens[name][0] for name in ("rounding", "plain", "default"))
-    assert default < plain < rounding
+    assert default < 0.97 * plain < 0.9 * rounding, (default, plain, rounding)
 
 
 def test_few_tokens_are_one_warning(few_tokens: dict[str, tuple[float, list[str]]]) -> None:
