@@ -54,7 +54,7 @@ def sweep(
             inside = slice((g - first) * size, min((g - first + 1) * size, len(places_B)))
             code_gN = code_BN[inside]
             value_gN, moved_gN = _decoded(code_gN, scale_GN[g], grid), torch.zeros_like(code_gN)
-            if grid.spec.rows == 1:  # a scale that rows share is no row's own to move
+            if grid.spec.scale_rows == 1:  # a scale that rows share is no row's own to move
                 moved_gN = _move_scale(gradient_BN, code_gN, value_gN, scale_GN[g], matrix_BB, inside, grid, change_N)
                 value_gN = value_gN + moved_gN
             matrix_gg = matrix_BB[inside, inside]

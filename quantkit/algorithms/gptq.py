@@ -219,10 +219,10 @@ def gptq(
         target_NK = refit(weight_NK, hessian, cross_NK=cross_NK, drift_NK=drift_NK)
     if ranges == "updated" and hessian.order_K[0] != K - 1:
         raise UserError("gptq: ranges: updated needs act_order: false")
-    if ranges == "updated" and grid.spec.rows != 1:
+    if ranges == "updated" and grid.spec.scale_rows != 1:
         raise UserError(f"gptq: ranges: updated needs a scale for each row, {grid.spec} shares them")
     grid = grid.for_tensors([target_NK], hessian.importance_K)
-    parts = target_NK.split(list(stacked)) if stacked and grid.spec.rows > 1 else (target_NK,)
+    parts = target_NK.split(list(stacked)) if stacked and grid.spec.scale_rows > 1 else (target_NK,)
     fitted = [grid.fit(part_NK, hessian.importance_K) for part_NK in parts]
     scale_NG, zero_NG = fitted[0] if len(fitted) == 1 else (torch.cat(column) for column in zip(*fitted, strict=True))
     error_KN = _transposed(target_NK, hessian)

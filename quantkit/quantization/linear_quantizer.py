@@ -35,7 +35,7 @@ def needs_hessian(linears: list[LinearTarget]) -> bool:
 def wants_blocks(linear: LinearTarget) -> bool:
     """Whether this linear is rounded on ranges that look at each group's output error."""
     options = linear.weights.options
-    plain = linear.spec.element == "int" and linear.spec.rows == 1
+    plain = linear.spec.element == "int" and linear.spec.scale_rows == 1
     return isinstance(options, RtnOptions) and options.range == "output" and plain and 0 < linear.spec.group_size <= 256
 
 

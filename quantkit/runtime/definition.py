@@ -26,7 +26,7 @@ from quantkit.types import QuantizedWeight, Scheme
 
 def is_rounded(scheme: Scheme) -> bool:
     """Whether W is rounded before it meets x."""
-    return scheme.activations is None and scheme.weights.scale == "float"
+    return scheme.activations is None and scheme.weights.scale_format == "float"
 
 
 def multiplied_weight(q: QuantizedWeight, scheme: Scheme) -> Tensor:

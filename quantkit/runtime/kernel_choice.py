@@ -81,9 +81,9 @@ def on_cpu(q: QuantizedWeight, scheme: Scheme) -> Kernel | None:
 
 def _fit_bf16(spec: ActivationSpec | None, static: ActivationRange | None) -> bool:
     """Whether bfloat16 inputs still are ones when they are rounded: to 4 bits, times a scale that has 4 or none."""
-    if spec is None or spec.scale == "e8m0":
+    if spec is None or spec.scale_format == "e8m0":
         return True
-    return spec.scale == "e4m3" and static is not None and math.frexp(static.scale.item())[0] == 0.5
+    return spec.scale_format == "e4m3" and static is not None and math.frexp(static.scale.item())[0] == 0.5
 
 
 def _run_codes(weight: CpuWeight, spec: ActivationSpec, static: ActivationRange | None, x: Tensor) -> Tensor:
@@ -111,10 +111,10 @@ def _decode_cpu(weight: CpuWeight, dtype: torch.dtype) -> Tensor:
 
 def _small_scale(q: QuantizedWeight) -> tuple[Tensor, float]:
     """Scales in the fewest bytes that hold them exactly, and what multiplies all of them."""
-    if q.spec.scale == "e8m0":
+    if q.spec.scale_format == "e8m0":
         small = q.scale_NG.to(torch.bfloat16)
         return (small, 1.0) if torch.equal(small.float(), q.scale_NG) else (q.scale_NG, 1.0)
-    if q.spec.scale == "e4m3" and q.global_scale:
+    if q.spec.scale_format == "e4m3" and q.global_scale:
         small = (q.scale_NG / q.global_scale).to(torch.float8_e4m3fn)
         if torch.equal(small.float() * q.global_scale, q.scale_NG):
             return small, q.global_scale
@@ -132,7 +132,7 @@ def on_gpu(q: QuantizedWeight, scheme: Scheme, dtype: torch.dtype) -> Kernel | N
         return tensor_cores
     inputs = scheme.activations
     summed = inputs is not None and _sums_codes(inputs, q)
-    if inputs is not None and not summed and not (q.spec.scale != "float" and _fit_bf16(inputs, q.input)):
+    if inputs is not None and not summed and not (q.spec.scale_format != "float" and _fit_bf16(inputs, q.input)):
         return None  # 16 bits would round inputs, or the weight
     packed = _pack(q, dtype, summed)
     if packed is None:
@@ -171,15 +171,15 @@ def _pack(q: QuantizedWeight, dtype: torch.dtype, sums: bool) -> Any:
     if spec.element == "int" and q.zero_NG is None:
         elements = (codes_NK.to(torch.int16) - spec.levels // 2).to(torch.int8)
         return pack_w8a16(elements, q.scale_NG, group_size=group_size, dtype=dtype, sums=sums)
-    if spec.element == "float" and spec.bits == 8 and spec.scale == "float":
+    if spec.element == "float" and spec.bits == 8 and spec.scale_format == "float":
         elements = codes_NK.view(torch.float8_e4m3fn)
-        if spec.rows == BLOCK:
+        if spec.scale_rows == BLOCK:
             return pack_w8a16(elements, q.scale_NG[::BLOCK].contiguous(), block=True, dtype=dtype)
         return pack_w8a16(elements, q.scale_NG, group_size=group_size, dtype=dtype)
-    if spec.element == "float" and spec.bits == 4 and spec.scale == "e4m3":
+    if spec.element == "float" and spec.bits == 4 and spec.scale_format == "e4m3":
         scale_NG, factor = _small_scale(q)
         return pack_nvfp4(codes_NK, scale_NG, factor, dtype=dtype) if scale_NG.dtype.itemsize == 1 else None
-    if spec.element == "float" and spec.bits == 4 and spec.scale == "e8m0":
+    if spec.element == "float" and spec.bits == 4 and spec.scale_format == "e8m0":
         exponents = torch.frexp(q.scale_NG).exponent + 126
         return pack_mxfp4(codes_NK, exponents.to(torch.uint8), dtype=dtype)
     return None
@@ -191,11 +191,17 @@ def _eight_bits(q: QuantizedWeight, scheme: Scheme, dtype: torch.dtype) -> Kerne
     from quantkit_kernels.w8a8 import w8a8
 
     spec, inputs = q.spec, scheme.activations
-    if inputs is None or inputs.bits != 8 or spec.bits != 8 or inputs.element != spec.element or spec.scale != "float":
+    if (
+        inputs is None
+        or inputs.bits != 8
+        or spec.bits != 8
+        or inputs.element != spec.element
+        or spec.scale_format != "float"
+    ):
         return None
-    if not inputs.symmetric or not spec.symmetric or inputs.scale != "float":
+    if not inputs.symmetric or not spec.symmetric or inputs.scale_format != "float":
         return None
-    block = spec.rows == BLOCK
+    block = spec.scale_rows == BLOCK
     if inputs.group_size != (BLOCK if block else -1) or (not block and spec.group_size != -1):
         return None
     if spec.element == "int":

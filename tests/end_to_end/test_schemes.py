@@ -116,7 +116,7 @@ def stored_range(checkpoint: Checkpoint, name: str, scheme: Any) -> ActivationRa
     """The static range of a linear's inputs as its tensors say it."""
     if not scheme.activations.calibrated:
         return None
-    if scheme.activations.scale == "e4m3":
+    if scheme.activations.scale_format == "e4m3":
         return ActivationRange(1 / checkpoint.read(f"{name}.input_global_scale")[0])
     zero = None if scheme.activations.symmetric else int(checkpoint.read(f"{name}.input_zero_point")) + 128
     return ActivationRange(checkpoint.read(f"{name}.input_scale")[0], zero)

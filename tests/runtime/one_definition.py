@@ -29,7 +29,7 @@ TOKENS = (1, 2, 7, 8, 9, 31, 33, 64, 65, 129, 300)
 N, K = 80, 768  # columns of many group sizes, rows of no whole block
 _INT8, _FP8 = ActivationSpec(8), ActivationSpec(8, element="float")
 SCHEMES = PRESETS | {
-    "MXFP4A16": Scheme(TensorSpec(4, 32, element="float", scale="e8m0")),
+    "MXFP4A16": Scheme(TensorSpec(4, 32, element="float", scale_format="e8m0")),
     "FP8 weights": Scheme(TensorSpec(8, -1, element="float")),
     "FP8 weights g32": Scheme(TensorSpec(8, 32, element="float")),
     "int4 channel": Scheme(TensorSpec(4, -1)),
@@ -80,13 +80,13 @@ def weight_of(scheme: Scheme, scales: torch.dtype, odd: bool) -> QuantizedWeight
         codes[codes & 127 == 127] = 0
     G, common = spec.groups(K), 0.0023 if odd else 2.0**-9
     scale, zero, factor = torch.rand(N, G) * 0.02 + 0.002, None, None
-    if spec.scale == "e8m0":
+    if spec.scale_format == "e8m0":
         scale = torch.exp2(torch.randint(-9, -3, (N, G)).float())
-    elif spec.scale == "e4m3":
+    elif spec.scale_format == "e4m3":
         scale, factor = (scale * 440).to(torch.float8_e4m3fn).float() * common, common
     else:
-        if spec.rows != 1:
-            rows = N if spec.rows == -1 else spec.rows
+        if spec.scale_rows != 1:
+            rows = N if spec.scale_rows == -1 else spec.scale_rows
             scale = scale[::rows].repeat_interleave(rows, 0)[:N].contiguous()
         if spec.element == "int":
             scale[::2] *= -1
@@ -102,10 +102,10 @@ def weight_of(scheme: Scheme, scales: torch.dtype, odd: bool) -> QuantizedWeight
 
 def cases() -> Iterator[tuple[str, Scheme, QuantizedWeight]]:
     for name, scheme in SCHEMES.items():
-        plain = scheme.weights.scale == "float"
+        plain = scheme.weights.scale_format == "float"
         for scales in (torch.bfloat16, torch.float16, torch.float32) if plain else (torch.float32,):
             yield f"{name}, scales {str(scales)[6:]}", scheme, weight_of(scheme, scales, False)
-        if scheme.weights.scale == "e4m3":
+        if scheme.weights.scale_format == "e4m3":
             yield f"{name}, odd global scale", scheme, weight_of(scheme, torch.float32, True)
 
 

@@ -167,7 +167,7 @@ def test_every_scheme_on_the_gpu_kernels(name: str) -> None:
         assert relative(kernel.run(x.to(device)).cpu().float(), reference(x, q, scheme)) < limit
     w_NK, decoded = multiplied_weight(q, scheme), kernel.decode().cpu()
     assert torch.equal(decoded, w_NK.to(decoded.dtype))
-    exact = not is_rounded(scheme) and scheme.weights.scale == "float"  # bfloat16 holds the others
+    exact = not is_rounded(scheme) and scheme.weights.scale_format == "float"  # bfloat16 holds the others
     assert decoded.dtype == (torch.float32 if exact else torch.bfloat16)
     eight = name in ("W8A8", "W8A8 static", "FP8", "FP8_DYNAMIC", "FP8_BLOCK")
     assert ("w8a8" in kernel.name) == eight
