@@ -19,7 +19,7 @@ from quantkit.model.meta_model import find_blocks
 from quantkit.model.weight_sources import TensorSlice
 
 T = TypeVar("T")
-TRIAL_TOKENS = 16
+TRIAL_TOKENS = 17  # a prime: no dimension of the model is taken for that of the tokens
 RETURNS: tuple[Callable[[Tensor], Any], ...] = (  # what a model may expect of its blocks: states, or a tuple of them
     lambda hidden: hidden,
     lambda hidden: (hidden,),
