@@ -74,7 +74,7 @@ def make_report(
         "linears": records,
         "skipped": [{"name": name, "reason": reason} for name, reason in targets.skipped],
         "folds": [{"block": block["block"], **fold} for block in blocks for fold in block["folds"]],
-        "rotation": None if run.streamed.rotation is None else run.streamed.rotation.report(),
+        "rotation": None if run.rotation is None else run.rotation.report(),
         "kv_cache": None if targets.kv is None else str(targets.kv),
         "folds_rejected": [{"pair": pair, "reason": reason} for pair, reason in sorted(rejected)],
         "warnings": [*advice, *targets.notes, *_too_few_tokens(records), *remarks],

@@ -16,7 +16,7 @@ from quantkit.errors import UserError
 from quantkit.formats import FORMATS, holders
 from quantkit.model.block_graph import BlockGraph, LinearSite
 from quantkit.model.streamed_model import StreamedModel
-from quantkit.model.weight_sources import linear_names
+from quantkit.model.weight_sources import linear_names, written_tensor
 from quantkit.recipe.algorithms import GptqOptions
 from quantkit.recipe.number_formats import Activations, KVCache, Weights
 from quantkit.recipe.recipe import Recipe
@@ -121,7 +121,7 @@ def resolve_targets(recipe: Recipe, graphs: list[BlockGraph], streamed: Streamed
         if weights is None:
             skipped.append((name, "the recipe says so"))
             continue
-        info = checkpoint.tensors[f"{name}.weight"]
+        info = written_tensor(checkpoint.tensors, name)
         N, K = (info.shape[1], info.shape[0]) if site.transposed and site.index is None else info.shape
         size = weights.group_columns
         spec = weight_spec(weights)
