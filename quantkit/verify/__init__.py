@@ -52,11 +52,13 @@ from quantkit.verify.findings import (
 )
 from quantkit.verify.subject import (
     ENGINES,
+    Modules,
     Shape,
     Subject,
+    TensorHeader,
 )
 
-__all__ = ["ENGINES", "Finding", "file_hashes", "preflight", "verify_folder"]
+__all__ = ["ENGINES", "Finding", "file_hashes", "preflight", "verify_folder", "verify_layout"]
 
 _ENGINE_RULES: dict[str, ModuleType] = {
     "vllm": vllm,
@@ -87,6 +89,30 @@ def preflight(
     return _judge(_subject(quantization_config, shapes, linears, model_config, engine, tp))
 
 
+def verify_layout(
+    tensors: Mapping[str, TensorHeader],
+    shapes: Mapping[str, Shape],
+    config: Mapping[str, Any],
+    engine: str,
+    tp: int = 1,
+) -> list[Finding]:
+    """What verify_folder will find in a folder of these tensors, the values of tensors aside; worst first.
+
+    tensors  name -> dtype and shape of everything the folder will hold
+    shapes   (N, K) of the quantized modules, by the names their tensors begin with
+    config   config.json as it will be, its quantization_config included
+    UserError for an unknown engine or a tp below 1.
+    """
+    qc, modules = config.get("quantization_config"), layouts.modules_of(tensors)
+    qc = qc if isinstance(qc, dict) else None
+    quantized, linears = layouts.find_shapes(modules, shapes, qc or {})
+    found = files.head_missing(config, tensors)
+    if qc is None:
+        return _sorted(found + _dense(quantized))
+    subject = _subject(qc, quantized, linears, config, engine, tp)
+    return _sorted(found + _judge(subject) + _check_headers(subject, modules, tensors))
+
+
 def _subject(
     qc: Mapping[str, Any],
     shapes: Mapping[str, Shape],
@@ -104,6 +130,9 @@ def _subject(
 
 def _judge(subject: Subject) -> list[Finding]:
     found = rules.common(subject) + _ENGINE_RULES[subject.engine].check(subject)
+    if subject.method not in METHODS:
+        message = f"quantkit knows no rules for the tensors of {subject.method!r}"
+        found.append(info("method-unknown", "quant_method", message, "load it to find out"))
     if subject.engine == "vllm":
         found += vllm.notes(subject) + kernels.slow_kernels(subject)
         if subject.quantized and "yes" not in (machines := kernels.hardware(subject)).values():
@@ -154,15 +183,15 @@ def _open(folder: Path) -> tuple[list[Finding], Checkpoint | None]:
     opened = layouts.open_checkpoint(folder)
     if isinstance(opened, Finding):
         return [*found, opened], None
-    return found + files.check_head(opened), opened
+    return found + files.head_missing(opened.config, opened.tensors) + files.check_head(opened), opened
 
 
 def _parts(folder: Path, checkpoint: Checkpoint, shared: list[Finding]) -> dict[str, Any]:
     """Everything read from the folder once, for all engines; findings that concern all go to `shared`."""
     qc = _quantization_config(folder, checkpoint)
     shared += files.check_side_configs(folder, qc)
-    modules = layouts.modules_of(checkpoint)
-    shapes, linears = layouts.read_shapes(checkpoint, modules, qc or {})
+    modules = layouts.modules_of(checkpoint.tensors)
+    shapes, linears = layouts.find_shapes(modules, layouts.packed_shapes(checkpoint), qc or {})
     if qc is not None:
         shared += scales.check_values(checkpoint)
     return {"checkpoint": checkpoint, "qc": qc, "modules": modules, "shapes": shapes, "linears": linears}
@@ -188,15 +217,12 @@ def _quantization_config(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]
 def _verify(folder: Path, engine: str, tp: int, shared: list[Finding], parts: dict[str, Any] | None) -> dict[str, Any]:
     found, subject = list(shared), None
     if parts is not None and parts["qc"] is None:
-        found += _dense(parts)
+        found += _dense(parts["shapes"])
     elif parts is not None:
         subject = _subject(parts["qc"], parts["shapes"], parts["linears"], parts["checkpoint"].config, engine, tp)
         found += _judge(subject)
         if subject.method in METHODS:
             found += _check_parts(subject, parts)
-        else:
-            message = f"quantkit knows no rules for the tensors of {subject.method!r}"
-            found.append(info("method-unknown", "quant_method", message, "load it to find out"))
     found = _sorted(found)
     refused = any(finding.level == "error" for finding in found)
     unknown = subject is not None and subject.method not in METHODS
@@ -213,18 +239,25 @@ def _verify(folder: Path, engine: str, tp: int, shared: list[Finding], parts: di
 
 def _check_parts(subject: Subject, parts: dict[str, Any]) -> list[Finding]:
     checkpoint, modules = parts["checkpoint"], parts["modules"]
-    found = layouts.check_weight_shape(subject, checkpoint, modules)
-    if found:
+    found = _check_headers(subject, modules, checkpoint.tensors)
+    if any(finding.rule == "weight-shape" for finding in found):
         return found
-    found += layouts.check_tensors(subject, modules)
     found += scales.check_fused(subject, checkpoint, modules)
     found += scales.check_global(subject, checkpoint, modules)
-    found += scales.check_zeros(subject, checkpoint, modules)
-    return found + scales.check_kv(subject, checkpoint)
+    return found + scales.check_zeros(subject, checkpoint, modules)
 
 
-def _dense(parts: dict[str, Any]) -> list[Finding]:
-    if packed := sorted(parts["shapes"]):
+def _check_headers(subject: Subject, modules: Modules, tensors: Mapping[str, TensorHeader]) -> list[Finding]:
+    """The stored tensors against the config, as far as names, dtypes and shapes tell."""
+    if subject.method not in METHODS:
+        return []
+    if found := layouts.check_weight_shape(subject, modules):
+        return found
+    return layouts.check_tensors(subject, modules) + scales.check_kv(subject, tensors)
+
+
+def _dense(shapes: Mapping[str, Shape]) -> list[Finding]:
+    if packed := sorted(shapes):
         message = f"{len(packed)} modules are stored quantized, but config.json has no quantization_config"
         return [error("no-config", packed[0], message, "restore the quantization_config of config.json")]
     return [info("dense", "config.json", "the model is not quantized", "")]

@@ -1,6 +1,7 @@
 """A folder's files: damaged headers, shards against their index, what an earlier quantization left, checksums."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from quantkit.verify.subject import (
 INDEX = "model.safetensors.index.json"
 REPORT = "quantkit-report.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 _FETCH = "the folder is incomplete or damaged: fetch or export it again"
 
 
@@ -162,18 +164,27 @@ def check_side_configs(folder: Path, qc: dict[str, Any] | None) -> list[Finding]
     return found
 
 
+def head_missing(config: Mapping[str, Any], tensors: Iterable[str]) -> list[Finding]:
+    """An untied model that stores no head. tensors: their names."""
+    names = list(tensors)
+    stored = any(leaf(name.rpartition(".")[0]) in HEADS for name in names)
+    if _tied(config) is not False or stored or not any(name.endswith(_EMBEDDINGS) for name in names):
+        return []
+    message = "tie_word_embeddings is false but there is no lm_head: it would be random"
+    return [error("head-missing", "lm_head", message, "export again with the head")]
+
+
+def _tied(config: Mapping[str, Any]) -> Any:
+    inner = config.get("text_config")
+    inner = inner if isinstance(inner, dict) else {}
+    return config.get("tie_word_embeddings", inner.get("tie_word_embeddings"))
+
+
 def check_head(checkpoint: Checkpoint) -> list[Finding]:
-    """Tied embeddings with an lm_head of its own; an untied model without any."""
-    config = checkpoint.config
-    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
-    tied = config.get("tie_word_embeddings", (inner or {}).get("tie_word_embeddings"))
+    """Tied embeddings with an lm_head of its own."""
     head = next((n for n in checkpoint.tensors if leaf(n) == "weight" and leaf(n[:-7]) in HEADS), None)
-    packed = any(leaf(n.rpartition(".")[0]) in HEADS for n in checkpoint.tensors)
-    embed = next((n for n in checkpoint.tensors if n.endswith(("embed_tokens.weight", "wte.weight"))), None)
-    if tied is False and not packed and embed is not None:
-        message = "tie_word_embeddings is false but there is no lm_head: it would be random"
-        return [error("head-missing", "lm_head", message, "export again with the head")]
-    if tied is not True or embed is None or head is None:
+    embed = next((n for n in checkpoint.tensors if n.endswith(_EMBEDDINGS)), None)
+    if _tied(checkpoint.config) is not True or embed is None or head is None:
         return []
     first, second = checkpoint.tensors[head], checkpoint.tensors[embed]
     if first.shape == second.shape and first.dtype == second.dtype and first.shape:

@@ -9,13 +9,15 @@ import pytest
 import torch
 from rich.console import Console
 
+from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.report.console import (
     render_verdict,
 )
-from quantkit.verify import ENGINES, file_hashes, preflight, verify_folder
+from quantkit.verify import ENGINES, file_hashes, preflight, verify_folder, verify_layout
 from quantkit.verify.config.other_methods import make_subject
 from quantkit.verify.engines.vllm_kernels import kernel_table
+from quantkit.verify.findings import Finding
 from tests.tiny_folders import CONFIGS, DENSE, FP8_TOKEN, KV, MODEL, SHAPES, Folder, ct, floating, integer
 
 Q0, K0, O0, UP0, DOWN0 = (f"model.layers.0.{n}" for n in (
@@ -261,6 +263,35 @@ def test_broken_folders(name: str, tmp_path: Path) -> None:
     good = verify_folder(Folder(kind).save(tmp_path / "good"), engine)
     if rule not in ("fp8-dialect", "ct-asymmetric", "ct-bits", "method"):
         assert rule not in rules_of(good)
+
+
+VALUES = {"fused-scales", "nvfp4-reciprocal", "scale-nan", "scale-negative", "scale-zero", "tied-head", "zero-points"}
+WRITER = {"no-tokenizer", "no-side-config"}  # what stands beside the tensors
+
+
+@pytest.mark.parametrize("name", [*BROKEN, *CONFIGS, "no lm_head", "no config"])
+def test_layout_is_judged_as_the_folder_is(name: str, tmp_path: Path) -> None:
+    """verify_layout says before writing what verify_folder says of the result, but for what only values can tell."""
+    kind, break_it, engine = BROKEN.get(name, (name, edit_qc(), "vllm"))[:3]
+    folder = Folder(kind if kind in CONFIGS else "W4A16")
+    break_it(folder)
+    if name == "no lm_head":
+        del folder.tensors["lm_head.weight"]
+    if name == "no config":
+        folder.qc = None
+    checkpoint = Checkpoint.open(folder.save(tmp_path / "model"))
+    said = {key: t for key, t in folder.tensors.items() if key.endswith(".weight_shape")}
+    shapes = {key.removesuffix(".weight_shape"): (int(t[0]), int(t[1])) for key, t in said.items()}
+    for each in (engine, "vllm", "sglang", "transformers"):
+        written = [Finding(**finding) for finding in verify_folder(checkpoint.folder, each)["findings"]]
+        planned = verify_layout(checkpoint.tensors, shapes, checkpoint.config, each)
+        assert set(planned) == {finding for finding in written if finding.rule not in VALUES | WRITER}, each
+        assert planned == sorted(planned, key=lambda finding: ("error", "warning", "info").index(finding.level))
+
+
+def test_layout_needs_a_known_engine() -> None:
+    with pytest.raises(UserError, match="unknown engine 'llm'"):
+        verify_layout({}, {}, {"quantization_config": CONFIGS["W4A16"]}, "llm")
 
 
 def sharded(path: Path) -> Path:

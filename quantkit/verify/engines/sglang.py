@@ -33,7 +33,7 @@ def check(subject: Subject) -> list[Finding]:
         "fp8": lambda subject: rules.blocks(subject),
     }.get(subject.method)
     found = check_method(subject) if check_method else []
-    return found + rules.kv_static_fp8(subject, ("tensor",))
+    return found + rules.transposed(subject) + rules.kv_static_fp8(subject, ("tensor",))
 
 
 def _compressed_tensors(subject: Subject) -> list[Finding]:

@@ -54,7 +54,7 @@ def check(subject: Subject) -> list[Finding]:
         "fp8": _fp8,
     }.get(subject.method)
     found = check_method(subject) if check_method else []
-    return found + rules.kv_static_fp8(subject, ("tensor", "attn_head"))
+    return found + rules.transposed(subject) + rules.kv_static_fp8(subject, ("tensor", "attn_head"))
 
 
 def _compressed_tensors(subject: Subject) -> list[Finding]:
