@@ -95,7 +95,7 @@ def weight_of(scheme: Scheme, scales: torch.dtype, odd: bool) -> QuantizedWeight
         zero = torch.randint(0, spec.levels, (N, G), dtype=torch.uint8)
     inputs, acts = None, scheme.activations
     if acts is not None and acts.calibrated:
-        value = common if acts.scale == "e4m3" else 0.021
+        value = common if acts.scale_format == "e4m3" else 0.021
         inputs = ActivationRange(torch.tensor(value), 111 if acts.element == "int" and not acts.symmetric else None)
     return QuantizedWeight(codes, scale, zero, spec, factor, inputs)
 
