@@ -79,11 +79,13 @@ def quantize(
     streamed, ids_ST = _prepare(recipe, checkpoint, _device(device), trust_remote_code, calibration_ids)
     timer.mark("prepare")
     graphs = trace_all(streamed, folds=bool(recipe.transforms))
-    streamed.rotation = rotation_for(recipe, streamed, graphs)
+    rotation = rotation_for(recipe, streamed, graphs)
+    if rotation is not None:
+        streamed = streamed.with_rewrite(rotation)
     targets = resolve_targets(recipe, graphs, streamed)
     format_ = FORMATS[recipe.output.format]
-    if streamed.rotation is not None:
-        targets = replace(targets, extra=streamed.rotation.layouts)
+    if rotation is not None:
+        targets = replace(targets, extra=rotation.layouts)
     if targets.kv is not None:
         targets = replace(targets, kv_scales=scale_layouts(targets.kv, format_.KV_NAMES, targets, streamed))
     advice = check_engine(recipe, targets, checkpoint, format_)
@@ -98,7 +100,7 @@ def quantize(
         writer = ShardWriter(partial, units, int(recipe.output.max_shard_gb * 1e9))
         if begun and writer.created:
             raise UserError(f"{partial}: files of the unfinished run are gone; pass --restart to begin anew")
-        run = BlockQuantizer(recipe, streamed, graphs, targets, format_, writer, partial, timer)
+        run = BlockQuantizer(recipe, streamed, graphs, targets, format_, writer, partial, timer, rotation)
         with closing(run):
             _walk_blocks(run, journal, ids_ST, progress)
     except (UserError, RunError) as error:
@@ -106,7 +108,7 @@ def quantize(
         if useless and not begun:
             shutil.rmtree(partial)
         raise
-    write_side_files(checkpoint, partial, format_, targets, streamed.rotation)
+    write_side_files(checkpoint, partial, format_, targets, rotation)
     timer.mark("write")
     report = make_report(key, run, journal.entries[1:], output_bytes(units), advice)
     report["files"] = file_hashes(partial)

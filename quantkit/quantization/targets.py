@@ -16,7 +16,7 @@ from quantkit.errors import UserError
 from quantkit.formats import FORMATS, holders
 from quantkit.model.block_graph import BlockGraph, LinearSite
 from quantkit.model.streamed_model import StreamedModel
-from quantkit.model.weight_sources import linear_names
+from quantkit.model.weight_sources import linear_names, written_tensor
 from quantkit.recipe.algorithms import GptqOptions
 from quantkit.recipe.number_formats import Activations, KVCache, Weights
 from quantkit.recipe.recipe import Recipe
@@ -121,15 +121,15 @@ def resolve_targets(recipe: Recipe, graphs: list[BlockGraph], streamed: Streamed
         if weights is None:
             skipped.append((name, "the recipe says so"))
             continue
-        info = checkpoint.tensors[f"{name}.weight"]
+        info = written_tensor(checkpoint.tensors, name)
         N, K = (info.shape[1], info.shape[0]) if site.transposed and site.index is None else info.shape
         size = weights.group_columns
         spec = weight_spec(weights)
-        if size != -1 and K % size and spec.rows == 1:
+        if size != -1 and K % size and spec.scale_rows == 1:
             if weights.on_misfit == "skip":
                 skipped.append((name, f"group_size {size} does not divide {K} input features"))
                 continue
-            if spec.scale != "float":
+            if spec.scale_format != "float":
                 own = f"groups of {spec} always have {size} columns, which do not divide the {K} input features"
                 refused.setdefault(f"{own}; set weights.on_misfit: skip, or another scheme for such linears", name)
                 continue
@@ -142,7 +142,11 @@ def resolve_targets(recipe: Recipe, graphs: list[BlockGraph], streamed: Streamed
             )
             spec = weight_spec(weights, fitting)
         options = weights.options
-        if isinstance(options, GptqOptions) and options.ranges == "updated" and (options.act_order or spec.rows != 1):
+        if (
+            isinstance(options, GptqOptions)
+            and options.ranges == "updated"
+            and (options.act_order or spec.scale_rows != 1)
+        ):
             needs = "act_order: false" if options.act_order else f"a scale for each row, which {spec} has not"
             refused.setdefault(f"gptq: ranges: updated needs {needs}", name)
             continue

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from quantkit.algorithms.gptq import gptq
+from quantkit.algorithms.gptq import factor, gptq
 from quantkit.algorithms.rtn import rtn
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
@@ -119,11 +119,11 @@ def reference_gptq(model: nn.Module, ids: Tensor, grid: IntegerGrid, *, refit: b
                 model(ids), original(ids)
             for handle in handles:
                 handle.remove()
-            hessian_KK = (seen["x"].T @ seen["x"]).float()
+            damped = factor((seen["x"].T @ seen["x"]).float(), tokens=ids.numel())
             for name in group:
                 linear = block.get_submodule(name)
                 drift = linear.weight.data.double() @ (seen["x0"] - seen["x"]).T @ seen["x"]
-                q, _ = gptq(linear.weight.data.float(), hessian_KK, grid, drift_NK=drift.float() if refit else None)
+                q, _ = gptq(linear.weight.data.float(), damped, grid, drift_NK=drift.float() if refit else None)
                 linear.weight.data = dequantize(q).float()
                 done[f"model.layers.{index}.{name}"] = q
     return done
