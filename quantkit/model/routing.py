@@ -180,7 +180,7 @@ def has_columns(shape: tuple[int, ...], N: int) -> bool:
 def expert_counts(block: nn.Module, parts: set[int], fused: set[str]) -> set[int]:
     """How many experts the block may have: sizes of 3-D parameters, numbers of like modules, parts of a parameter.
 
-    fused: paths of 3-D parameters seen in products; of the others those are counted that do not belong to a convolution.
+    fused: paths of 3-D parameters seen in products; of the others, those of no convolution are counted.
     """
     counts = set(parts)
     for path, module in block.named_modules():
