@@ -194,12 +194,15 @@ class StreamedModel:
         for name, buffer in model.named_buffers():
             owner, _, leaf = name.rpartition(".")
             model.get_submodule(owner)._buffers[leaf] = buffer.to(device)
+        for block in self.blocks if rewrite is None else ():  # those of a rewritten model are guarded already
+            guard(block)
+        self.shared: set[str] = set()  # arguments into which blocks write for one another, found in trial runs
         self._tables: dict[int, str] = {}  # id of a table that is read row by row -> its checkpoint tensor
 
     def with_rewrite(self, rewrite: WeightRewrite) -> "StreamedModel":
         """The same model read through `rewrite`. Both may be used, one at a time: they share the meta model."""
         other = StreamedModel(self.model, self.sources, self.checkpoint, self.dtype, self.device, rewrite)
-        other._tables = self._tables
+        other._tables, other.shared = self._tables, self.shared
         return other
 
     def prefix(self, index: int) -> str:
