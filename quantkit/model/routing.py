@@ -148,22 +148,22 @@ class FollowOutputs(TorchDispatchMode):
 
 def indexed(name: str, args: tuple, kwargs: dict) -> Iterator[tuple[Tensor, set[int]]]:
     """(tensor, sizes of its dimensions along which it is indexed) for an operator that takes or puts by index."""
-    if name in INDEXES and isinstance(args[0], Tensor):
-        dims, dim = set[int](), 0
-        for index in args[1]:
+    values, where, *rest = (*args, *kwargs.values(), None)
+    if not isinstance(values, Tensor):
+        return
+    if name in INDEXES and isinstance(where, list | tuple):
+        sizes, dim = set[int](), 0
+        for index in where:
             steps = index.dim() if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) else 1
-            if index is not None:
-                dims |= set(range(dim, dim + steps))
+            sizes |= set(values.shape[dim : dim + steps]) if index is not None else set()
             dim += steps
-        yield args[0], {args[0].shape[d] for d in dims}
-        if len(args) > 2 and isinstance(args[2], Tensor):
-            yield args[2], {args[0].shape[d] for d in dims}
-    elif name in TAKES | PUTS:
-        dim = args[1] if len(args) > 1 else kwargs.get("dim")
-        if isinstance(dim, int):
-            for leaf in (*args, *kwargs.values()):
-                if isinstance(leaf, Tensor) and isinstance(args[0], Tensor) and args[0].dim():
-                    yield leaf, {args[0].shape[dim]}
+    elif name in TAKES | PUTS and isinstance(where, int) and values.dim():
+        sizes = {values.shape[where]}
+    else:
+        return
+    for leaf in (values, *rest):
+        if isinstance(leaf, Tensor):
+            yield leaf, sizes
 
 
 def has_columns(shape: tuple[int, ...], N: int) -> bool:
@@ -180,7 +180,7 @@ def has_columns(shape: tuple[int, ...], N: int) -> bool:
 def expert_counts(block: nn.Module, parts: set[int], fused: set[str]) -> set[int]:
     """How many experts the block may have: sizes of 3-D parameters, numbers of like modules, parts of a parameter.
 
-    fused: paths of 3-D parameters seen in products; of the others, those of no convolution are counted.
+    fused: paths of 3-D parameters seen in products; of the others, those of convolutions are left out.
     """
     counts = set(parts)
     for path, module in block.named_modules():

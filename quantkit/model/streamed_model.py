@@ -15,6 +15,7 @@ from transformers import Cache, PreTrainedModel
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import RunError, UserError
+from quantkit.model.block_arguments import guard, named, written
 from quantkit.model.meta_model import find_blocks
 from quantkit.model.weight_sources import TensorSlice
 
@@ -194,6 +195,8 @@ class StreamedModel:
         for name, buffer in model.named_buffers():
             owner, _, leaf = name.rpartition(".")
             model.get_submodule(owner)._buffers[leaf] = buffer.to(device)
+        for block in self.blocks if rewrite is None else ():  # those of a rewritten model are guarded already
+            guard(block)
         self._tables: dict[int, str] = {}  # id of a table that is read row by row -> its checkpoint tensor
 
     def with_rewrite(self, rewrite: WeightRewrite) -> "StreamedModel":
@@ -395,6 +398,7 @@ def once_per_structure(streamed: StreamedModel, look: Callable[[int, nn.Module, 
         if key not in known:
             streamed.fill(index)
             try:
+                _refuse_writes(streamed, index, hidden, calls)
                 known[key] = look(index, block, hidden, calls[index])
             except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
                 raise
@@ -407,3 +411,15 @@ def once_per_structure(streamed: StreamedModel, look: Callable[[int, nn.Module, 
                 release(block)
         found.append(known[key])
     return found
+
+
+def _refuse_writes(streamed: StreamedModel, index: int, hidden: Tensor, calls: list[BlockCall]) -> None:
+    """UserError where the (filled) block hands later blocks more than its output: what it writes is not followed."""
+    block, call = streamed.blocks[index], calls[index]
+    for name, value in written(block, (hidden, *call.args), call.kwargs):
+        others = (v for i, other in enumerate(calls) if i != index for _, v in named(other.args, other.kwargs))
+        if isinstance(value, Tensor) or any(value is v for v in others):
+            raise UserError(
+                f"{streamed.prefix(index)[:-1]} ({type(block).__name__}): it writes into its argument {name}; blocks "
+                "that hand each other more than hidden states are not supported yet"
+            )

@@ -192,7 +192,7 @@ def test_states_on_disk_give_the_same_bytes(
 ) -> None:
     weights = {"group_size": 16, "algorithm": "gptq"}
     quantize(llama, tmp_path / "memory", ids, weights=weights)
-    monkeypatch.setattr("quantkit.quantization.calibration.hidden_states.STATES_LIMIT", 100)
+    monkeypatch.setattr("quantkit.quantization.calibration.spill.STATES_LIMIT", 100)
     quantize(llama, tmp_path / "disk", ids, weights=weights)
     assert digest(tmp_path / "memory") == digest(tmp_path / "disk")
     assert not list((tmp_path / "disk").glob("*.states"))

@@ -425,7 +425,7 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("int8", "zero point", "no format can hold it"),
     ),
     "int4 with fp8 static": (
-        {"scheme": "W4A16", "activations": {"type": "fp8", "dynamic": False}},
+        {"weights": {"bits": 4, "group_size": 128}, "activations": {"type": "fp8", "dynamic": False}},
         ("no format can hold it",),
     ),
     "nvfp4 with int8": ({"scheme": "NVFP4A16", "activations": {"type": "int8"}}, ("inputs",)),
