@@ -1,4 +1,4 @@
-"""What stays dense: every weight matrix of the checkpoint that is not quantized, by the checkpoint's own names, and why.
+"""What stays dense: every weight matrix of the checkpoint that is not quantized, by its name there, and why.
 
 The checkpoint decides, not the model: prediction layers and vision towers that transformers does not build are listed
 too, for an engine that does build them must know that they are dense.
@@ -64,7 +64,7 @@ def looks_like_embedding(module: str) -> bool:
 
 
 def ignored_names(skipped: Iterable[str], tensors: Tensors, quantized: Set[str]) -> list[str]:
-    """The modules to declare dense: those skipped; of a dense stack of experts, a parameter, the module that holds it."""
+    """The modules to declare dense: those skipped; for a dense stack of experts, the module that holds it."""
     names = list(skipped)
     stacks = {name.rpartition(".")[0] for name in names if name in tensors and len(tensors[name].shape) == 3}
     dense = [name for name in names if name not in tensors]

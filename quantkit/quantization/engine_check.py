@@ -10,7 +10,7 @@ from quantkit.formats import FORMATS
 from quantkit.quantization.output_layout import file_layout, quantization_config
 from quantkit.quantization.targets import Targets
 from quantkit.recipe.recipe import Recipe
-from quantkit.verify import preflight_layout, verify_folder
+from quantkit.verify import verify_folder, verify_layout
 
 
 def check_engine(
@@ -28,7 +28,7 @@ def check_engine(
     planned = {layout.name: layout for unit in file_layout(tensors, targets, format_) for layout in unit}
     shapes = {linear.name: linear.shape for linear in targets.linears}
     whole = {**config, "quantization_config": settings}
-    found = preflight_layout(whole, planned, shapes, engine, recipe.output.tp)
+    found = verify_layout(planned, shapes, whole, engine, recipe.output.tp)
     if refused := [f"{f.where}: {f.message}; {f.remedy}" for f in found if f.level == "error"]:
         where = f"{engine}{f' on {recipe.output.tp} devices' if recipe.output.tp > 1 else ''}"
         advice = "or set output.engine to null if it is for something else"
@@ -44,6 +44,6 @@ def check_result(recipe: Recipe, folder: Path) -> None:
     if recipe.output.engine is None:
         return
     found = verify_folder(folder, recipe.output.engine, recipe.output.tp)
-    wrong = [f"{f['where']}: {f['message']}" for f in found["findings"] if f["level"] == "error"]
+    wrong = [f"{f.where}: {f.message}" for f in found.findings if f.level == "error"]
     if wrong:
         raise RunError("\n".join([f"{folder} was written, but {recipe.output.engine} would refuse it:", *wrong]))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from quantkit.algorithms.gptq import FEW_TOKENS
 from quantkit.checkpoint.output_folder import (
     REPORT,
     copy_side_files,
@@ -54,6 +55,7 @@ def make_report(
     weights = sum(linear.shape[0] * linear.shape[1] for linear in targets.linears)
     bits = sum(_stored_bits(run.format, linear) for linear in targets.linears)
     rejected = {reason for graph in run.graphs for reason in graph.rejected}
+    remarks = [f"{record['name']}: {record['note']}" for record in records if "note" in record]
     return {
         "quantkit": key["versions"]["quantkit"],
         "model": str(checkpoint.folder),
@@ -66,14 +68,28 @@ def make_report(
         "linears": records,
         "skipped": [{"name": name, "reason": reason} for name, reason in targets.skipped],
         "folds": [{"block": block["block"], **fold} for block in blocks for fold in block["folds"]],
-        "rotation": None if run.streamed.rotation is None else run.streamed.rotation.report(),
+        "rotation": None if run.rotation is None else run.rotation.report(),
         "kv_cache": None if targets.kv is None else str(targets.kv),
         "folds_rejected": [{"pair": pair, "reason": reason} for pair, reason in sorted(rejected)],
-        "warnings": [*advice, *targets.notes, *(f"{r['name']}: {r['note']}" for r in records if "note" in r)],
+        "warnings": [*advice, *targets.notes, *_too_few_tokens(records), *remarks],
         "seconds": {stage: round(seconds, 3) for stage, seconds in timer.stages.items()},
         "seconds_total": round(sum(timer.stages.values()), 3),
         "peak_memory_bytes": timer.peak_bytes(),
     }
+
+
+def _too_few_tokens(records: list[dict[str, Any]]) -> list[str]:
+    """One warning if any linear was quantized by GPTQ with fewer than FEW_TOKENS tokens per input feature, or none."""
+    counted = [(record["tokens"], record["shape"][1], record["name"]) for record in records if "tokens" in record]
+    few = [(tokens / K, tokens, K, name) for tokens, K, name in counted if tokens < FEW_TOKENS * K]
+    if not few:
+        return []
+    _, tokens, K, name = min(few)
+    return [
+        f"{len(few)} of {len(counted)} linears saw fewer than {FEW_TOKENS} calibration tokens per input feature "
+        f"(fewest: {name}, {tokens} tokens for {K} features), so GPTQ was damped and gains less; "
+        "raise calibration.samples or calibration.seq_len"
+    ]
 
 
 def _stored_bits(format_: Any, linear: LinearTarget) -> int:

@@ -1,4 +1,4 @@
-"""What the output will hold, before anything is written: its tensors, and the quantization_config that describes them."""
+"""What the output will hold: its tensors, and the quantization_config that describes them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from quantkit.quantization.targets import Targets
 def file_layout(
     tensors: Mapping[str, TensorInfo | TensorLayout], targets: Targets, format_: Any
 ) -> list[list[TensorLayout]]:
-    """Every tensor of the output, in the natural order of the source's `tensors`; a shard never cuts a unit (module)."""
+    """Every tensor of the output, in natural order of the source's `tensors`; a shard never cuts a unit (module)."""
     quantized = {f"{linear.name}.weight": linear for linear in targets.linears}
     units: dict[str, list[TensorLayout]] = {}
     for name in sorted(tensors, key=_natural):

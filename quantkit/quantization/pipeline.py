@@ -78,10 +78,12 @@ def quantize(
     streamed, ids_ST = _prepare(recipe, checkpoint, _device(device), trust_remote_code, calibration_ids)
     timer.mark("prepare")
     graphs = trace_all(streamed, folds=bool(recipe.transforms))
-    streamed.rotation = rotation_for(recipe, streamed, graphs)
-    targets = resolve_targets(recipe, graphs, streamed)
+    rotation = rotation_for(recipe, streamed, graphs)
+    if rotation is not None:
+        streamed = streamed.with_rewrite(rotation)
+    targets = resolve_targets(recipe, graphs, streamed, [] if rotation is None else rotation.layouts)
     format_ = FORMATS[recipe.output.format]
-    config = checkpoint.config if streamed.rotation is None else streamed.rotation.config(checkpoint.config)
+    config = dict(checkpoint.config) if rotation is None else rotation.config(checkpoint.config)
     advice = check_engine(recipe, targets, checkpoint.tensors, config)
     units = file_layout(checkpoint.tensors, targets, format_)
     key = run_key(recipe, checkpoint, ids_ST, streamed.device)
@@ -94,7 +96,7 @@ def quantize(
         writer = ShardWriter(partial, units, int(recipe.output.max_shard_gb * 1e9))
         if begun and writer.created:
             raise UserError(f"{partial}: files of the unfinished run are gone; pass --restart to begin anew")
-        run = BlockQuantizer(recipe, streamed, graphs, targets, format_, writer, partial, timer)
+        run = BlockQuantizer(recipe, streamed, graphs, targets, format_, writer, partial, timer, rotation)
         with closing(run), Progress(len(streamed.blocks), enabled=progress) as bar:
             _resume(run, journal, ids_ST, bar)
             for index in range(len(journal.entries) - 1, len(streamed.blocks)):
@@ -109,7 +111,7 @@ def quantize(
         if useless and not begun:
             shutil.rmtree(partial)
         raise
-    write_side_files(checkpoint, partial, format_, targets, streamed.rotation)
+    write_side_files(checkpoint, partial, format_, targets, rotation)
     timer.mark("write")
     report = make_report(key, run, journal.entries[1:], output_bytes(units), advice)
     report["files"] = file_hashes(partial)

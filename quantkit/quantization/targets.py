@@ -18,7 +18,7 @@ from quantkit.formats import FORMATS, holders
 from quantkit.model.block_graph import BlockGraph
 from quantkit.model.matmul_tracing import LinearSite
 from quantkit.model.streamed_model import StreamedModel
-from quantkit.model.weight_sources import linear_names
+from quantkit.model.weight_sources import linear_names, written_tensor
 from quantkit.quantization.calibration.kv_scales import scale_layouts
 from quantkit.quantization.dense_modules import Coverage, coverage, dense_modules, ignored_names
 from quantkit.recipe.algorithms import GptqOptions
@@ -66,6 +66,7 @@ class Candidate:
     rows: slice
     shape: tuple[int, int]  # (N, K)
     dtype: torch.dtype
+    limit: str | None  # why it cannot be quantized yet, where it cannot
 
     @property
     def numel(self) -> int:
@@ -136,13 +137,14 @@ class Resolved:
     kv: KVSpec | None
 
 
-def resolve_targets(recipe: Recipe, graphs: list[BlockGraph], streamed: StreamedModel) -> Targets:
-    """Resolve the recipe against every linear of a traced model, a rotation's tensors and the scales of the cache.
+def resolve_targets(
+    recipe: Recipe, graphs: list[BlockGraph], streamed: StreamedModel, extra: list[TensorLayout]
+) -> Targets:
+    """Resolve the recipe against every linear of a traced model.
 
-    UserError naming every misfit.
+    extra: tensors that a rotation adds to those of the source. UserError naming every misfit.
     """
     tensors = streamed.checkpoint.tensors
-    extra = [] if streamed.rotation is None else streamed.rotation.layouts
     stored = tensors | {layout.name: layout for layout in extra}
     candidates, reasons = _candidates(graphs, streamed)
     never = dense_modules(streamed.model, streamed.sources, stored, {c.name for c in candidates}, reasons)
@@ -175,15 +177,28 @@ def _candidates(graphs: list[BlockGraph], streamed: StreamedModel) -> tuple[list
         prefix = streamed.prefix(block)
         for site in graph.sites:
             for name, rows in linear_names(streamed.sources, prefix.rstrip("."), site):
-                info = streamed.checkpoint.tensors.get(f"{name}.weight")
-                if info is None:
-                    reasons[prefix + site.param] = "its experts lie in one tensor of the checkpoint"
-                    continue
-                swapped = site.transposed and site.index is None
-                shape = (info.shape[1], info.shape[0]) if swapped else (info.shape[0], info.shape[1])
-                found.append(Candidate(name, block, site, rows, shape, info.dtype))
+                try:
+                    info = written_tensor(streamed.checkpoint.tensors, name)
+                except UserError as refusal:  # of no account where the recipe leaves this matrix as it is
+                    shape, dtype, limit = (
+                        _own_shape(streamed, block, site, rows),
+                        streamed.checkpoint.dtype,
+                        str(refusal),
+                    )
+                else:
+                    swapped = site.transposed and site.index is None
+                    shape = (info.shape[1], info.shape[0]) if swapped else (info.shape[0], info.shape[1])
+                    dtype, limit = info.dtype, None
+                found.append(Candidate(name, block, site, rows, shape, dtype, limit))
         reasons |= {prefix + path: reason for path, reason in graph.skipped}
     return found, reasons
+
+
+def _own_shape(streamed: StreamedModel, block: int, site: LinearSite, rows: slice) -> tuple[int, int]:
+    """(N, K) of a site's rows by the model's parameter."""
+    *_, first, second = streamed.blocks[block].get_parameter(site.param).shape
+    N, K = (second, first) if site.transposed else (first, second)
+    return len(range(N)[rows]), K
 
 
 def resolve(recipe: Recipe, candidates: Iterable[Candidate], never: Mapping[str, str]) -> Resolved:
@@ -206,12 +221,14 @@ def resolve(recipe: Recipe, candidates: Iterable[Candidate], never: Mapping[str,
         if weights is None:
             skipped.append((name, "the recipe says so"))
             continue
+        if candidate.limit is not None:
+            raise UserError(candidate.limit)
         spec, size = weight_spec(weights), weights.group_columns
-        if size != -1 and K % size and spec.rows == 1:
+        if size != -1 and K % size and spec.scale_rows == 1:
             if weights.on_misfit == "skip":
                 skipped.append((name, f"group_size {size} does not divide {K} input features"))
                 continue
-            if spec.scale != "float":
+            if spec.scale_format != "float":
                 own = f"groups of {spec} always have {size} columns, which do not divide the {K} input features"
                 refused.setdefault(f"{own}; set weights.on_misfit: skip, or another scheme for such linears", name)
                 continue
@@ -235,6 +252,7 @@ def resolve(recipe: Recipe, candidates: Iterable[Candidate], never: Mapping[str,
                 candidate.rows,
                 candidate.shape,
                 candidate.dtype,
+                None,
                 weights,
                 activations,
                 scheme,
@@ -254,7 +272,7 @@ def resolve(recipe: Recipe, candidates: Iterable[Candidate], never: Mapping[str,
 def _refusal(weights: Weights, scheme: Scheme, candidate: Candidate, format_name: str) -> str | None:
     """Why a scheme is not possible for a weight in this format, None where it is."""
     options, spec, format_ = weights.options, scheme.weights, FORMATS[format_name]
-    if isinstance(options, GptqOptions) and options.ranges == "updated" and (options.act_order or spec.rows != 1):
+    if isinstance(options, GptqOptions) and options.ranges == "updated" and (options.act_order or spec.scale_rows != 1):
         needs = "act_order: false" if options.act_order else f"a scale for each row, which {spec} has not"
         return f"gptq: ranges: updated needs {needs}"
     try:

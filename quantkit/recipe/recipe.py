@@ -101,7 +101,9 @@ class Recipe(Strict):
             if pattern != "lm_head" and not any(matches(pattern, *linear) for linear in names.items()):
                 problems.append(f"ignore.{i}: {pattern!r} matches no linear{_nearest_linear(pattern, names)}")
         if not self.ignore and (head := next((name for name in never if name.rpartition(".")[2] in HEADS), None)):
-            problems.append(f"ignore: [] cannot have an effect: {_limit(head, never)}; remove `ignore` or set [lm_head]")
+            problems.append(
+                f"ignore: [] cannot have an effect: {_limit(head, never)}; remove `ignore` or set [lm_head]"
+            )
         for i, override in enumerate(self.overrides):
             if problem := self._without_effect(i, override, linears, never, names):
                 problems.append(f"overrides.{i}.match: {override.match!r} {problem}")

@@ -15,20 +15,13 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import RunError, UserError
 from quantkit.formats import FORMATS, format_name
 from quantkit.formats.quantized_folder import outline
-from quantkit.grids.activations import (
-    KVRange,
-)
-from quantkit.model.meta_model import (
-    build_meta_model,
-    find_blocks,
-    read_config,
-)
+from quantkit.grids.activations import KVRange
+from quantkit.model.meta_model import build_meta_model, find_blocks, read_config
 from quantkit.model.weight_sources import TensorSlice, assemble, weight_sources
+from quantkit.runtime.definition import multiplied_weight
 from quantkit.runtime.fused_experts import round_inputs
 from quantkit.runtime.quant_linear import QuantLinear, is_linear
-from quantkit.runtime.quantized_cache import (
-    round_entries,
-)
+from quantkit.runtime.quantized_cache import round_entries
 from quantkit.types import ActivationRange, ActivationSpec, KVSpec, Scheme
 
 
@@ -144,7 +137,8 @@ class PackedFolder:
         """A tensor of the dense checkpoint: dequantized where it is packed, read where it is not."""
         if not self.is_packed(name):
             return self.checkpoint.read(name)
-        weight_NK = self.linear(name).weight
+        linear = self.linear(name)
+        weight_NK = multiplied_weight(linear.quantized(), linear.scheme)
         return weight_NK.T if name.removesuffix(".weight") in self._transposed else weight_NK
 
 

@@ -3,12 +3,10 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from quantkit.checkpoint.header import TensorInfo
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.verify.engines.shared_rules import grouped
 from quantkit.verify.findings import (
@@ -20,7 +18,9 @@ from quantkit.verify.findings import (
 from quantkit.verify.subject import (
     FUSING,
     DeclaredScheme,
+    Modules,
     Subject,
+    TensorHeader,
     leaf,
     siblings,
     some,
@@ -32,7 +32,6 @@ _SUFFIXES = {
     *("input_global_scale", "activation_scale", "k_scale", "v_scale", "q_scale", "kv_scale", "pre_quant_scale"),
 }
 _INPUTS = ("input_scale", "input_global_scale", "activation_scale", "k_scale", "v_scale", "q_scale", "kv_scale")
-Modules = dict[str, dict[str, TensorInfo]]
 
 
 def check_values(checkpoint: Checkpoint) -> list[Finding]:
@@ -152,7 +151,7 @@ def check_zeros(subject: Subject, checkpoint: Checkpoint, modules: Modules) -> l
     return [make("zero-points", some(sorted(names)), text, remedy) for text, names in grouped(wrong)]
 
 
-def check_kv(subject: Subject, tensors: Mapping[str, Any]) -> list[Finding]:
+def check_kv(subject: Subject, tensors: Mapping[str, TensorHeader]) -> list[Finding]:
     """A static KV cache scheme comes with a key and a value scale in every attention."""
     raw = subject.qc.get("kv_cache_scheme")
     if not isinstance(raw, dict) or raw.get("dynamic"):

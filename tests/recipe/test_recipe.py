@@ -379,11 +379,23 @@ CONTRADICTIONS = {
     "zero points": ("scheme: W4A16_ASYM\nweights: {symmetric: true}", [], "which means symmetric: false"),
     "blocks": ("scheme: FP8_BLOCK\nweights: {group_size: channel}", [], "which means group_size: block"),
     "inputs": ("scheme: W4A16\nactivations: {type: int8}", [], "which means inputs in 16 bits"),
-    "no inputs": ("scheme: W8A8\nactivations: null", [], "null contradicts `scheme: W8A8`, which means activations: int8"),
+    "no inputs": (
+        "scheme: W8A8\nactivations: null",
+        [],
+        "null contradicts `scheme: W8A8`, which means activations: int8",
+    ),
     "static": ("scheme: FP8_DYNAMIC\nactivations: {dynamic: false}", [], "false contradicts `scheme: FP8_DYNAMIC`"),
-    "override": ("overrides:\n- match: a\n  scheme: W4A16\n  weights:\n    bits: 3", [], "r.yaml:5: overrides.0.weights"),
+    "override": (
+        "overrides:\n- match: a\n  scheme: W4A16\n  weights:\n    bits: 3",
+        [],
+        "r.yaml:5: overrides.0.weights",
+    ),
     "set over file": ("scheme: W4A16", ["weights.bits=8"], "--set weights.bits=8: weights.bits: 8 contradicts"),
-    "set and set": ("weights: {bits: 4}", ["weights.bits=8", "scheme=W4A16"], "--set weights.bits=8: weights.bits: 8 co"),
+    "set and set": (
+        "weights: {bits: 4}",
+        ["weights.bits=8", "scheme=W4A16"],
+        "--set weights.bits=8: weights.bits: 8 co",
+    ),
 }
 
 
