@@ -6,7 +6,8 @@ values that later blocks read, a list it appends to) are therefore copied for ea
 
 import copy
 from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,26 +40,75 @@ def named(args: tuple, kwargs: dict) -> Iterator[tuple[int | str, Any]]:
     yield from kwargs.items()
 
 
-def written(block: nn.Module, args: tuple, kwargs: dict) -> list[tuple[str, Any]]:
-    """(name, value) of the arguments beside its hidden states (args[0]) that a run of the block changes.
+def watching(base: type) -> type:
+    """A subclass of a mapping's class whose objects know, by `was_read`, whether they were read."""
 
-    Positions count from 1 behind the hidden states. The block runs on copies of its hidden states and containers.
+    class Watching(base):
+        was_read = False
+
+        def __getitem__(self, key: Any) -> Any:
+            self.was_read = True
+            return super().__getitem__(key)
+
+        def get(self, key: Any, default: Any = None) -> Any:
+            self.was_read = True
+            return super().get(key, default)
+
+        def items(self) -> Any:
+            self.was_read = True
+            return super().items()
+
+        def values(self) -> Any:
+            self.was_read = True
+            return super().values()
+
+    return Watching
+
+
+class Traffic(NamedTuple):
+    """(name, value) of the arguments that a run of a block changes, and of the containers that it reads."""
+
+    written: list[tuple[str, Any]]
+    read: list[tuple[str, Any]]
+
+
+def traffic(block: nn.Module, args: tuple, kwargs: dict) -> Traffic:
+    """What a run of the block does to its arguments beside its hidden states (args[0]).
+
+    Positions count from 1 behind the hidden states. The block runs on copies of its hidden states and containers. That
+    a container is read is seen of a mapping; of all others it is assumed.
     """
-    given = {
-        key: copy.copy(value) if isinstance(value, Containers) else value for key, value in named(args[1:], kwargs)
-    }
+    given = {key: _watched(value) for key, value in named(args[1:], kwargs)}
     before = {key: state_of(value) for key, value in given.items()}
-    with torch.no_grad():
+    for value in given.values():
+        if hasattr(value, "was_read"):
+            value.was_read = False
+    with suppress(LookupError), torch.no_grad():  # of what another block would have put there: a read all the same
         block.forward(
             args[0].clone(),
             *(given[i] for i in range(len(args) - 1)),
             **{key: value for key, value in given.items() if isinstance(key, str)},
         )
-    return [
-        (key if isinstance(key, str) else f"positional argument {key + 1}", value)
-        for key, value in named(args[1:], kwargs)
-        if state_of(given[key]) != before[key]
-    ]
+    names = {key: key if isinstance(key, str) else f"positional argument {key + 1}" for key in given}
+    read = {key for key, value in given.items() if getattr(value, "was_read", isinstance(value, Containers))}
+    original = dict(named(args[1:], kwargs))
+    return Traffic(
+        [(names[key], original[key]) for key, value in given.items() if state_of(value) != before[key]],
+        [(names[key], original[key]) for key in given if key in read],
+    )
+
+
+def _watched(value: Any) -> Any:
+    """A copy of a container, of a mapping one that knows whether it was read; all else as it is."""
+    if type(value) is dict:
+        return watching(dict)(value)
+    if not isinstance(value, Containers):
+        return value
+    value = copy.copy(value)
+    if isinstance(value, MutableMapping):
+        with suppress(TypeError):  # a class whose objects cannot change it: taken for read
+            value.__class__ = watching(type(value))
+    return value
 
 
 def state_of(value: Any) -> Any:

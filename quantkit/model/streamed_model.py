@@ -15,7 +15,7 @@ from transformers import Cache, PreTrainedModel
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import RunError, UserError
-from quantkit.model.block_arguments import guard, named, written
+from quantkit.model.block_arguments import Traffic, guard, traffic
 from quantkit.model.meta_model import find_blocks
 from quantkit.model.weight_sources import TensorSlice
 
@@ -392,13 +392,15 @@ def once_per_structure(streamed: StreamedModel, look: Callable[[int, nn.Module, 
     """look(index, block, hidden states, how the block is called) for each block; blocks of one structure share it."""
     hidden, calls = streamed.first_call(trial_ids(streamed))
     known: dict[Hashable, T] = {}
-    found = []
+    found, handed = [], list[tuple[int, Traffic]]()
     for index, block in enumerate(streamed.blocks):
         key = structure_key(block)
         if key not in known:
             streamed.fill(index)
             try:
-                _refuse_writes(streamed, index, hidden, calls)
+                call = calls[index]
+                handed.append((index, traffic(block, (hidden, *call.args), call.kwargs)))
+                _refuse_handovers(streamed, handed)
                 known[key] = look(index, block, hidden, calls[index])
             except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
                 raise
@@ -413,13 +415,17 @@ def once_per_structure(streamed: StreamedModel, look: Callable[[int, nn.Module, 
     return found
 
 
-def _refuse_writes(streamed: StreamedModel, index: int, hidden: Tensor, calls: list[BlockCall]) -> None:
-    """UserError where the (filled) block hands later blocks more than its output: what it writes is not followed."""
-    block, call = streamed.blocks[index], calls[index]
-    for name, value in written(block, (hidden, *call.args), call.kwargs):
-        others = (v for i, other in enumerate(calls) if i != index for _, v in named(other.args, other.kwargs))
-        if isinstance(value, Tensor) or any(value is v for v in others):
-            raise UserError(
-                f"{streamed.prefix(index)[:-1]} ({type(block).__name__}): it writes into its argument {name}; blocks "
-                "that hand each other more than hidden states are not supported yet"
-            )
+def _refuse_handovers(streamed: StreamedModel, handed: list[tuple[int, Traffic]]) -> None:
+    """UserError where a block writes into an argument that another one reads: only outputs are handed on."""
+    for index, seen in handed:
+        for name, value in seen.written:
+            readers = [
+                other for other, theirs in handed if any(value is read for _, read in theirs.read) and other != index
+            ]
+            if isinstance(value, Tensor) or readers:
+                block = streamed.blocks[index]
+                raise UserError(
+                    f"{streamed.prefix(index)[:-1]} ({type(block).__name__}): it writes into its argument {name}"
+                    + (f", which block {readers[0]} reads" if readers else "")
+                    + "; blocks that hand each other more than hidden states are not supported yet"
+                )

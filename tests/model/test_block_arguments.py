@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantkit.model.block_arguments import guard, written
+from quantkit.model.block_arguments import guard, traffic
 
 
 class Block(nn.Module):
@@ -47,16 +47,16 @@ def test_every_write_is_seen(name: str, place: str) -> None:
     hidden, still = torch.zeros(1, 2), torch.zeros(2)
     if place == "position":
         block = Block(lambda hidden, still, x: change(x))
-        assert [key for key, _ in written(block, (hidden, still, value), {})] == ["positional argument 2"]
+        assert [key for key, _ in traffic(block, (hidden, still, value), {}).written] == ["positional argument 2"]
     else:
         block = Block(lambda hidden, x, still: change(x))
-        assert [key for key, _ in written(block, (hidden,), {"x": value, "still": still})] == ["x"]
+        assert [key for key, _ in traffic(block, (hidden,), {"x": value, "still": still}).written] == ["x"]
 
 
 def test_a_block_that_writes_nothing() -> None:
     block = Block(lambda hidden, mask, kept: hidden.add_(mask))
     hidden = torch.zeros(2)
-    assert written(block, (hidden, torch.ones(2)), {"kept": {"a": 1}}) == []
+    assert traffic(block, (hidden, torch.ones(2)), {"kept": {"a": 1}}) == ([], [])
     assert torch.equal(hidden, torch.zeros(2))
 
 
@@ -75,3 +75,21 @@ def test_a_run_leaves_nothing_for_the_next() -> None:
         assert torch.equal(block(hidden, kept), torch.ones(2))
     assert torch.equal(hidden, torch.zeros(2))
     assert not kept
+
+
+@pytest.mark.parametrize(
+    ("use", "read"),
+    [
+        (lambda x: x["k"], True),
+        (lambda x: x.get("k"), True),
+        (lambda x: list(x.values()), True),
+        (lambda x: x["absent"], True),
+        (lambda x: x.update(k=1), False),
+        (lambda x: None, False),
+    ],
+)
+def test_a_dict_knows_whether_it_was_read(use: Any, read: bool) -> None:
+    """A later block that finds nothing there has read it all the same."""
+    kept = {"k": torch.zeros(1)}
+    seen = traffic(Block(lambda hidden, kept: use(kept)), (torch.zeros(1),), {"kept": kept})
+    assert [value is kept for _, value in seen.read] == [True] * read

@@ -73,19 +73,37 @@ def test_arguments_that_depend_on_the_tokens(tmp_path: Path, monkeypatch: pytest
         torch.testing.assert_close(found, expected[index + 1], rtol=1e-4, atol=1e-4)
 
 
-def test_blocks_that_hand_each_other_more_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reader", [None, 1])
+def test_blocks_that_hand_each_other_more_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: int | None
+) -> None:
+    """Only where one reads what another has written: notes that no block reads do no harm."""
     folder, _ = save("llama", tmp_path / "m")
     layer, model = llama.LlamaDecoderLayer, llama.LlamaModel
     forward, outer = layer.forward, model.forward
 
-    def writing(self: nn.Module, hidden: Tensor, *args: object, notes: dict | None = None, **kwargs: object) -> Tensor:
-        if notes is not None:
-            notes[len(notes)] = hidden
+    def writing(self: nn.Module, hidden: Tensor, *args: object, notes: dict, **kwargs: object) -> Tensor:
+        if self.self_attn.layer_idx == reader:
+            hidden = hidden + notes[0]
+        else:
+            notes[0] = hidden
         return forward(self, hidden, *args, **kwargs)
 
     monkeypatch.setattr(layer, "forward", writing)
     monkeypatch.setattr(model, "forward", lambda self, *args, **kwargs: outer(self, *args, notes={}, **kwargs))
+    if reader is not None:  # blocks of one structure are looked at once
+        init = layer.__init__
+
+        def marked(self: nn.Module, config: object, layer_idx: int) -> None:
+            init(self, config, layer_idx)
+            self.role = str(layer_idx)
+
+        monkeypatch.setattr(layer, "__init__", marked)
     loaded = recipe.from_data({"scheme": "FP8_DYNAMIC", "model": str(folder)})
-    with pytest.raises(UserError, match=r"model\.layers\.0 \(LlamaDecoderLayer\): it writes into its argument notes"):
+    if reader is None:
+        pipeline.quantize(loaded, tmp_path / "out", progress=False)
+        return
+    words = r"model\.layers\.0 \(LlamaDecoderLayer\): it writes into its argument notes, which block 1 reads"
+    with pytest.raises(UserError, match=words):
         pipeline.quantize(loaded, tmp_path / "out", progress=False)
     assert not (tmp_path / "out.partial").exists()
