@@ -126,7 +126,7 @@ def _refuse_unknown(folder: QuantizedFolder) -> None:
         module, _, suffix = tensor.rpartition(".")
         if module in folder.schemes and suffix not in known:
             raise UserError(
-                f"{folder.checkpoint.folder}: {tensor}: unknown tensor in a {folder.name} checkpoint; refusing to convert"
+                f"{folder.checkpoint.folder}: {tensor}: unknown tensor for {folder.name}; refusing to convert"
             )
 
 

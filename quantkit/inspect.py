@@ -80,7 +80,9 @@ def _architecture(config: dict[str, Any]) -> str:
 def _module(folder: QuantizedFolder, name: str) -> dict[str, Any]:
     """One quantized linear, from headers."""
     (N, K), scheme = folder.shape(name), folder.schemes[name]
-    size = sum(folder.checkpoint.info(tensor).nbytes for suffix, tensor in folder.own(name).items() if suffix in PAYLOAD)
+    size = sum(
+        folder.checkpoint.info(tensor).nbytes for suffix, tensor in folder.own(name).items() if suffix in PAYLOAD
+    )
     return {
         "scheme": str(scheme),
         "bits": scheme.weights.bits,

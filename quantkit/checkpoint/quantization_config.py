@@ -113,9 +113,9 @@ def quantized_tensor(tensors: Mapping[str, TensorInfo]) -> str | None:
         leaf, integer = name.rpartition(".")[2], not (info.dtype.is_floating_point or info.dtype.is_complex)
         if info.dtype.itemsize == 1 and not integer:
             return name
-        if integer and len(info.shape) >= 2 and info.dtype != torch.bool:
-            if leaf == "weight" or (info.dtype.itemsize == 1 and not leaf.endswith(BUFFERS)):
-                return name
+        matrix = integer and len(info.shape) >= 2 and info.dtype != torch.bool
+        if matrix and (leaf == "weight" or (info.dtype.itemsize == 1 and not leaf.endswith(BUFFERS))):
+            return name
         if leaf in PACKED_NAMES:
             return name
         after, beside = AFTER_WEIGHT.fullmatch(name), BESIDE_WEIGHT.fullmatch(name)

@@ -8,7 +8,6 @@ Shapes: N = out features, K = in features of a linear.
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, format_name
 from quantkit.formats.common import natural
-from quantkit.grids.dequantize import dequantize
 from quantkit.types import KVSpec, QuantizedWeight, Scheme
 
 SCALES = ("weight_scale", "scales", "weight_scale_inv")  # what formats call the plain scales of a module
@@ -137,14 +135,6 @@ class QuantizedFolder:
         """Whether the plain checkpoint's tensor `name` is stored packed."""
         return name.endswith(".weight") and name.removesuffix(".weight") in self.schemes
 
-    def dense(self, name: str) -> Tensor:
-        """A tensor of the plain checkpoint: dequantized where it is packed, read where it is not."""
-        if not self.is_packed(name):
-            return self.checkpoint.read(name)
-        module = name.removesuffix(".weight")
-        weight_NK = dequantize(self.weight(module))
-        return weight_NK.T if module in self.transposed else weight_NK
-
     def dense_linears(self) -> list[str]:
         """Modules with a plain matrix as weight, and the head, which may have no tensor of its own."""
         found = {"lm_head"}
@@ -179,7 +169,7 @@ def _own_cache(checkpoint: Checkpoint) -> KVSpec | None:
         return None
     try:
         spec = KVSpec(**settings)
-        if (spec.bits, spec.element, spec.per) in product((4, 8), ("int", "float"), ("tensor", "head", "token")):
+        if spec.bits in (4, 8) and spec.element in ("int", "float") and spec.per in ("tensor", "head", "token"):
             return spec
         problem = str(settings)
     except TypeError as error:

@@ -20,6 +20,7 @@ from quantkit.grids.activations import KVRange
 from quantkit.model.meta_model import build_meta_model, find_blocks, read_config
 from quantkit.model.ties import settle_ties
 from quantkit.model.weight_sources import TensorSlice, assemble, weight_sources
+from quantkit.runtime.definition import multiplied_weight
 from quantkit.runtime.fused_experts import round_inputs
 from quantkit.runtime.quant_linear import QuantLinear, is_linear
 from quantkit.runtime.quantized_cache import round_entries
@@ -66,7 +67,16 @@ def load(
 
 
 def _equal(folder: QuantizedFolder, dtype: torch.dtype, one: str, other: str) -> bool:
-    return torch.equal(folder.dense(one).to(dtype), folder.dense(other).to(dtype))
+    return torch.equal(_dense(folder, one).to(dtype), _dense(folder, other).to(dtype))
+
+
+def _dense(folder: QuantizedFolder, name: str) -> Tensor:
+    """A tensor of the plain checkpoint: dequantized as products use it where it is packed, read where it is not."""
+    if not folder.is_packed(name):
+        return folder.checkpoint.read(name)
+    module = name.removesuffix(".weight")
+    weight_NK = multiplied_weight(folder.weight(module), folder.schemes[module])
+    return weight_NK.T if module in folder.transposed else weight_NK
 
 
 def _quant_linear(folder: QuantizedFolder, name: str) -> QuantLinear:
@@ -181,7 +191,7 @@ def _put_together(
     if dtype is not None and target.is_floating_point:
         target = next((wide for pattern, wide in kept.items() if pattern in name), dtype)
     out = torch.empty(like.shape, dtype=target)
-    return assemble(pieces, out, folder.dense)
+    return assemble(pieces, out, partial(_dense, folder))
 
 
 def _load_plain(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from quantkit.algorithms.gptq import gptq
+from quantkit.algorithms.gptq import factor, gptq
 from quantkit.algorithms.rtn import rtn
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
@@ -119,11 +119,11 @@ def reference_gptq(model: nn.Module, ids: Tensor, grid: IntegerGrid, *, refit: b
                 model(ids), original(ids)
             for handle in handles:
                 handle.remove()
-            hessian_KK = (seen["x"].T @ seen["x"]).float()
+            damped = factor((seen["x"].T @ seen["x"]).float(), tokens=ids.numel())
             for name in group:
                 linear = block.get_submodule(name)
                 drift = linear.weight.data.double() @ (seen["x0"] - seen["x"]).T @ seen["x"]
-                q, _ = gptq(linear.weight.data.float(), hessian_KK, grid, drift_NK=drift.float() if refit else None)
+                q, _ = gptq(linear.weight.data.float(), damped, grid, drift_NK=drift.float() if refit else None)
                 linear.weight.data = dequantize(q).float()
                 done[f"model.layers.{index}.{name}"] = q
     return done
@@ -192,7 +192,7 @@ def test_states_on_disk_give_the_same_bytes(
 ) -> None:
     weights = {"group_size": 16, "algorithm": "gptq"}
     quantize(llama, tmp_path / "memory", ids, weights=weights)
-    monkeypatch.setattr("quantkit.quantization.calibration.hidden_states.STATES_LIMIT", 100)
+    monkeypatch.setattr("quantkit.quantization.calibration.spill.STATES_LIMIT", 100)
     quantize(llama, tmp_path / "disk", ids, weights=weights)
     assert digest(tmp_path / "memory") == digest(tmp_path / "disk")
     assert not list((tmp_path / "disk").glob("*.states"))
