@@ -307,7 +307,7 @@ def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
     edit(version="gemm", modules_to_not_convert=["down_proj"])
     refused(tmp_path / "in", "gptq", r"down_proj is packed, but quantization_config does not target it")
     edit(quant_method="exl3")
-    refused(tmp_path / "in", "gptq", r"quantized by 'exl3'; convert reads compressed-tensors, awq")
+    refused(tmp_path / "in", "gptq", r"quantized by 'exl3', which quantkit does not read; it reads compressed-tensors, awq")
     (tmp_path / "in/config.json").write_text("{}")
     refused(tmp_path / "in", "gptq", "this model is not quantized")
 
