@@ -23,16 +23,16 @@ class TensorSpec:
     group_size  columns of a row that share a scale; -1 all of them ("channel")
     symmetric   no zero point is stored; floats always are
     element     "int": 0 .. 2**bits - 1 less a zero point; "float": e4m3 (8 bits) or e2m1 (4 bits)
-    scale       what a scale is: "float" (a plain one), "e4m3" (times one global scale), "e8m0" (a power of two)
-    rows        rows that share a scale: 1, BLOCK (blocks, the last ones may be cut short), or -1: the whole tensor
+    scale_format  of a scale: "float" (a plain one), "e4m3" (times one global scale), "e8m0" (a power of two)
+    scale_rows    rows that share a scale: 1, BLOCK (blocks, the last ones may be cut short), or -1: the whole tensor
     """
 
     bits: int
     group_size: int
     symmetric: bool = True
     element: Literal["int", "float"] = "int"
-    scale: Literal["float", "e4m3", "e8m0"] = "float"
-    rows: int = 1
+    scale_format: Literal["float", "e4m3", "e8m0"] = "float"
+    scale_rows: int = 1
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -41,15 +41,17 @@ class TensorSpec:
             raise UserError(f"group_size must be positive or -1 (channel), got {self.group_size}")
         if self.element == "float" and (self.bits not in (4, 8) or not self.symmetric):
             raise UserError(f"floats have 4 or 8 bits and no zero point, got {self.bits} bits")
-        if self.rows not in (1, BLOCK, -1) or (self.rows == BLOCK and self.group_size != BLOCK):
-            raise UserError(f"a scale is for one row, for {BLOCK} x {BLOCK} elements or for all, got {self.rows} rows")
-        if self.rows == -1 and self.group_size != -1:
+        if self.scale_rows not in (1, BLOCK, -1) or (self.scale_rows == BLOCK and self.group_size != BLOCK):
+            raise UserError(
+                f"a scale is for one row, for {BLOCK} x {BLOCK} elements or for all, got {self.scale_rows} rows"
+            )
+        if self.scale_rows == -1 and self.group_size != -1:
             raise UserError("one scale for the tensor leaves no groups in a row")
 
     def groups(self, in_features: int) -> int:
         """G for rows of `in_features`; UserError where the group size does not divide them (blocks may be cut)."""
         size = in_features if self.group_size == -1 else self.group_size
-        if in_features % size and self.rows == 1:
+        if in_features % size and self.scale_rows == 1:
             raise UserError(f"group_size {size} does not divide {in_features} input features")
         return -(-in_features // size)
 
@@ -68,9 +70,9 @@ class TensorSpec:
         return FP8_MAX if self.bits == 8 else FP4_MAX
 
     def __str__(self) -> str:
-        if self.scale != "float":
-            return {"e4m3": "nvfp", "e8m0": "mxfp"}[self.scale] + str(self.bits)
-        size = {-1: "tensor", BLOCK: f"{BLOCK}x{BLOCK} blocks", 1: None}[self.rows]
+        if self.scale_format != "float":
+            return {"e4m3": "nvfp", "e8m0": "mxfp"}[self.scale_format] + str(self.bits)
+        size = {-1: "tensor", BLOCK: f"{BLOCK}x{BLOCK} blocks", 1: None}[self.scale_rows]
         size = size or ("channel" if self.group_size == -1 else f"g{self.group_size}")
         if self.element == "float":
             return f"fp{self.bits} {size}"
@@ -83,20 +85,20 @@ class ActivationSpec:
 
     group_size  -1: one scale for a token (dynamic) or for all inputs (static); else for so many features of a token
     dynamic     the scale is taken from the very tokens at hand; False: from calibration, one for all inputs
-    scale       as for weights; "e4m3" scales are dynamic, but the global one they count in comes from calibration
+    scale_format  as for weights; "e4m3" scales are dynamic, but the global one they count in comes from calibration
     """
 
     bits: int
     group_size: int = -1
     symmetric: bool = True
     element: Literal["int", "float"] = "int"
-    scale: Literal["float", "e4m3", "e8m0"] = "float"
+    scale_format: Literal["float", "e4m3", "e8m0"] = "float"
     dynamic: bool = True
 
     @property
     def calibrated(self) -> bool:
         """Whether a number from calibration text belongs to it."""
-        return not self.dynamic or self.scale == "e4m3"
+        return not self.dynamic or self.scale_format == "e4m3"
 
     @property
     def top(self) -> float:
@@ -104,8 +106,8 @@ class ActivationSpec:
         return FP8_MAX if self.bits == 8 else FP4_MAX
 
     def __str__(self) -> str:
-        if self.scale != "float":
-            return {"e4m3": "nvfp", "e8m0": "mxfp"}[self.scale] + str(self.bits)
+        if self.scale_format != "float":
+            return {"e4m3": "nvfp", "e8m0": "mxfp"}[self.scale_format] + str(self.bits)
         kind = f"{'int' if self.element == 'int' else 'fp'}{self.bits}{'' if self.symmetric else ' asym'}"
         group = "token" if self.group_size == -1 else f"g{self.group_size}"
         return f"{kind} {f'dynamic {group}' if self.dynamic else 'static'}"
@@ -142,9 +144,9 @@ class Scheme:
 
 
 _INT8_TOKEN, _FP8_TOKEN = ActivationSpec(8), ActivationSpec(8, element="float")
-_FP8_CHANNEL, _FP8_TENSOR = (TensorSpec(8, -1, element="float", rows=rows) for rows in (1, -1))
-_NVFP4 = TensorSpec(4, 16, element="float", scale="e4m3")
-_MXFP4, _MXFP8 = (TensorSpec(bits, 32, element="float", scale="e8m0") for bits in (4, 8))
+_FP8_CHANNEL, _FP8_TENSOR = (TensorSpec(8, -1, element="float", scale_rows=rows) for rows in (1, -1))
+_NVFP4 = TensorSpec(4, 16, element="float", scale_format="e4m3")
+_MXFP4, _MXFP8 = (TensorSpec(bits, 32, element="float", scale_format="e8m0") for bits in (4, 8))
 PRESETS: dict[str, Scheme] = {
     "W4A16": Scheme(TensorSpec(4, 128)),
     "W4A16_ASYM": Scheme(TensorSpec(4, 128, symmetric=False)),
@@ -153,11 +155,13 @@ PRESETS: dict[str, Scheme] = {
     "W4A8": Scheme(TensorSpec(4, 128), _INT8_TOKEN),
     "FP8": Scheme(_FP8_TENSOR, ActivationSpec(8, element="float", dynamic=False)),
     "FP8_DYNAMIC": Scheme(_FP8_CHANNEL, _FP8_TOKEN),
-    "FP8_BLOCK": Scheme(TensorSpec(8, BLOCK, element="float", rows=BLOCK), ActivationSpec(8, BLOCK, element="float")),
-    "NVFP4": Scheme(_NVFP4, ActivationSpec(4, 16, element="float", scale="e4m3")),
+    "FP8_BLOCK": Scheme(
+        TensorSpec(8, BLOCK, element="float", scale_rows=BLOCK), ActivationSpec(8, BLOCK, element="float")
+    ),
+    "NVFP4": Scheme(_NVFP4, ActivationSpec(4, 16, element="float", scale_format="e4m3")),
     "NVFP4A16": Scheme(_NVFP4),
-    "MXFP4": Scheme(_MXFP4, ActivationSpec(4, 32, element="float", scale="e8m0")),
-    "MXFP8": Scheme(_MXFP8, ActivationSpec(8, 32, element="float", scale="e8m0")),
+    "MXFP4": Scheme(_MXFP4, ActivationSpec(4, 32, element="float", scale_format="e8m0")),
+    "MXFP8": Scheme(_MXFP8, ActivationSpec(8, 32, element="float", scale_format="e8m0")),
 }
 
 
@@ -200,7 +204,7 @@ class QuantizedWeight:
         assert self.scale_NG.shape == (N, G), f"scale {tuple(self.scale_NG.shape)}, expected {(N, G)}"
         assert (self.zero_NG is None) == self.spec.symmetric
         assert self.zero_NG is None or (self.zero_NG.shape == (N, G) and self.zero_NG.dtype == torch.uint8)
-        assert (self.global_scale is not None) == (self.spec.scale == "e4m3")
+        assert (self.global_scale is not None) == (self.spec.scale_format == "e4m3")
 
     def rows(self, start: int, stop: int) -> "QuantizedWeight":
         """The same weight cut to output rows [start, stop)."""

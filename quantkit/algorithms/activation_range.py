@@ -123,7 +123,7 @@ def choose_range(
     if not histogram.total:
         raise RunError("no input was seen during calibration")
     low, high = histogram.low, histogram.high
-    if method == "minmax" or spec.scale == "e4m3" or not histogram.limit:
+    if method == "minmax" or spec.scale_format == "e4m3" or not histogram.limit:
         return low, high
     if method == "percentile":
         wanted = _percentile(histogram, percentile / 100, by_magnitude=spec.symmetric)

@@ -166,7 +166,9 @@ def _round_scaled(w_NK: Tensor, scale_SK: Tensor, grid: Grid) -> Tensor:
     N, K = w_NK.shape
     scale_SK = scale_SK.to(w_NK.device)
     w_NSK = _wide(w_NK)[:, None] * scale_SK
-    if grid.spec.rows != 1 or grid.spec.scale == "e4m3":  # what is for a whole tensor is each candidate's own
+    if (
+        grid.spec.scale_rows != 1 or grid.spec.scale_format == "e4m3"
+    ):  # what is for a whole tensor is each candidate's own
         rounded = [rtn(w_NSK[:, s], replace(grid, search=None)) for s in range(len(scale_SK))]
         return torch.stack([dequantize(q).to(w_NSK.dtype) for q in rounded], 1) / scale_SK
     wide = replace(grid, search=None, spec=replace(grid.spec, group_size=grid.spec.columns(K)))

@@ -1,6 +1,6 @@
 """Coordinate descent after GPTQ: the same error, one code or one scale at a time, each at its exact minimum.
 
-GPTQ rounds a column knowing the errors made so far; afterwards all of them are known. With A = H + ridge I,
+GPTQ rounds a column knowing the errors made so far; afterwards all of them are known. With A the damped H,
 J = tr(E A E^T) and the gradient g = E A of one row, moving a weight's rounded value by d changes J by
 d^2 A_kk - 2 d g_k: the best code is the nearest to q_k + g_k / A_kk. Moving a group's scale by t moves its values by
 t c (c = codes less zero): the best scale is s + (c . g) / (c A c). Both never raise J (but for the rounding of the
@@ -32,7 +32,7 @@ def sweep(
 ) -> Tensor:
     """One sweep, in place on error_KN (target - Q), codes_KN (uint8) and scale_GN; all in the order of `order_K`.
 
-    matrix_KK is H + ridge I in that order too; scale_GN holds storable values in error_KN's dtype, zero_GN likewise.
+    matrix_KK is the damped H in that order too; scale_GN holds storable values in error_KN's dtype, zero_GN likewise.
     Returns by how much each row's J changed [N] (negative is better).
     """
     K, N = error_KN.shape
@@ -54,7 +54,7 @@ def sweep(
             inside = slice((g - first) * size, min((g - first + 1) * size, len(places_B)))
             code_gN = code_BN[inside]
             value_gN, moved_gN = _decoded(code_gN, scale_GN[g], grid), torch.zeros_like(code_gN)
-            if grid.spec.rows == 1:  # a scale that rows share is no row's own to move
+            if grid.spec.scale_rows == 1:  # a scale that rows share is no row's own to move
                 moved_gN = _move_scale(gradient_BN, code_gN, value_gN, scale_GN[g], matrix_BB, inside, grid, change_N)
                 value_gN = value_gN + moved_gN
             matrix_gg = matrix_BB[inside, inside]

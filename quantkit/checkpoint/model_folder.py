@@ -93,7 +93,9 @@ def not_a_model(folder: Path) -> str:
         return f"weights in their maker's own format (params.json); give the Hugging Face version; {NEEDED}"
     if weights:
         return "config.json is missing beside the weights; copy it from the original model"
-    inner = sorted(str(path.parent) for path in [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")])
+    inner = sorted(
+        str(path.parent) for path in [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]
+    )
     if inner:
         return f"not a model folder itself, but it holds one; give {' or '.join(inner[:3])}"
     held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
@@ -113,7 +115,7 @@ def _adapter(folder: Path) -> str:
 
 
 def check_names(folder: Path, names: Iterable[str]) -> None:
-    """UserError where tensor names carry the prefix of a wrapper (torch.compile, DDP, FSDP, PEFT), as the model has not."""
+    """UserError where tensor names carry the prefix of a wrapper: torch.compile, DDP, FSDP, PEFT."""
     found = Counter(wrapper for name in names for wrapper in WRAPPERS if _wrapped(name, wrapper))
     for wrapper, count in found.most_common(1):
         raise UserError(

@@ -28,7 +28,11 @@ REPORT = "quantkit-report.json"
 
 def check_output(output: Path) -> None:
     """Refuse a target that exists (nothing is ever overwritten) or cannot be made; nothing is left behind."""
-    if output.exists() or output.is_symlink():
+    try:
+        exists = output.exists()
+    except OSError as error:
+        raise UserError(f"{output} cannot be made: {error.strerror}; choose another --output") from error
+    if exists or output.is_symlink():
         what = "a finished quantkit run" if (output / REPORT).exists() else "not written by quantkit"
         if not output.exists():
             what = "a link to nowhere"

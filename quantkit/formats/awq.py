@@ -39,7 +39,7 @@ def layout(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> 
     (N, K), spec = shape, scheme.weights
     if scheme.activations is not None:
         raise UserError(f"awq has no quantized inputs ({scheme.activations}); compressed-tensors holds {scheme}")
-    if (spec.bits, spec.element, spec.scale, spec.rows) != (4, "int", "float", 1):
+    if (spec.bits, spec.element, spec.scale_format, spec.scale_rows) != (4, "int", "float", 1):
         raise UserError(f"awq holds 4-bit integers with a scale per group of a row, not {spec}")
     if spec.group_size not in GROUP_SIZES:
         raise UserError(f"awq readers know the group sizes {', '.join(map(str, GROUP_SIZES))}, not {spec.group_size}")

@@ -54,7 +54,7 @@ class Fp8:
         if scale_dtype != torch.float32:
             raise UserError(f"{self.name} scales are float32, not {scale_dtype}")
         N, K = shape
-        scale = () if scheme.weights.rows == -1 else (-(-N // BLOCK), scheme.weights.groups(K))
+        scale = () if scheme.weights.scale_rows == -1 else (-(-N // BLOCK), scheme.weights.groups(K))
         tensors: common.Layout = {"weight": (FP8, (N, K)), self.MARK: (torch.float32, scale)}
         if scheme == STATIC:
             tensors["input_scale"] = (torch.float32, ())
@@ -67,7 +67,7 @@ class Fp8:
         common.check_scales(q, self.name)
         scale = collapse(q.scale_NG, q.spec)
         assert torch.equal(expand(scale, q.spec, len(q.scale_NG)), q.scale_NG), "rows of a block have one scale"
-        tensors = {"weight": q.codes_NK.view(FP8), self.MARK: scale.reshape(()) if q.spec.rows == -1 else scale}
+        tensors = {"weight": q.codes_NK.view(FP8), self.MARK: scale.reshape(()) if q.spec.scale_rows == -1 else scale}
         if q.input is not None:
             tensors["input_scale"] = q.input.scale.reshape(()).float()
         return tensors
@@ -82,7 +82,7 @@ class Fp8:
     def unpack(self, tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWeight:
         """The inverse of `pack`; UserError where a tensor does not fit the scheme."""
         N, _ = self.check_tensors(tensors, scheme)
-        scale = tensors[self.MARK].reshape(1, 1) if scheme.weights.rows == -1 else tensors[self.MARK]
+        scale = tensors[self.MARK].reshape(1, 1) if scheme.weights.scale_rows == -1 else tensors[self.MARK]
         given = ActivationRange(tensors["input_scale"].reshape(())) if scheme == STATIC else None
         codes_NK = tensors["weight"].view(torch.uint8)
         return QuantizedWeight(codes_NK, expand(scale, scheme.weights, N), None, scheme.weights, input=given)
@@ -97,7 +97,7 @@ class Fp8:
         names = [activation for activation, own in self.schemes.items() if own == scheme]
         if not names:
             raise UserError(f"{self.name} holds {' or '.join(map(str, self.schemes.values()))}; not {scheme}")
-        if scheme.weights.rows == BLOCK:
+        if scheme.weights.scale_rows == BLOCK:
             dialect = {"weight_block_size": [BLOCK, BLOCK], "modules_to_not_convert": ignored}
         else:
             dialect = {"weight_block_size": None, "ignored_layers": ignored}

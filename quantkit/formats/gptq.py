@@ -56,7 +56,7 @@ class Gptq:
             raise UserError(
                 f"{self.name} has no quantized inputs ({scheme.activations}); compressed-tensors holds {scheme}"
             )
-        if spec.bits not in BITS or (spec.element, spec.scale, spec.rows) != ("int", "float", 1):
+        if spec.bits not in BITS or (spec.element, spec.scale_format, spec.scale_rows) != ("int", "float", 1):
             raise UserError(
                 f"{self.name} holds integers of 2, 3, 4 or 8 bits with a scale per group of a row, not {spec}"
             )

@@ -59,11 +59,11 @@ def layout(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> 
     if scale_dtype != torch.float32:
         raise UserError(f"modelopt scales are float32, not {scale_dtype}")
     tensors: common.Layout
-    if scheme.weights.scale == "e4m3":
+    if scheme.weights.scale_format == "e4m3":
         tensors = {"weight": (torch.uint8, (N, K // 2)), "weight_scale": (FP8, (N, scheme.weights.groups(K)))}
         tensors["weight_scale_2"] = number
     else:
-        scale = () if scheme.weights.rows == -1 else (N,)
+        scale = () if scheme.weights.scale_rows == -1 else (N,)
         tensors = {"weight": (FP8, (N, K)), "weight_scale": (torch.float32, scale)}
     if _has_input_scale(scheme):
         tensors["input_scale"] = number
@@ -80,7 +80,7 @@ def pack(q: QuantizedWeight, scheme: Scheme | None = None) -> dict[str, Tensor]:
         common.check_scales(q, "modelopt")
         tensors = {
             "weight": q.codes_NK.view(FP8),
-            "weight_scale": collapse(q.scale_NG, q.spec).reshape(() if q.spec.rows == -1 else (-1,)),
+            "weight_scale": collapse(q.scale_NG, q.spec).reshape(() if q.spec.scale_rows == -1 else (-1,)),
         }
     if q.input is not None:
         tensors["input_scale"] = q.input.scale.reshape(()).float()
@@ -89,7 +89,7 @@ def pack(q: QuantizedWeight, scheme: Scheme | None = None) -> dict[str, Tensor]:
 
 def check_tensors(tensors: Mapping[str, Tensor], scheme: Scheme) -> tuple[int, int]:
     """(N, K) of a module's tensors; UserError where one of them does not fit the scheme."""
-    names = {"weight", "weight_scale"} | ({"weight_scale_2"} if scheme.weights.scale == "e4m3" else set())
+    names = {"weight", "weight_scale"} | ({"weight_scale_2"} if scheme.weights.scale_format == "e4m3" else set())
     common.require(tensors, names | ({"input_scale"} if _has_input_scale(scheme) else set()), scheme)
     N, columns = common.matrix(tensors, "weight")
     shape = (N, columns * 2 if scheme.weights.bits == 4 else columns)
@@ -101,7 +101,7 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWeight:
     """The inverse of `pack`; UserError where a tensor does not fit the scheme."""
     (N, K), spec = check_tensors(tensors, scheme), scheme.weights
     given = ActivationRange(tensors["input_scale"].reshape(())) if _has_input_scale(scheme) else None
-    if spec.scale != "e4m3":
+    if spec.scale_format != "e4m3":
         scale_NG = expand(tensors["weight_scale"].reshape(-1, 1), spec, N)
         return QuantizedWeight(tensors["weight"].view(torch.uint8), scale_NG, None, spec, input=given)
     pairs_NP, whole = tensors["weight"], tensors["weight_scale_2"].reshape(())
@@ -119,7 +119,7 @@ def config(schemes: Mapping[str, Scheme], ignored: Iterable[str], kv: KVSpec | N
     if kv not in (None, FP8_KV):
         raise UserError(f"modelopt has FP8 scales per tensor for the KV cache, not {kv}; compressed-tensors has")
     numbers: dict[str, Any] = {"num_bits": scheme.weights.bits, "type": "float", "dynamic": False}
-    if scheme.weights.scale == "e4m3":
+    if scheme.weights.scale_format == "e4m3":
         numbers["group_size"] = scheme.weights.group_size
     group = {"weights": numbers, "targets": ["Linear"]}
     if scheme.activations is not None:
@@ -146,7 +146,7 @@ def files(quantization_config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "kv_cache_quant_algo": "FP8" if qc.get("kv_cache_scheme") else None,
         "exclude_modules": qc["ignore"],
     }
-    if ALGORITHMS[qc["quant_algo"]].weights.scale == "e4m3":
+    if ALGORITHMS[qc["quant_algo"]].weights.scale_format == "e4m3":
         older["group_size"] = ALGORITHMS[qc["quant_algo"]].weights.group_size
     return {"hf_quant_config.json": {"producer": qc["producer"], "quantization": older}}
 
@@ -158,7 +158,7 @@ def read_config(quantization_config: Mapping[str, Any], modules: Iterable[str]) 
     if algorithm not in ALGORITHMS:
         raise UserError(f"modelopt's quant_algo {algorithm!r} cannot be read, only {', '.join(ALGORITHMS)}")
     size = qc.get("group_size")
-    if size and ALGORITHMS[algorithm].weights.scale == "e4m3" and size != 16:
+    if size and ALGORITHMS[algorithm].weights.scale_format == "e4m3" and size != 16:
         raise UserError(f"modelopt {algorithm} with group_size {size!r} cannot be read, only 16")
     dense = common.names_of(qc, "ignore", "exclude_modules")
     return {name: ALGORITHMS[algorithm] for name in modules if not common.listed(name, dense)}

@@ -84,7 +84,7 @@ def static_range(low: float, high: float, spec: ActivationSpec) -> ActivationRan
         return ActivationRange(_scale(scale), min(round(-low / scale), top))
     if amax == 0:
         return ActivationRange(_scale(1.0))
-    if spec.scale == "e4m3":
+    if spec.scale_format == "e4m3":
         fraction, exponent = math.frexp(amax / (FP4_MAX * FP8_MAX))
         return ActivationRange(_scale(2.0 ** (exponent - (fraction == 0.5))))
     return ActivationRange(_scale(amax / (spec.top if spec.element == "float" else 2 ** (spec.bits - 1) - 1)))
@@ -101,9 +101,9 @@ def _round(x: Tensor, spec: ActivationSpec, static: ActivationRange | None) -> T
         if spec.symmetric:
             return _round_symmetric(x, spec.bits, scale)
         return _round_asymmetric(x, spec.bits, scale, static.zero if static is not None else None)
-    if spec.scale == "e8m0":
+    if spec.scale_format == "e8m0":
         scale = _power_of_two(x, spec.bits)
-    elif spec.scale == "e4m3":
+    elif spec.scale_format == "e4m3":
         assert scale is not None
         in_scales = x.abs().amax(-1, keepdim=True).div_(FP4_MAX).div_(scale)
         scale = round_float_(in_scales, 8).mul_(scale)

@@ -7,17 +7,19 @@ from quantkit.types import QuantizedWeight, TensorSpec
 
 
 def expand(scale: Tensor, spec: TensorSpec, N: int) -> Tensor:
-    """Scales as they are stored, a row for each `spec.rows` rows of the weight, to one row for each row [N, G]."""
-    if spec.rows == 1:
+    """Scales [N, G], one row for each row of the weight, of stored ones: a row for `spec.scale_rows` rows."""
+    if spec.scale_rows == 1:
         return scale
-    return (scale.expand(N, -1) if spec.rows == -1 else scale.repeat_interleave(spec.rows, 0)[:N]).contiguous()
+    return (
+        scale.expand(N, -1) if spec.scale_rows == -1 else scale.repeat_interleave(spec.scale_rows, 0)[:N]
+    ).contiguous()
 
 
 def collapse(scale_NG: Tensor, spec: TensorSpec) -> Tensor:
     """The inverse of `expand`."""
-    if spec.rows == 1:
+    if spec.scale_rows == 1:
         return scale_NG
-    return scale_NG[:1].contiguous() if spec.rows == -1 else scale_NG[:: spec.rows].contiguous()
+    return scale_NG[:1].contiguous() if spec.scale_rows == -1 else scale_NG[:: spec.scale_rows].contiguous()
 
 
 def dequantize(q: QuantizedWeight) -> Tensor:

@@ -57,13 +57,13 @@ class FloatGrid:
         Once it is there it stays.
         """
         if (
-            (self.spec.rows != -1 and self.spec.scale != "e4m3")
+            (self.spec.scale_rows != -1 and self.spec.scale_format != "e4m3")
             or self.fixed is not None
             or self.global_scale is not None
         ):
             return self
         amax = max((w_NK.abs().amax().item() for w_NK in weights), default=0.0)
-        if self.spec.scale == "e4m3":
+        if self.spec.scale_format == "e4m3":
             exponent = math.ceil(math.log2(max(amax, LEAST_SCALE) / (self.spec.top * FP8_MAX)))
             return replace(self, global_scale=2.0 ** max(exponent, -126))
         scale = _float32(max(amax / self.spec.top, LEAST_SCALE))
@@ -93,11 +93,11 @@ class FloatGrid:
         N, K = w_NK.shape
         G, size = self.spec.groups(K), self.spec.columns(K)
         scale_NG = torch.empty(N, G, dtype=torch.float32, device=w_NK.device)
-        if self.spec.rows == -1:
+        if self.spec.scale_rows == -1:
             assert self.fixed is not None, "a tensor-wide grid is made by for_tensors"
             scale_NG.fill_(self.fixed)
         else:
-            tall = self.spec.rows
+            tall = self.spec.scale_rows
             root_Gg = None
             if importance_K is not None and self.search is not None:
                 root_K = torch.nn.functional.pad(importance_K.to(w_NK.device, torch.float32).sqrt(), (0, G * size - K))
@@ -116,11 +116,11 @@ class FloatGrid:
         amax_nG = w_nGg.abs().amax(2)
         if self.search is None:
             return self._candidate(amax_nG, None)
-        count = {"float": OCTAVE, "e4m3": E4M3_DOWN + E4M3_UP + 1, "e8m0": 3}[self.spec.scale]
-        usual = {"float": 0, "e4m3": E4M3_DOWN, "e8m0": 1}[self.spec.scale]  # first: kept where errors overflow
+        count = {"float": OCTAVE, "e4m3": E4M3_DOWN + E4M3_UP + 1, "e8m0": 3}[self.spec.scale_format]
+        usual = {"float": 0, "e4m3": E4M3_DOWN, "e8m0": 1}[self.spec.scale_format]  # first: kept where errors overflow
         tried = [self._candidate(amax_nG, i) for i in (usual, *(i for i in range(count) if i != usual))]
         best_nG, least_nG = tried[0], torch.full_like(amax_nG, torch.inf)
-        for i in range(count + (self.spec.scale == "float")):
+        for i in range(count + (self.spec.scale_format == "float")):
             # last, for plain scales: the best one in closed form for the codes of the best found
             scale_nG = tried[i] if i < count else self.storable(self._solved(w_nGg, best_nG, root_Gg))
             error_nGg = self._steps(w_nGg, scale_nG).mul_(scale_nG[..., None]).sub_(w_nGg)
@@ -134,13 +134,13 @@ class FloatGrid:
 
     def _candidate(self, amax_nG: Tensor, index: int | None) -> Tensor:
         """The index-th scale tried for groups with these largest magnitudes; None: the one without a search."""
-        if self.spec.scale == "e8m0":
+        if self.spec.scale_format == "e8m0":
             # frexp gives amax = m 2^e with 1/2 <= m < 1, so floor(log2 amax) = e - 1
             exponent_nG = torch.frexp(amax_nG.clamp(min=LEAST_SCALE)).exponent - 1 - EMAX[self.spec.bits]
             exponent_nG += 0 if index is None else index - 1
             return torch.ldexp(torch.ones_like(amax_nG), exponent_nG.clamp(-126, 127))
         least_nG = amax_nG / self.spec.top
-        if self.spec.scale == "float":
+        if self.spec.scale_format == "float":
             return self.storable(least_nG * 2 ** ((index or 0) / OCTAVE))
         nearest_nG = self.storable(least_nG)
         if index is None:
@@ -164,9 +164,9 @@ class FloatGrid:
     def storable(self, scale: Tensor) -> Tensor:
         """The nearest positive scale that can be stored, as float32."""
         scale = scale.float().abs()
-        if self.spec.scale == "float":
+        if self.spec.scale_format == "float":
             return scale.clamp_(min=LEAST_SCALE)
-        if self.spec.scale == "e8m0":
+        if self.spec.scale_format == "e8m0":
             return torch.exp2(torch.log2(scale.clamp(min=LEAST_SCALE)).round_().clamp_(-126, 127))
         assert self.global_scale is not None, "a grid of e4m3 scales is made by for_tensors"
         least = torch.finfo(FP8).smallest_normal / 8  # the smallest subnormal: zero would lose the group

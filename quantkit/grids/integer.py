@@ -53,9 +53,9 @@ class IntegerGrid:
 
         Once it is there it stays.
         """
-        if self.spec.rows != -1 or self.fixed is not None:
+        if self.spec.scale_rows != -1 or self.fixed is not None:
             return self
-        flat = replace(self, spec=replace(self.spec, rows=1, group_size=-1))
+        flat = replace(self, spec=replace(self.spec, scale_rows=1, group_size=-1))
         amax = max((w_NK.abs().amax().item() for w_NK in weights), default=0.0)
         scale = flat._storable(torch.tensor(2 * amax / (self.spec.levels - 1)))
         if self.search is not None and amax > 0:
@@ -83,7 +83,7 @@ class IntegerGrid:
         """
         N, K = w_NK.shape
         G = self.spec.groups(K)
-        if self.spec.rows == -1:
+        if self.spec.scale_rows == -1:
             assert self.fixed is not None, "a tensor-wide grid is made by for_tensors"
             scale_NG = torch.full((N, 1), self.fixed, dtype=self.scale_dtype, device=w_NK.device)
             return scale_NG, torch.full_like(scale_NG, self.spec.levels // 2, dtype=torch.uint8)

@@ -29,7 +29,7 @@ def resolve(recipe: Recipe, inventory: ModelInventory) -> list[PlannedLinear]:
             continue
         N, K = matrix.shape
         spec, size = weight_spec(weights), weights.group_columns
-        if size != -1 and K % size and spec.rows == 1:
+        if size != -1 and K % size and spec.scale_rows == 1:
             if weights.on_misfit == "error":
                 misfits[size, K] += 1
             if weights.on_misfit in ("error", "skip"):

@@ -20,7 +20,7 @@ INT8 = ActivationSpec(8, dynamic=False)
 INT8_ASYM = ActivationSpec(8, symmetric=False, dynamic=False)
 INT4 = ActivationSpec(4, dynamic=False)
 FP8 = ActivationSpec(8, element="float", dynamic=False)
-NVFP4 = ActivationSpec(4, 16, element="float", scale="e4m3")
+NVFP4 = ActivationSpec(4, 16, element="float", scale_format="e4m3")
 
 
 def histogram_of(*parts: Tensor, bins: int = observers.BINS) -> Histogram:

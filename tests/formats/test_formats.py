@@ -36,14 +36,14 @@ def make(N: int, K: int, scheme: Scheme, dtype: torch.dtype = torch.float32, see
     draw, spec = torch.Generator().manual_seed(seed), scheme.weights
     G, whole, zero_NG = spec.groups(K), None, None
     codes_NK = torch.randint(0, spec.levels, (N, K), dtype=torch.uint8, generator=draw)
-    stored = (0.5 + torch.rand(-(-N // spec.rows) if spec.rows > 0 else 1, G, generator=draw)) * 0.01
+    stored = (0.5 + torch.rand(-(-N // spec.scale_rows) if spec.scale_rows > 0 else 1, G, generator=draw)) * 0.01
     if spec.element == "float":
         if spec.bits == 8:
             codes_NK[codes_NK & 127 == 127] = 0x38  # NaN
-        if spec.scale == "e4m3":
+        if spec.scale_format == "e4m3":
             whole = 2.0**-12
             stored = (stored / 0.015 * 448).to(FP8).float() * whole
-        elif spec.scale == "e8m0":
+        elif spec.scale_format == "e8m0":
             stored = stored.log2().round().exp2()
     elif not spec.symmetric:
         zero_NG = torch.randint(1, spec.levels, (N, G), dtype=torch.uint8, generator=draw)
@@ -183,7 +183,7 @@ def test_integers_come_back(form, N, groups, size, bits, symmetric, seed) -> Non
 def test_floats_come_back(case, N, K, seed) -> None:
     form, name = case
     scheme = PRESETS[name] if name else TOKEN
-    K *= 16 if scheme.weights.scale == "e4m3" else 11
+    K *= 16 if scheme.weights.scale_format == "e4m3" else 11
     round_trip(form, make(N, K, scheme, seed=seed), scheme)
 
 

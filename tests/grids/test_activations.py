@@ -19,8 +19,8 @@ INT8, INT8_ASYM, INT4 = ActivationSpec(8), ActivationSpec(8, symmetric=False), A
 INT8_STATIC, INT8_STATIC_ASYM = ActivationSpec(8, dynamic=False), ActivationSpec(8, symmetric=False, dynamic=False)
 FP8, FP8_STATIC = ActivationSpec(8, element="float"), ActivationSpec(8, element="float", dynamic=False)
 FP8_GROUP = ActivationSpec(8, 128, element="float")
-NVFP4 = ActivationSpec(4, 16, element="float", scale="e4m3")
-MXFP4, MXFP8 = (ActivationSpec(bits, 32, element="float", scale="e8m0") for bits in (4, 8))
+NVFP4 = ActivationSpec(4, 16, element="float", scale_format="e4m3")
+MXFP4, MXFP8 = (ActivationSpec(bits, 32, element="float", scale_format="e8m0") for bits in (4, 8))
 DYNAMIC = [INT8, INT8_ASYM, INT4, ActivationSpec(8, 32), FP8, FP8_GROUP, MXFP4, MXFP8]
 EVERY = [*DYNAMIC, INT8_STATIC, INT8_STATIC_ASYM, FP8_STATIC, NVFP4]
 
@@ -45,7 +45,7 @@ def nearest(value: float, grid: list[float]) -> float:
 
 def expected_scale(x_g: list[float], spec: ActivationSpec, static: ActivationRange | None) -> tuple[float, int]:
     """Scale and zero point of numbers that share a scale, in Python's floats."""
-    if static is not None and spec.scale == "float":
+    if static is not None and spec.scale_format == "float":
         return static.scale.item(), static.zero or 0
     low, high, amax = min(x_g), max(x_g), max(abs(v) for v in x_g)
     if spec.element == "int":
@@ -53,9 +53,9 @@ def expected_scale(x_g: list[float], spec: ActivationSpec, static: ActivationRan
             return amax / (2 ** (spec.bits - 1) - 1), 0
         scale = (high - low) / (2**spec.bits - 1)
         return scale, round(-low / scale)
-    if spec.scale == "e8m0":
+    if spec.scale_format == "e8m0":
         return 2.0 ** (math.floor(math.log2(amax)) - (2 if spec.bits == 4 else 8)), 0
-    if spec.scale == "e4m3":
+    if spec.scale_format == "e4m3":
         assert static is not None
         return nearest(amax / 6 / static.scale.item(), E4M3) * static.scale.item(), 0
     return amax / 448, 0
@@ -97,7 +97,7 @@ def range_for(x: Tensor, spec: ActivationSpec, clip: float = 1.0) -> ActivationR
 @pytest.mark.parametrize("spec", EVERY, ids=str)
 def test_every_value_is_the_nearest_on_its_grid(spec: ActivationSpec, dtype: torch.dtype) -> None:
     x_MK = sample().to(dtype)
-    static = range_for(x_MK.float(), spec, clip=0.7 if spec.scale == "float" else 1.0)
+    static = range_for(x_MK.float(), spec, clip=0.7 if spec.scale_format == "float" else 1.0)
     rounded_MK = fake_quantize(x_MK, spec, static)
     assert rounded_MK.dtype == dtype
     size = 96 if spec.group_size == -1 else spec.group_size
@@ -166,7 +166,7 @@ def test_never_nan(value: float, spec: ActivationSpec) -> None:
     rounded = fake_quantize(rows, spec, static)
     assert torch.isfinite(rounded).all()
     step = {"int": 1 / 100 if spec.bits == 8 else 1 / 6, "float": 1 / 7.9 if spec.bits == 8 else 1 / 2.9}[spec.element]
-    floor = 1 / 512 / 448 if spec.scale == "float" and spec.element == "float" else 1e-36
+    floor = 1 / 512 / 448 if spec.scale_format == "float" and spec.element == "float" else 1e-36
     assert abs(rounded[2, 0] - value) <= max(abs(value) * step, floor)
 
 
@@ -226,8 +226,8 @@ def test_presets_lose_little(preset: str) -> None:
 
 
 def ct_args(spec: ActivationSpec) -> QuantizationArgs:
-    scales = {"e4m3": torch.float8_e4m3fn, "e8m0": torch.uint8, "float": None}[spec.scale]
-    strategy = {"e4m3": "tensor_group", "e8m0": "group"}.get(spec.scale) or (
+    scales = {"e4m3": torch.float8_e4m3fn, "e8m0": torch.uint8, "float": None}[spec.scale_format]
+    strategy = {"e4m3": "tensor_group", "e8m0": "group"}.get(spec.scale_format) or (
         "tensor" if not spec.dynamic else "token" if spec.group_size == -1 else "group"
     )
     return QuantizationArgs(
@@ -236,7 +236,7 @@ def ct_args(spec: ActivationSpec) -> QuantizationArgs:
         symmetric=spec.symmetric,
         strategy=strategy,
         group_size=None if spec.group_size == -1 else spec.group_size,
-        dynamic="local" if spec.scale == "e4m3" else spec.dynamic,
+        dynamic="local" if spec.scale_format == "e4m3" else spec.dynamic,
         scale_dtype=scales,
         zp_dtype=None if scales is None else scales,
     )

@@ -35,11 +35,11 @@ from quantkit.types import TensorSpec
 
 FP8_CHANNEL, FP8_TENSOR, FP8_BLOCK = (
     TensorSpec(8, -1, element="float"),
-    TensorSpec(8, -1, element="float", rows=-1),
-    TensorSpec(8, 128, element="float", rows=128),
+    TensorSpec(8, -1, element="float", scale_rows=-1),
+    TensorSpec(8, 128, element="float", scale_rows=128),
 )
-NVFP4 = TensorSpec(4, 16, element="float", scale="e4m3")
-MXFP4, MXFP8 = (TensorSpec(bits, 32, element="float", scale="e8m0") for bits in (4, 8))
+NVFP4 = TensorSpec(4, 16, element="float", scale_format="e4m3")
+MXFP4, MXFP8 = (TensorSpec(bits, 32, element="float", scale_format="e8m0") for bits in (4, 8))
 SPECS = [FP8_CHANNEL, FP8_TENSOR, FP8_BLOCK, NVFP4, MXFP4, MXFP8]
 
 
@@ -120,7 +120,7 @@ def weight(N: int = 40, K: int = 96, seed: int = 0) -> Tensor:
 
 def cells(w_NK: Tensor, spec: TensorSpec) -> list[tuple[slice, slice]]:
     """Rows and columns that share a scale."""
-    (N, K), rows, columns = w_NK.shape, spec.rows, spec.columns(w_NK.shape[1])
+    (N, K), rows, columns = w_NK.shape, spec.scale_rows, spec.columns(w_NK.shape[1])
     tall = N if rows == -1 else rows
     return [
         (slice(i, min(i + tall, N)), slice(j, min(j + columns, K)))
@@ -130,7 +130,7 @@ def cells(w_NK: Tensor, spec: TensorSpec) -> list[tuple[slice, slice]]:
 
 
 def shape_for(spec: TensorSpec) -> tuple[int, int]:
-    return (200, 300) if spec.rows == 128 else (40, 96)
+    return (200, 300) if spec.scale_rows == 128 else (40, 96)
 
 
 def test_plain_scales_are_amax_over_the_top() -> None:
@@ -238,7 +238,7 @@ def test_search_is_never_worse_and_heeds_importance(spec: TensorSpec) -> None:
 def test_search_finds_what_trying_every_scale_finds(spec: TensorSpec) -> None:
     w_NK = weight(12, 96, seed=5)
     grid = grid_for(spec, w_NK)
-    if spec.scale == "e4m3":
+    if spec.scale_format == "e4m3":
         assert grid.global_scale is not None
         every = [value * grid.global_scale for value in elements(8)[1:]]
     else:
@@ -270,7 +270,7 @@ def test_what_is_for_a_tensor_is_joint(spec: TensorSpec) -> None:
         assert (joint.fixed, joint.global_scale) != (alone.fixed, alone.global_scale)
         q = [joint.quantize(w_NK, *joint.fit(w_NK)) for w_NK in (small_NK, large_NK)]
         assert q[0].global_scale == q[1].global_scale == joint.global_scale
-        if spec.rows == -1:
+        if spec.scale_rows == -1:
             assert torch.cat([part.scale_NG for part in q]).unique().numel() == 1
         else:  # rows of a stack are what each part alone gives with the common number
             whole_NG, _ = joint.fit(torch.cat([small_NK, large_NK]))
@@ -298,7 +298,7 @@ def test_zeros_stay_zeros(spec: TensorSpec, search: bool) -> None:
     for w_NK in (torch.zeros(shape), weight(*shape)):
         w_NK[:3] = 0
         w_NK[:, :32] = 0
-        w_NK[:128, :128] = 0 if spec.rows == 128 else w_NK[:128, :128]
+        w_NK[:128, :128] = 0 if spec.scale_rows == 128 else w_NK[:128, :128]
         q = rtn(w_NK, grid_for(spec, w_NK, search=search))
         assert torch.isfinite(q.scale_NG).all()
         assert (q.scale_NG > 0).all()
@@ -343,7 +343,7 @@ def test_importance_and_chunks_do_not_change_the_rows(monkeypatch: pytest.Monkey
 
 def layer(spec: TensorSpec) -> tuple[Tensor, Tensor]:
     """Weight and Hessian in float64: correlated channels of very different size."""
-    N, K = (150, 200) if spec.rows == 128 else (20, 96)
+    N, K = (150, 200) if spec.scale_rows == 128 else (20, 96)
     torch.manual_seed(0)
     x_MK = torch.randn(2 * K, K) @ torch.randn(K, K) * torch.rand(K).pow(2)
     return torch.randn(N, K).double(), (x_MK.T @ x_MK).double()
@@ -432,7 +432,7 @@ def test_gptq_updated_ranges() -> None:
 def test_gptq_of_stacked_linears(spec: TensorSpec) -> None:
     """What is for the whole tensor is common to all, blocks of rows end where a linear ends."""
     w_NK, h_KK = layer(spec)
-    rows = [70, 80] if spec.rows == 128 else [8, 12]
+    rows = [70, 80] if spec.scale_rows == 128 else [8, 12]
     shared = factor(h_KK)
     q, _ = gptq(w_NK, shared, options(spec, True), stacked=rows)
     parts = w_NK.split(rows)
@@ -441,7 +441,7 @@ def test_gptq_of_stacked_linears(spec: TensorSpec) -> None:
         alone, _ = gptq(part_NK, shared, options(spec, True))
         expected_NG = common.fit(part_NK, shared.importance_K)[0]
         assert torch.equal(found.scale_NG, expected_NG)
-        if spec.rows != -1 and spec.scale != "e4m3":
+        if spec.scale_rows != -1 and spec.scale_format != "e4m3":
             assert torch.equal(found.codes_NK, alone.codes_NK)
 
 

@@ -34,7 +34,7 @@ pytest.importorskip("compressed_tensors", reason="compressed-tensors is not inst
 pytest.importorskip("accelerate", reason="transformers needs accelerate for quantized folders")
 
 INT8, FP8 = TensorSpec(8, -1), TensorSpec(8, -1, element="float")
-INT8_TENSOR, FP8_TENSOR = TensorSpec(8, -1, rows=-1), TensorSpec(8, -1, element="float", rows=-1)
+INT8_TENSOR, FP8_TENSOR = TensorSpec(8, -1, scale_rows=-1), TensorSpec(8, -1, element="float", scale_rows=-1)
 INT8_STATIC, INT8_ASYM = ActivationSpec(8, dynamic=False), ActivationSpec(8, symmetric=False, dynamic=False)
 SCHEMES = PRESETS | {
     "INT8 tensor, static": Scheme(INT8_TENSOR, INT8_STATIC),
@@ -77,7 +77,7 @@ def test_same_floats(name: str, factor: float) -> None:
     """Blocks with ragged edges: 200 = 128 + 72 rows, 300 = 2 x 128 + 44 columns."""
     scheme = SCHEMES[name]
     torch.manual_seed(0)
-    shape = (200, 300) if scheme.weights.rows == 128 else (40, 256)
+    shape = (200, 300) if scheme.weights.scale_rows == 128 else (40, 256)
     w_NK = torch.randn(shape) * factor
     w_NK[:, 7] *= 5
     grid = make_grid(scheme.weights, torch.float32, RangeSearch(), signed=True)
@@ -86,7 +86,7 @@ def test_same_floats(name: str, factor: float) -> None:
     assert settings["format"] == LAYOUTS.get(name, settings["format"])
     theirs = decompress(ct.pack(q, scheme), settings)
     assert torch.equal(theirs.float(), dequantize(q).to(theirs.dtype).float())
-    if scheme.weights.scale == "float":
+    if scheme.weights.scale_format == "float":
         assert theirs.dtype == torch.float32
     assert ((theirs.float() - w_NK).norm() / w_NK.norm()).item() < 0.2
 
@@ -99,8 +99,8 @@ def test_our_config_means_the_same_there(name: str) -> None:
     group = QuantizationConfig.model_validate(ct.config({"a": scheme}, ["lm_head"])).config_groups["group_0"]
     weights, acts, spec = group.weights, group.input_activations, scheme.weights
     assert (weights.num_bits, weights.symmetric, weights.type) == (spec.bits, spec.symmetric, spec.element)
-    strategy = {"e4m3": "tensor_group", "e8m0": "group"}.get(spec.scale) or (
-        {-1: "tensor", 128: "block"}.get(spec.rows) or ("channel" if spec.group_size == -1 else "group")
+    strategy = {"e4m3": "tensor_group", "e8m0": "group"}.get(spec.scale_format) or (
+        {-1: "tensor", 128: "block"}.get(spec.scale_rows) or ("channel" if spec.group_size == -1 else "group")
     )
     assert weights.strategy == strategy
     assert (acts is None) == (scheme.activations is None)

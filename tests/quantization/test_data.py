@@ -176,7 +176,9 @@ def test_document_packing_takes_the_start_of_each(tokenizer: Any, tmp_path: Path
     ):
         tokens = batches(tokenizer, path, samples=2, packing="document", seed=None, notes=notes)
         assert tokens.tolist() == [[0, *plain(tokenizer, texts[i])[:15]] for i in (1, 3)]
-        assert notes.pop() == "calibration: 2 documents shorter than 16 tokens were skipped"
+        assert notes[0] == "calibration: 2 documents shorter than 16 tokens were skipped"
+        assert notes[1].startswith("calibration: only 32 tokens (2 x 16)")
+        notes.clear()
     with pytest.raises(UserError, match="3 of 5 documents have 16 tokens, 4 are needed; the longest has"):
         batches(tokenizer, path, samples=4, packing="document")
 

@@ -25,26 +25,26 @@ def layout_name(scheme: Scheme) -> str:
             if not spec.symmetric:
                 raise UserError(f"int8 weights with int8 inputs have no zero points in compressed-tensors, not {spec}")
             return "int-quantized"
-        if spec.rows != 1:
+        if spec.scale_rows != 1:
             raise UserError(f"compressed-tensors holds {spec} weights only together with int8 inputs")
         if acts is not None and not acts.dynamic:
             raise UserError(f"compressed-tensors holds {spec} weights with dynamic inputs only, not {acts}")
         return "pack-quantized"
-    if spec.scale != "float":
-        if spec.group_size != (size := {"e4m3": 16, "e8m0": 32}[spec.scale]):
+    if spec.scale_format != "float":
+        if spec.group_size != (size := {"e4m3": 16, "e8m0": 32}[spec.scale_format]):
             raise UserError(f"{spec} weights have groups of {size}, not of {spec.group_size}")
-        if acts is not None and (acts.scale, acts.bits) != (spec.scale, spec.bits):
+        if acts is not None and (acts.scale_format, acts.bits) != (spec.scale_format, spec.bits):
             raise UserError(f"compressed-tensors has no layout for {scheme}: inputs must be {spec} too, or plain")
         if spec.bits == 8:
             return "mxfp8-quantized"
-        return "nvfp4-pack-quantized" if spec.scale == "e4m3" else "mxfp4-pack-quantized"
-    if spec.bits != 8 or (spec.rows == 1 and spec.group_size != -1):
+        return "nvfp4-pack-quantized" if spec.scale_format == "e4m3" else "mxfp4-pack-quantized"
+    if spec.bits != 8 or (spec.scale_rows == 1 and spec.group_size != -1):
         raise UserError(f"compressed-tensors has no layout for weights of type float in {spec}")
     if acts is None:
         return "naive-quantized"
-    if acts.element != "float" or acts.bits != 8 or acts.scale != "float":
+    if acts.element != "float" or acts.bits != 8 or acts.scale_format != "float":
         raise UserError(f"compressed-tensors has no layout for {scheme}: fp8 weights go with fp8 inputs or plain ones")
-    if (spec.rows == BLOCK) != (acts.group_size == BLOCK):
+    if (spec.scale_rows == BLOCK) != (acts.group_size == BLOCK):
         raise UserError(f"compressed-tensors has no layout for {scheme}: blocks go with inputs in groups of {BLOCK}")
     return "float-quantized"
 
@@ -93,17 +93,17 @@ def _weights(spec: TensorSpec) -> dict[str, Any]:
         "num_bits": spec.bits,
         "type": spec.element,
         "symmetric": spec.symmetric,
-        **_strategy(spec.rows, spec.group_size, spec.scale),
+        **_strategy(spec.scale_rows, spec.group_size, spec.scale_format),
     }
     return weights | {"dynamic": False}
 
 
 def _activations(spec: ActivationSpec) -> dict[str, Any]:
     rows = 1 if spec.dynamic else -1
-    strategy = _strategy(rows, spec.group_size, spec.scale)
+    strategy = _strategy(rows, spec.group_size, spec.scale_format)
     if strategy["strategy"] == "channel":
         strategy["strategy"] = "token"
-    dynamic = "local" if spec.scale == "e4m3" else spec.dynamic
+    dynamic = "local" if spec.scale_format == "e4m3" else spec.dynamic
     return {"num_bits": spec.bits, "type": spec.element, "symmetric": spec.symmetric, **strategy, "dynamic": dynamic}
 
 
@@ -251,13 +251,13 @@ def _read_weights(weights: Mapping[str, Any]) -> TensorSpec:
     strategy, size = weights.get("strategy"), weights.get("group_size")
     strategy = strategy or ("channel" if size in (None, -1) else "group")
     if strategy == "tensor":
-        return TensorSpec(bits, -1, symmetric, kind, rows=-1)
+        return TensorSpec(bits, -1, symmetric, kind, scale_rows=-1)
     if strategy == "channel":
         return TensorSpec(bits, -1, symmetric, kind)
     if strategy == "block":
         if weights.get("block_structure") != [BLOCK, BLOCK]:
             raise UserError(f"block_structure {weights.get('block_structure')}, only [{BLOCK}, {BLOCK}] can be read")
-        return TensorSpec(bits, BLOCK, symmetric, kind, rows=BLOCK)
+        return TensorSpec(bits, BLOCK, symmetric, kind, scale_rows=BLOCK)
     if strategy not in ("group", "tensor_group") or not isinstance(size, int):
         raise UserError(f"strategy {strategy!r} with group_size {size!r}")
     scale = _read_scale(weights, strategy, kind)

@@ -62,7 +62,7 @@ def layout(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> 
     G = spec.groups(K)
     if scale_dtype not in SCALE_DTYPES:
         raise UserError(f"compressed-tensors scales are bfloat16, float16 or float32, not {scale_dtype}")
-    rows = (1,) if spec.rows == -1 else (-(-N // spec.rows), G)
+    rows = (1,) if spec.scale_rows == -1 else (-(-N // spec.scale_rows), G)
     tensors: Layout
     if name == "pack-quantized":
         tensors = {
@@ -80,12 +80,12 @@ def layout(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> 
         if spec.bits == 4 and K % 2:
             raise UserError(f"two 4-bit floats share a byte: {K} input features are odd")
         weight: Layout = {"weight": (FP8, (N, K))} if spec.bits == 8 else {"weight_packed": (torch.uint8, (N, K // 2))}
-        tensors = {**weight, "weight_scale": (FP8 if spec.scale == "e4m3" else torch.uint8, (N, G))}
-        if spec.scale == "e4m3":
+        tensors = {**weight, "weight_scale": (FP8 if spec.scale_format == "e4m3" else torch.uint8, (N, G))}
+        if spec.scale_format == "e4m3":
             tensors["weight_global_scale"] = (torch.float32, (1,))
     acts = scheme.activations
     if acts is not None and acts.calibrated:
-        tensors["input_scale" if acts.scale == "float" else "input_global_scale"] = (torch.float32, (1,))
+        tensors["input_scale" if acts.scale_format == "float" else "input_global_scale"] = (torch.float32, (1,))
         if not acts.symmetric:
             tensors["input_zero_point"] = (torch.int8, (1,))
     return tensors
@@ -95,7 +95,7 @@ def pack(q: QuantizedWeight, scheme: Scheme | None = None) -> dict[str, Tensor]:
     """The module's tensors by suffix, as `layout` announces them."""
     spec, name = q.spec, layout_name(scheme or Scheme(q.spec))
     scale = collapse(q.scale_NG, spec)
-    scale = scale.reshape(1) if spec.rows == -1 else scale.contiguous()
+    scale = scale.reshape(1) if spec.scale_rows == -1 else scale.contiguous()
     if name == "pack-quantized":
         if scale.dtype not in SCALE_DTYPES:
             raise UserError(f"compressed-tensors scales are bfloat16, float16 or float32, not {scale.dtype}")
@@ -108,9 +108,9 @@ def pack(q: QuantizedWeight, scheme: Scheme | None = None) -> dict[str, Tensor]:
             tensors["weight_zero_point"] = pack_words(q.zero_NG.T, spec.bits).T.contiguous()
     elif name == "int-quantized":
         tensors = {"weight": q.codes_NK.bitwise_xor(0x80).view(torch.int8), "weight_scale": scale}
-    elif spec.scale == "float":
+    elif spec.scale_format == "float":
         tensors = {"weight": q.codes_NK.contiguous().view(FP8), "weight_scale": scale}
-    elif spec.scale == "e4m3":
+    elif spec.scale_format == "e4m3":
         assert q.global_scale is not None
         tensors = {
             "weight_packed": pack_nibbles(q.codes_NK),
@@ -123,7 +123,7 @@ def pack(q: QuantizedWeight, scheme: Scheme | None = None) -> dict[str, Tensor]:
         tensors = {"weight_packed" if spec.bits == 4 else "weight": weight} | exponent
     if q.input is not None:
         one = q.input.scale.float().reshape(1)
-        tensors |= {"input_global_scale": 1 / one} if spec.scale == "e4m3" else {"input_scale": one}
+        tensors |= {"input_global_scale": 1 / one} if spec.scale_format == "e4m3" else {"input_scale": one}
         if q.input.zero is not None:
             tensors["input_zero_point"] = torch.tensor([q.input.zero - 128], dtype=torch.int8)
     return tensors
@@ -144,12 +144,12 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWeight:
         codes_NK = unpack_nibbles(tensors["weight_packed"])
     else:
         codes_NK = tensors["weight"].contiguous().view(torch.uint8)
-    if spec.scale == "e4m3":
+    if spec.scale_format == "e4m3":
         global_scale = 1 / tensors["weight_global_scale"].float().item()
         stored = stored.float() * torch.tensor(global_scale, dtype=torch.float32, device=stored.device)
-    elif spec.scale == "e8m0":
+    elif spec.scale_format == "e8m0":
         stored = torch.ldexp(torch.ones(stored.shape, device=stored.device), stored.int() - 127)
-    elif spec.rows == -1:
+    elif spec.scale_rows == -1:
         stored = stored.reshape(1, 1)
     return QuantizedWeight(codes_NK, expand(stored, spec, N), zero_NG, spec, global_scale, _input(tensors))
 
@@ -171,7 +171,7 @@ def check_tensors(tensors: Mapping[str, Tensor], scheme: Scheme) -> tuple[int, i
             f"{scheme} needs the tensors weight_scale and more; there are {', '.join(sorted(tensors)) or 'none'}"
         )
     N, K = _shape(tensors, spec)
-    plain = spec.scale == "float"
+    plain = spec.scale_format == "float"
     expected = layout((N, K), scheme, tensors["weight_scale"].dtype if plain else torch.float32)
     if tensors.keys() | {"weight_shape"} != expected.keys() | {"weight_shape"}:
         found = ", ".join(sorted(tensors)) or "none"

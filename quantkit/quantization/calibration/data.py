@@ -144,7 +144,7 @@ def _document(place: str, row: Any, tokenizer: Any) -> Document:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{place}: half of a character (a lone surrogate) is in the text; repair or remove it") from None
+        raise UserError(f"{place}: the text holds half a character (a lone surrogate); repair or remove it") from None
     return Document(text, templated)
 
 

@@ -24,7 +24,9 @@ from quantkit.errors import UserError
 Row = tuple[str, Any]  # where it stands, for messages, and its content
 Kind = Literal["text", "lines", "json", "csv", "parquet", "arrow"]
 
-READ = "plain text, .jsonl, .json, .csv, .tsv, .parquet and .arrow are read, text and JSON and CSV also as .gz, .bz2, .xz"
+READ = (
+    "plain text, .jsonl, .json, .csv, .tsv, .parquet and .arrow are read, text and JSON and CSV also as .gz, .bz2, .xz"
+)
 KEYS = ("text", "messages", "conversations")
 START = 1 << 16  # bytes looked at to tell what a file is
 CHUNK = 1 << 16  # characters of JSON read at a time
@@ -53,8 +55,27 @@ REFUSED = {
     b"\xff\xfe": "text in UTF-16 or UTF-32, not UTF-8; save it as UTF-8",
     b"\xfe\xff": "text in UTF-16, not UTF-8; save it as UTF-8",
 }
-REFUSED_NAMES = (".zip .zst .lz4 .7z .rar .tar .tgz .pdf .docx .xlsx .xls .ods .orc .avro .h5 .hdf5 .db .sqlite").split()
-REFUSED_NAMES += (".npy .npz .pkl .pickle .pt .pth .bin .safetensors .gguf").split()
+REFUSED_NAMES = [
+    ".zip",
+    ".zst",
+    ".lz4",
+    ".7z",
+    ".rar",
+    ".tar",
+    ".tgz",
+    ".pdf",
+    ".docx",
+    ".xlsx",
+    ".xls",
+    ".ods",
+    ".orc",
+    ".avro",
+    ".h5",
+    ".hdf5",
+    ".db",
+    ".sqlite",
+]
+REFUSED_NAMES += [".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth", ".bin", ".safetensors", ".gguf"]
 # An object with a first key, or an array of objects or texts: what JSON records begin with, and prose does not.
 JSON_START = re.compile(r'\s*(\[\s*)?\{\s*"(?:[^"\\]|\\.)*"\s*:|\s*\[\s*"(?:[^"\\]|\\.)*"\s*,')
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+){0,2}")
@@ -82,7 +103,7 @@ def file_kind(path: Path) -> Kind:
         raise UserError(f"{path}: not a regular file; {READ}")
     try:
         with path.open("rb") as file:
-            packed = any(file.read(8).startswith(magic) for magic in UNPACKERS)
+            packed = file.read(8).startswith(tuple(UNPACKERS))
         with _open_bytes(path) as stream:
             start = stream.read(START)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
