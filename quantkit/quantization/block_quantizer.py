@@ -40,6 +40,7 @@ from quantkit.quantization.resources import (
     return_pages,
 )
 from quantkit.quantization.targets import LinearTarget, Targets
+from quantkit.quantization.transforms.rotation import ModelRotation
 from quantkit.quantization.transforms.scale_folding import TRANSFORMS
 from quantkit.recipe.recipe import Recipe
 
@@ -59,9 +60,11 @@ class BlockQuantizer:
         writer: ShardWriter,
         folder: Path,
         timer: StageTimer,
+        rotation: ModelRotation | None = None,
     ) -> None:
         self.recipe, self.streamed, self.graphs, self.targets = recipe, streamed, graphs, targets
         self.format, self.writer, self.folder, self.timer = format_, writer, folder, timer
+        self.rotation = rotation
         self.states: cal.HiddenStates | None = None
         self.original: cal.HiddenStates | None = None
         self._kept: dict[int, Tensor] = {}
@@ -82,7 +85,7 @@ class BlockQuantizer:
             for name, _ in block.named_parameters()
             for piece in self.streamed.sources[self.streamed.prefix(index) + name]
         }
-        rotation = self.streamed.rotation
+        rotation = self.rotation
         turned = set(rotation.sources) if rotation is not None else set[str]()
         for name in turned:
             assert rotation is not None

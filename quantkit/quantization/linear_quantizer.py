@@ -85,7 +85,9 @@ def quantize_group(
         start = 0
         for linear in members:
             stop = start + linear.shape[0]
-            results.append(Result(linear, q.rows(start, stop), _gptq_record(linear, info, start, stop)))
+            results.append(
+                Result(linear, q.rows(start, stop), _gptq_record(linear, info, statistic.count, start, stop))
+            )
             start = stop
     return results
 
@@ -118,6 +120,7 @@ def _gptq(
     assert statistic.hessian_KK is not None
     shared = factor(
         statistic.hessian_KK,
+        tokens=statistic.count,
         damping=options.damping,
         act_order=options.act_order,
         float64=options.float64,
@@ -136,10 +139,11 @@ def _gptq(
     )
 
 
-def _gptq_record(linear: LinearTarget, info: GptqInfo, start: int, stop: int) -> dict[str, Any]:
+def _gptq_record(linear: LinearTarget, info: GptqInfo, tokens: int, start: int, stop: int) -> dict[str, Any]:
     record: dict[str, Any] = {"name": linear.name, "scheme": str(linear.scheme), "shape": list(linear.shape)}
     rounded, error = info.relative_errors(start, stop)
     record |= {"algorithm": "gptq", "error_rounding": rounded, "error": error, "damping": info.damping}
+    record["tokens"] = tokens
     if info.attempts > 1:
         record["note"] = f"the Hessian did not factor: damping raised to {info.damping:g}"
     if info.dead_columns:
