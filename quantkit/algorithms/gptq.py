@@ -320,17 +320,16 @@ def _probe(target_NK: Tensor, factor: Factor, grid: Grid, columns: ColumnGrid) -
 
 
 def needs(options: Mapping[str, Any], spec: TensorSpec) -> Needs:
-    """The Hessian, as it is behind everything quantized before; for the re-fit the original inputs too."""
-    return Needs(hessian=True, original_inputs=options["refit"], sequence=True)
+    """The Hessian; for the re-fit the original inputs too."""
+    return Needs(hessian=True, original_inputs=options["refit"])
 
 
-def quantize(
-    weights: Sequence[Tensor], evidence: Evidence, grid: Grid, options: Mapping[str, Any]
-) -> list[Quantized]:
+def quantize(weights: Sequence[Tensor], evidence: Evidence, grid: Grid, options: Mapping[str, Any]) -> list[Quantized]:
     """All weights stacked: one factorisation and one walk serve them."""
     assert evidence.hessian_KK is not None
     shared = factor(
         evidence.hessian_KK,
+        tokens=evidence.tokens,
         damping=options["damping"],
         act_order=options["act_order"],
         float64=options["float64"],

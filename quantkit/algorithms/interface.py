@@ -17,27 +17,27 @@ from quantkit.types import QuantizedWeight, TensorSpec
 class Needs:
     """What an algorithm asks calibration for.
 
-    hessian          X^T X of the input
+    hessian          X^T X of the input, as it is behind everything quantized before, within its block too
     block            0, or columns of the Hessian's diagonal blocks that are enough
     original_inputs  the inputs the original model has there, to undo what was lost in the layers before
-    sequence         inputs as they are behind the layers quantized before, within a block too
     """
 
     hessian: bool = False
     block: int = 0
     original_inputs: bool = False
-    sequence: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What calibration found out about an input; None: not gathered.
 
+    tokens        that reached it
     importance_K  E[x^2] of each feature, float32 [K]
     hessian_KK    X^T X over all tokens; `consume` lets an algorithm use its memory
-    drift         for each weight what its outputs lack, (Y0 - X W^T)^T X [N_i, K], or None where there is nothing to undo
+    drift         for each weight what its outputs lack, (Y0 - X W^T)^T X [N_i, K]; None: there is nothing to undo
     """
 
+    tokens: int = 0
     importance_K: Tensor | None = None
     hessian_KK: Tensor | None = None
     drift: Sequence[Tensor] | None = None

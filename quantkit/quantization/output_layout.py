@@ -5,11 +5,12 @@ from typing import Any
 
 from quantkit.checkpoint.header import TensorInfo, TensorLayout
 from quantkit.errors import RunError
+from quantkit.formats import Format
 from quantkit.quantization.targets import Targets
 
 
 def file_layout(
-    tensors: Mapping[str, TensorInfo | TensorLayout], targets: Targets, format_: Any
+    tensors: Mapping[str, TensorInfo | TensorLayout], targets: Targets, format_: Format
 ) -> list[list[TensorLayout]]:
     """Every tensor of the output, in natural order of the source's `tensors`; a shard never cuts a unit (module)."""
     quantized = {f"{linear.name}.weight": linear for linear in targets.linears}
@@ -37,7 +38,7 @@ def output_bytes(units: Iterable[list[TensorLayout]]) -> int:
     return sum(layout.nbytes for unit in units for layout in unit)
 
 
-def quantization_config(targets: Targets, format_: Any) -> dict[str, Any]:
+def quantization_config(targets: Targets, format_: Format) -> dict[str, Any]:
     """The quantization_config of the output's config.json.
 
     UserError where the format cannot describe the targets; RunError where its own reader would read something else.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from quantkit.errors import RunError
-from quantkit.formats import FORMATS
+from quantkit.formats import FORMATS, Format
 from quantkit.grids.activations import fake_quantize
 from quantkit.grids.dequantize import dequantize
 from quantkit.runtime.definition import is_rounded, multiplied_weight
@@ -24,7 +24,9 @@ class QuantLinear(nn.Module):
     each call. All ways compute what `runtime.definition` says. Gradients flow to x, through the dequantized weight.
     """
 
-    def __init__(self, format_: Any, tensors: Mapping[str, Tensor], scheme: Scheme, bias: Tensor | None = None) -> None:
+    def __init__(
+        self, format_: Format, tensors: Mapping[str, Tensor], scheme: Scheme, bias: Tensor | None = None
+    ) -> None:
         """UserError where the tensors do not fit the scheme."""
         super().__init__()
         self._format = next(name for name, known in FORMATS.items() if known is format_)  # modules cannot be copied
@@ -40,7 +42,7 @@ class QuantLinear(nn.Module):
         self._refused: tuple[torch.device, torch.dtype] | None = None  # inputs that no kernel was found for
 
     @property
-    def format(self) -> Any:
+    def format(self) -> Format:
         """What of FORMATS knows the tensors."""
         return FORMATS[self._format]
 

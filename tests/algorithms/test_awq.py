@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quantkit.algorithms import awq
 from quantkit.algorithms.awq import search_scale, storable
-from quantkit.algorithms.clip import search_clip
+from quantkit.grids.clip import search_clip
 from quantkit.errors import RunError, UserError
 from quantkit.grids.dequantize import (
     dequantize,
