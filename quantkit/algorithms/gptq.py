@@ -324,6 +324,14 @@ def needs(options: Mapping[str, Any], spec: TensorSpec) -> Needs:
     return Needs(hessian=True, original_inputs=options["refit"])
 
 
+def refusal(options: Mapping[str, Any], spec: TensorSpec) -> str | None:
+    """Why a number format cannot have ranges that are updated during the walk; None where it can."""
+    if options["ranges"] == "updated" and (options["act_order"] or spec.scale_rows != 1):
+        needs = "act_order: false" if options["act_order"] else f"a scale for each row, which {spec} has not"
+        return f"gptq: ranges: updated needs {needs}"
+    return None
+
+
 def quantize(weights: Sequence[Tensor], evidence: Evidence, grid: Grid, options: Mapping[str, Any]) -> list[Quantized]:
     """All weights stacked: one factorisation and one walk serve them."""
     assert evidence.hessian_KK is not None

@@ -67,9 +67,11 @@ class Algorithm:
     needs     needs(options, spec): what it asks for with these options on this number format
     quantize  quantize(weights, evidence, grid, options): weights [N_i, K] with one common input, one result for each;
               RunError where a weight or the evidence holds NaN or Inf
+    refusal   refusal(options, spec): why such options are impossible on this number format; None: they are possible
 
     options are those of the recipe's section, by name.
     """
 
     needs: Callable[[Mapping[str, Any], TensorSpec], Needs]
     quantize: Callable[[Sequence[Tensor], Evidence, Grid, Mapping[str, Any]], list[Quantized]]
+    refusal: Callable[[Mapping[str, Any], TensorSpec], str | None] = lambda *_: None

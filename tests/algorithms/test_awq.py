@@ -9,8 +9,8 @@ from torch import Tensor
 
 from quantkit.algorithms import awq
 from quantkit.algorithms.awq import search_scale, storable
-from quantkit.grids.clip import search_clip
 from quantkit.errors import RunError, UserError
+from quantkit.grids.clip import search_clip
 from quantkit.grids.dequantize import (
     dequantize,
 )
@@ -28,7 +28,7 @@ def clip(w_NK: Tensor, hessian_KK: Tensor, grid: IntegerGrid) -> tuple[Tensor, T
 
 
 def grid_of(spec: TensorSpec, **options: object) -> IntegerGrid:
-    return replace(IntegerGrid(spec, torch.bfloat16, RangeSearch()), **options)
+    return replace(IntegerGrid(spec, torch.bfloat16), **options)
 
 
 def layer(N: int = 24, K: int = 64, *, loud: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -299,7 +299,7 @@ def test_clip_counts_correlations(spec: TensorSpec, gain: float) -> None:
     """The grid's own search knows E[x^2] only: on correlated inputs the group's Hessian must do better in sum."""
     w_NK, x_MK = layer(N=64)
     x_MK = x_MK + 1.5 * x_MK[:, :1]
-    grid = grid_of(spec)
+    grid = grid_of(spec, search=RangeSearch())
     ours_NG = group_errors(w_NK, *clip(w_NK, x_MK.mT @ x_MK, grid), x_MK, grid)
     theirs_NG = group_errors(w_NK, *grid.fit(w_NK, x_MK.square().sum(0)), x_MK, grid)
     assert ours_NG.sum() < gain * theirs_NG.sum()
