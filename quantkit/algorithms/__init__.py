@@ -1,7 +1,7 @@
 """How codes are chosen: pure functions of tensors. No module, file or recipe is known here.
 
+interface.py           what an algorithm asks for, is given and returns
 rtn.py                 rounding to nearest
-clip.py                ranges by each group's output error
 gptq.py                GPTQ as linear feedback, with the exact re-fit
 coordinate_descent.py  sweeps over the codes after GPTQ
 awq.py                 AWQ's search for a scale per channel
@@ -9,3 +9,14 @@ smoothquant.py         SmoothQuant's scale per channel
 rotation.py            block Hadamard rotations with random signs
 activation_range.py    histograms of activations, and ranges chosen from them
 """
+
+from quantkit.algorithms import gptq, rtn
+from quantkit.algorithms.interface import Algorithm as Algorithm
+from quantkit.algorithms.interface import Evidence as Evidence
+from quantkit.algorithms.interface import Needs as Needs
+from quantkit.algorithms.interface import Quantized as Quantized
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "rtn": Algorithm(rtn.needs, rtn.quantize),
+    "gptq": Algorithm(gptq.needs, gptq.quantize),
+}

@@ -15,17 +15,13 @@ the kv heads of grouped attention do), S = candidates.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from quantkit.algorithms.rtn import rtn
 from quantkit.errors import RunError, UserError
 from quantkit.grids import Grid
-from quantkit.grids.dequantize import (
-    dequantize,
-)
 
 CHUNK = 1 << 22  # elements of candidate weights held at a time
 PROBE_ROWS = 512  # rows of each weight that screen the candidates: all of them would cost N K^2 for each candidate
@@ -69,8 +65,8 @@ def search_scale(
                  identity. None: the Hessian decides, on all rows
     snap         maps a scale [C] to the nearest one the producer can store (see `storable`): what is measured is then
                  what will be written
+    grid         one without a range search: searching each candidate's ranges costs far more and chose no better
 
-    Candidates are rounded with plain min-max ranges: searching each one's ranges costs far more and chose no better.
     RunError where a statistic or a weight holds NaN or Inf.
     """
     _check(weights, hessian_KK, magnitude_K)
@@ -162,19 +158,14 @@ def _hessian_losses(
 
 
 def _round_scaled(w_NK: Tensor, scale_SK: Tensor, grid: Grid) -> Tensor:
-    """Q(W s) / s with min-max ranges, [N, S, K]: the candidates lie side by side as groups of one wide weight."""
-    N, K = w_NK.shape
-    scale_SK = scale_SK.to(w_NK.device)
-    w_NSK = _wide(w_NK)[:, None] * scale_SK
-    if (
-        grid.spec.scale_rows != 1 or grid.spec.scale_format == "e4m3"
-    ):  # what is for a whole tensor is each candidate's own
-        rounded = [rtn(w_NSK[:, s], replace(grid, search=None)) for s in range(len(scale_SK))]
-        return torch.stack([dequantize(q).to(w_NSK.dtype) for q in rounded], 1) / scale_SK
-    wide = replace(grid, search=None, spec=replace(grid.spec, group_size=grid.spec.columns(K)))
-    w_NX = w_NSK.reshape(N, -1)
-    rounded_NX = dequantize(wide.quantize(w_NX, *wide.fit(w_NX)))
-    return rounded_NX.reshape(w_NSK.shape).to(w_NSK.dtype) / scale_SK
+    """Q(W s) / s of every candidate, [N, S, K], each with parameters of its own."""
+    w_NK, rounded = _wide(w_NK), []
+    for scale_K in scale_SK.to(w_NK.device):
+        scaled_NK = w_NK * scale_K
+        own = grid.for_tensors([scaled_NK])
+        fitted = own.fit(scaled_NK)
+        rounded.append(own.decode(own.encode(scaled_NK, fitted), fitted).to(w_NK.dtype).div_(scale_K))
+    return torch.stack(rounded, 1)
 
 
 def _wide(w: Tensor) -> Tensor:

@@ -2,10 +2,10 @@
 
 GPTQ rounds a column knowing the errors made so far; afterwards all of them are known. With A = H + ridge I,
 J = tr(E A E^T) and the gradient g = E A of one row, moving a weight's rounded value by d changes J by
-d^2 A_kk - 2 d g_k: the best code is the nearest to q_k + g_k / A_kk. Moving a group's scale by t moves its values by
-t c (c = codes less zero): the best scale is s + (c . g) / (c A c). Both never raise J (but for the rounding of the
-decoded value to its dtype), and rows are independent of each other. A sweep visits the groups in turn: first the
-scale, then the codes. It costs one matrix product of 2 N K^2 operations, twice what GPTQ's walk takes.
+d^2 A_kk - 2 d g_k: the best code is the nearest to q_k + g_k / A_kk. Moving a parameter of a group (its scale, say) by t
+moves the group's values by t c (for a scale, c = codes less zero): the best t is (c . g) / (c A c). Both never raise J
+(but for the rounding of the decoded value to its dtype), and rows are independent of each other. A sweep visits the
+groups in turn: first the parameters, then the codes. It costs one matrix product of 2 N K^2 operations, twice what GPTQ's walk takes.
 
 Shapes: as in gptq.py; B = columns of a block (whole groups).
 """
@@ -13,8 +13,7 @@ Shapes: as in gptq.py; B = columns of a block (whole groups).
 import torch
 from torch import Tensor
 
-from quantkit.grids import Grid
-from quantkit.grids.elements import steps_of
+from quantkit.grids import ColumnGrid
 
 LEAF = 16
 
@@ -22,109 +21,94 @@ LEAF = 16
 def sweep(
     error_KN: Tensor,
     codes_KN: Tensor,
-    scale_GN: Tensor,
-    zero_GN: Tensor,
+    columns: ColumnGrid,
     matrix_KK: Tensor,
     order_K: Tensor,
-    grid: Grid,
     *,
     block_size: int = 128,
 ) -> Tensor:
-    """One sweep, in place on error_KN (target - Q), codes_KN (uint8) and scale_GN; all in the order of `order_K`.
+    """By how much one sweep changed each row's J [N] (negative is better).
 
-    matrix_KK is H + ridge I in that order too; scale_GN holds storable values in error_KN's dtype, zero_GN likewise.
-    Returns by how much each row's J changed [N] (negative is better).
+    In place on error_KN (target - Q), codes_KN (uint8) and the parameters of `columns`. The rows of error_KN and
+    codes_KN, and both sides of matrix_KK (the damped H), are in the order of order_K.
     """
     K, N = error_KN.shape
-    G = len(scale_GN)
-    size = grid.spec.columns(K)
+    size = columns.span
     place_K = torch.argsort(order_K)
-    group_K = order_K // size
     change_N = error_KN.new_zeros(N)
-    step = max(1, block_size // size)
-    for first in range(0, G, step):
-        groups = range(first, min(first + step, G))
-        places_B = place_K[first * size : min(groups.stop * size, K)]
+    step = size * max(1, block_size // size)
+    for start in range(0, K, step):
+        places_B = place_K[start : start + step]
         rows_BK = matrix_KK[places_B]
         matrix_BB = rows_BK[:, places_B]
         gradient_BN = rows_BK @ error_KN
         error_BN = error_KN[places_B]
-        code_BN = steps_of(codes_KN[places_B], grid.spec, zero_GN[group_K[places_B]])
-        for g in groups:
-            inside = slice((g - first) * size, min((g - first + 1) * size, len(places_B)))
-            code_gN = code_BN[inside]
-            value_gN, moved_gN = _decoded(code_gN, scale_GN[g], grid), torch.zeros_like(code_gN)
-            if grid.spec.scale_rows == 1:  # a scale that rows share is no row's own to move
-                moved_gN = _move_scale(gradient_BN, code_gN, value_gN, scale_GN[g], matrix_BB, inside, grid, change_N)
-                value_gN = value_gN + moved_gN
-            matrix_gg = matrix_BB[inside, inside]
-            moved_gN += _move_codes(
-                gradient_BN[inside], code_gN, value_gN, scale_GN[g], zero_GN[g], matrix_gg, grid, change_N
-            )
+        step_BN = columns.steps(codes_KN[places_B], order_K[places_B])
+        for first in range(0, len(places_B), size):
+            inside = slice(first, min(first + size, len(places_B)))
+            step_gN, gradient_gN, matrix_gg = step_BN[inside], gradient_BN[inside], matrix_BB[inside, inside]
+            value_gN = columns.values(step_gN, start + first)
+            moved_gN = _move_parameters(gradient_gN, step_gN, value_gN, matrix_gg, columns, start + first, change_N)
+            moved_gN += _move_codes(gradient_gN, step_gN, value_gN, matrix_gg, columns, start + first, change_N)
             gradient_BN[inside.stop :].addmm_(matrix_BB[inside.stop :, inside], moved_gN, alpha=-1)
             error_BN[inside] -= moved_gN
         error_KN[places_B] = error_BN
-        codes_KN[places_B] = grid.codes(code_BN, zero_GN[group_K[places_B]])
+        codes_KN[places_B] = columns.codes(step_BN, order_K[places_B])
     return change_N
 
 
-def _decoded(code_gN: Tensor, scale_N: Tensor, grid: Grid) -> Tensor:
-    return (code_gN * scale_N).to(grid.scale_dtype).to(code_gN.dtype)
-
-
-def _move_scale(
-    gradient_BN: Tensor,
-    code_gN: Tensor,
-    before_gN: Tensor,
-    scale_N: Tensor,
-    matrix_BB: Tensor,
-    inside: slice,
-    grid: Grid,
+def _move_parameters(
+    gradient_gN: Tensor,
+    step_gN: Tensor,
+    value_gN: Tensor,
+    matrix_gg: Tensor,
+    columns: ColumnGrid,
+    k: int,
     change_N: Tensor,
 ) -> Tensor:
-    """Put the scale where J is least, if that still helps once it is storable; returns how the values moved."""
-    matrix_gg, gradient_gN = matrix_BB[inside, inside], gradient_BN[inside]
-    curve_N = (matrix_gg @ code_gN).mul_(code_gN).sum(0).clamp_(min=torch.finfo(scale_N.dtype).tiny)
-    better_N = grid.storable(scale_N + (code_gN * gradient_gN).sum(0) / curve_N)
-    moved_gN = _decoded(code_gN, better_N, grid).sub_(before_gN)
-    pull_gN = matrix_gg @ moved_gN
-    gain_N = (pull_gN - 2 * gradient_gN).mul_(moved_gN).sum(0)
-    keep_N = (gain_N < 0) & (better_N * scale_N > 0)  # never across zero: the format may forbid negative scales
-    moved_gN *= keep_N
-    change_N += gain_N * keep_N
-    scale_N.copy_(torch.where(keep_N, better_N, scale_N))
-    gradient_gN.sub_(pull_gN.mul_(keep_N))
+    """Put each parameter where J is least, if that still helps once it is storable; returns how the values moved."""
+    moved_gN = torch.zeros_like(step_gN)
+    for i, slope_gN in enumerate(columns.slopes(step_gN, k)):
+        curve_N = (matrix_gg @ slope_gN).mul_(slope_gN).sum(0).clamp_(min=torch.finfo(step_gN.dtype).tiny)
+        old_N = columns.shift(k, i, (slope_gN * gradient_gN).sum(0) / curve_N)
+        tried_gN = columns.values(step_gN, k).sub_(value_gN)
+        pull_gN = matrix_gg @ tried_gN
+        gain_N = (pull_gN - 2 * gradient_gN).mul_(tried_gN).sum(0)
+        keep_N = gain_N < 0
+        columns.put_back(k, i, old_N, ~keep_N)
+        tried_gN *= keep_N
+        change_N += gain_N * keep_N
+        gradient_gN.sub_(pull_gN.mul_(keep_N))
+        value_gN += tried_gN
+        moved_gN += tried_gN
     return moved_gN
 
 
 def _move_codes(
     gradient_gN: Tensor,
-    code_gN: Tensor,
+    step_gN: Tensor,
     value_gN: Tensor,
-    scale_N: Tensor,
-    zero_N: Tensor,
     matrix_gg: Tensor,
-    grid: Grid,
+    columns: ColumnGrid,
+    k: int,
     change_N: Tensor,
 ) -> Tensor:
     """Each column's best code in turn, the later ones seeing the earlier ones' moves; returns how the values moved."""
-    size = len(code_gN)
-    inverse_N, (low_N, high_N) = 1 / scale_N, grid.limits(zero_N)
-    rounded_N = torch.empty_like(scale_N, dtype=grid.scale_dtype)
-    pull_K = (1 / matrix_gg.diagonal()).tolist()
+    size = len(step_gN)
+    rounded_N = torch.empty_like(step_gN[0], dtype=columns.value_dtype)
+    pull_g = (1 / matrix_gg.diagonal()).tolist()
     moved_gN = torch.empty_like(value_gN)
     for start in range(0, size, LEAF):
         stop = min(start + LEAF, size)
         if start:
             gradient_gN[start:stop].addmm_(matrix_gg[start:stop, :start], moved_gN[:start], alpha=-1)
-        for k in range(start, stop):
-            wanted_N, code_N, moved_N = gradient_gN[k], code_gN[k], moved_gN[k]
-            if k > start:
-                wanted_N.addmv_(moved_gN[start:k].mT, matrix_gg[k, start:k], alpha=-1)
-            torch.add(value_gN[k], wanted_N, alpha=pull_K[k], out=code_N).mul_(inverse_N)
-            grid.round_(torch.clamp(code_N, low_N, high_N, out=code_N))
-            torch.mul(code_N, scale_N, out=rounded_N)
-            torch.sub(rounded_N, value_gN[k], out=moved_N)
+        for j in range(start, stop):
+            wanted_N, step_N = gradient_gN[j], step_gN[j]
+            if j > start:
+                wanted_N.addmv_(moved_gN[start:j].mT, matrix_gg[j, start:j], alpha=-1)
+            torch.add(value_gN[j], wanted_N, alpha=pull_g[j], out=step_N)
+            columns.nearest_(step_N, k + j, step_N, rounded_N)
+            torch.sub(rounded_N, value_gN[j], out=moved_gN[j])
         gain_N = moved_gN[start:stop] * matrix_gg.diagonal()[start:stop, None]
         change_N += gain_N.sub_(gradient_gN[start:stop], alpha=2).mul_(moved_gN[start:stop]).sum(0)
     return moved_gN

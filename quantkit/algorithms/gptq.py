@@ -18,20 +18,18 @@ Shapes: N = out features (all linears that share the input, stacked), K = in fea
 B = columns of a block. Tensors named _KN are transposed, so that one column of the weight is one run of memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from quantkit.algorithms.coordinate_descent import sweep
+from quantkit.algorithms.interface import Evidence, Needs, Quantized
 from quantkit.errors import RunError, UserError
-from quantkit.grids import Grid
-from quantkit.grids.dequantize import (
-    dequantize,
-)
-from quantkit.types import QuantizedWeight
+from quantkit.grids import ColumnGrid, Grid, joined, rows_of
+from quantkit.types import QuantizedWeight, TensorSpec
 
 LEAF = 16  # columns rounded one by one between two small matrix products
 TURN = 128  # rows transposed at a time
@@ -207,22 +205,20 @@ def gptq(
         target_NK = refit(weight_NK, hessian, cross_NK=cross_NK, drift_NK=drift_NK)
     if ranges == "updated" and hessian.order_K[0] != K - 1:
         raise UserError("gptq: ranges: updated needs act_order: false")
-    if ranges == "updated" and grid.spec.scale_rows != 1:
-        raise UserError(f"gptq: ranges: updated needs a scale for each row, {grid.spec} shares them")
+    if ranges == "updated" and not grid.row_wise:
+        raise UserError("gptq: ranges: updated needs a scale for each row, but rows of this grid share scales")
     grid = grid.for_tensors([target_NK], hessian.importance_K)
-    parts = target_NK.split(list(stacked)) if stacked and grid.spec.scale_rows > 1 else (target_NK,)
-    fitted = [grid.fit(part_NK, hessian.importance_K) for part_NK in parts]
-    scale_NG, zero_NG = fitted[0] if len(fitted) == 1 else (torch.cat(column) for column in zip(*fitted, strict=True))
+    parts = target_NK.split(list(stacked)) if stacked else (target_NK,)
+    fitted = joined([grid.fit(part_NK, hessian.importance_K) for part_NK in parts])
     error_KN = _transposed(target_NK, hessian)
-    codes_KN, error_N = _walk(error_KN, hessian, grid, scale_NG, zero_NG, ranges == "updated", block_size)
-    probe = _probe(target_NK, hessian, grid, scale_NG, zero_NG)
+    columns = grid.by_column(fitted, K, error_KN.dtype)
+    codes_KN, error_N = _walk(error_KN, hessian, grid, columns, ranges == "updated", block_size)
+    probe = _probe(target_NK, hessian, grid, columns)
     if sweeps:
         assert hessian.matrix_KK is not None, "sweeps need factor(..., keep_matrix=True)"
-        scale_GN, zero_GN = (t.mT.to(error_KN.dtype).contiguous() for t in (scale_NG, zero_NG))
         for _ in range(sweeps):
-            error_N += sweep(error_KN, codes_KN, scale_GN, zero_GN, hessian.matrix_KK, hessian.order_K, grid)
-        scale_NG = scale_GN.mT.to(grid.scale_dtype).contiguous()
-    q = grid.weight(_restored(codes_KN, hessian), scale_NG, zero_NG)
+            error_N += sweep(error_KN, codes_KN, columns, hessian.matrix_KK, hessian.order_K)
+    q = grid.weight(_restored(codes_KN, hessian), columns.parameters())
     dead = int(hessian.dead_K.sum())
     return q, GptqInfo(hessian.damping, hessian.attempts, dead, error_N, *probe)
 
@@ -248,52 +244,42 @@ def _restored(weight_KN: Tensor, factor: Factor) -> Tensor:
 
 
 def _walk(
-    error_KN: Tensor, factor: Factor, grid: Grid, scale_NG: Tensor, zero_NG: Tensor, updated: bool, block: int
+    error_KN: Tensor, factor: Factor, grid: Grid, columns: ColumnGrid, updated: bool, block: int
 ) -> tuple[Tensor, Tensor]:
     """Codes (uint8) in the factor's order and the error of every row. error_KN: the target in, target - Q out.
 
-    With `updated`, scale_NG and zero_NG are overwritten as their groups are reached.
+    With `updated`, the parameters of every span of columns are fitted again when the walk reaches it.
     """
     K, N = error_KN.shape
-    upper_KK, group_size = factor.upper_KK, grid.spec.columns(K)
-    group_K = factor.order_K // group_size
-    groups = group_K.tolist()
-    scale_GN, zero_GN = scale_NG.mT.to(error_KN.dtype).contiguous(), zero_NG.mT.to(error_KN.dtype).contiguous()
+    upper_KK, order = factor.upper_KK, factor.order_K.tolist()
     codes_KN = torch.empty(K, N, dtype=torch.uint8, device=error_KN.device)
     error_N = error_KN.new_zeros(N)
-    block_size = group_size if updated else min(block, K)
-    code_BN = error_KN.new_empty(block_size, N)
-    rounded_N = torch.empty(N, dtype=grid.scale_dtype, device=error_KN.device)
-    inverse_GN, (low_GN, high_GN) = 1 / scale_GN, grid.limits(zero_GN)
+    block_size = columns.span if updated else min(block, K)
+    step_BN = error_KN.new_empty(block_size, N)
+    rounded_N = torch.empty(N, dtype=columns.value_dtype, device=error_KN.device)
 
     for stop in range(K, 0, -block_size):
         start = max(0, stop - block_size)
         wanted_BN = torch.addmm(error_KN[start:stop], upper_KK[start:stop, stop:], error_KN[stop:])
         if updated:
-            g = groups[start]
             seen_BN = _seen_by_group(error_KN[start:stop], wanted_BN, upper_KK[start:stop, start:stop])
-            columns_B = factor.order_K[start:stop]
-            assert columns_B[-1] == g * group_size, "groups are walked whole, in their own order"
-            scale_N1, zero_N1 = grid.fit(seen_BN.flip(0).mT, factor.importance_K[columns_B.flip(0)])
-            scale_NG[:, g], zero_NG[:, g] = scale_N1[:, 0], zero_N1[:, 0]
-            scale_GN[g], zero_GN[g] = scale_N1[:, 0], zero_N1[:, 0]
-            inverse_GN[g], (low_GN[g], high_GN[g]) = 1 / scale_GN[g], grid.limits(zero_GN[g])
+            first = order[stop - 1]
+            assert first % block_size == 0, "spans are walked whole, each from its last column to its first"
+            span_B = factor.order_K[start:stop].flip(0)
+            columns.put(first, grid.fit(seen_BN.flip(0).mT, factor.importance_K[span_B]))
         for leaf_stop in range(stop, start, -LEAF):
             leaf = max(start, leaf_stop - LEAF)
             wanted_BN[leaf - start : leaf_stop - start].addmm_(
                 upper_KK[leaf:leaf_stop, leaf_stop:stop], error_KN[leaf_stop:stop]
             )
             for k in range(leaf_stop - 1, leaf - 1, -1):
-                g, wanted_N, code_N = groups[k], wanted_BN[k - start], code_BN[k - start]
+                wanted_N = wanted_BN[k - start]
                 if k + 1 < leaf_stop:
                     wanted_N.addmv_(error_KN[k + 1 : leaf_stop].mT, upper_KK[k, k + 1 : leaf_stop])
-                torch.mul(wanted_N, inverse_GN[g], out=code_N)
-                grid.round_(torch.clamp(code_N, low_GN[g], high_GN[g], out=code_N))
-                torch.mul(code_N, scale_GN[g], out=rounded_N)  # rounds as `decode` does: once, to the dtype on file
+                columns.nearest_(wanted_N, order[k], step_BN[k - start], rounded_N)
                 wanted_N.sub_(rounded_N)
                 error_KN[k].sub_(rounded_N)
-        used_BN = code_BN[: stop - start]
-        codes_KN[start:stop] = grid.codes(used_BN, zero_GN[group_K[start:stop]])
+        codes_KN[start:stop] = columns.codes(step_BN[: stop - start], factor.order_K[start:stop])
         error_N += wanted_BN.mul_(factor.diagonal_K[start:stop, None]).square_().sum(0)
 
     return codes_KN, error_N
@@ -307,19 +293,56 @@ def _seen_by_group(target_BN: Tensor, wanted_BN: Tensor, upper_BB: Tensor) -> Te
     return target_BN + torch.linalg.solve_triangular(upper_BB, wanted_BN - target_BN, upper=True, unitriangular=True)
 
 
-def _probe(
-    target_NK: Tensor, factor: Factor, grid: Grid, scale_NG: Tensor, zero_NG: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _probe(target_NK: Tensor, factor: Factor, grid: Grid, columns: ColumnGrid) -> tuple[Tensor, Tensor, Tensor]:
     """Rows probe_P, their error when rounded to nearest, and their energy."""
     N = len(target_NK)
     probe_P = torch.arange(0, N, -(-N // PROBE_ROWS), device=target_NK.device)
     target_PK = target_NK[probe_P].to(factor.upper_KK.dtype)
-    rounded_PK = dequantize(grid.quantize(target_PK, scale_NG[probe_P], zero_NG[probe_P])).to(target_PK.dtype)
+    fitted = rows_of(columns.parameters(), probe_P)
+    rounded_PK = grid.decode(grid.encode(target_PK, fitted), fitted).to(target_PK.dtype)
     both_KP = _transposed(torch.cat([target_PK - rounded_PK, target_PK]), factor)
     # |E L|^2 row by row, L^T = diagonal * unit upper
     errors_P = (factor.upper_KK @ both_KP).mul_(factor.diagonal_K[:, None]).square_().sum(0)
     rounded_P, energy_P = errors_P.split(len(probe_P))
     return probe_P, rounded_P, energy_P
+
+
+def needs(options: Mapping[str, Any], spec: TensorSpec) -> Needs:
+    """The Hessian, as it is behind everything quantized before; for the re-fit the original inputs too."""
+    return Needs(hessian=True, original_inputs=options["refit"], sequence=True)
+
+
+def quantize(
+    weights: Sequence[Tensor], evidence: Evidence, grid: Grid, options: Mapping[str, Any]
+) -> list[Quantized]:
+    """All weights stacked: one factorisation and one walk serve them."""
+    assert evidence.hessian_KK is not None
+    shared = factor(
+        evidence.hessian_KK,
+        damping=options["damping"],
+        act_order=options["act_order"],
+        float64=options["float64"],
+        overwrite=evidence.consume,
+        keep_matrix=options["sweeps"] > 0,
+    )
+    sizes = [len(weight_NK) for weight_NK in weights]
+    q, info = gptq(
+        torch.cat([weight_NK.float() for weight_NK in weights]),
+        shared,
+        grid,
+        stacked=sizes,
+        drift_NK=None if evidence.drift is None else torch.cat(list(evidence.drift)),
+        sweeps=options["sweeps"],
+        ranges=options["ranges"],
+        block_size=options["block_size"],
+    )
+    results, start = [], 0
+    for size in sizes:
+        rounded, error = info.relative_errors(start, start + size)
+        part = q.rows(start, start + size)
+        results.append(Quantized(part, error, rounded, info.damping, info.attempts > 1, info.dead_columns))
+        start += size
+    return results
 
 
 def accumulate(hessian_KK: Tensor, x_MK: Tensor, *, tile: int = 512) -> None:

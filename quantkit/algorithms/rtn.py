@@ -1,17 +1,40 @@
 """Round to nearest: fit each group's range, then round every weight to its grid."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from quantkit.algorithms.interface import Evidence, Needs, Quantized
 from quantkit.errors import RunError
 from quantkit.grids import Grid
 from quantkit.grids.dequantize import (
     dequantize,
 )
 from quantkit.grids.integer import CHUNK
-from quantkit.types import QuantizedWeight
+from quantkit.types import QuantizedWeight, TensorSpec
 
 MEASURED = 1 << 22  # elements whose error is looked at, about
+LARGEST_BLOCK = 256  # columns of a group whose range can look at its own part of the Hessian
+
+
+def needs(options: Mapping[str, Any], spec: TensorSpec) -> Needs:
+    """Diagonal blocks of the Hessian for integer ranges by output error."""
+    grouped = spec.element == "int" and spec.scale_rows == 1 and 0 < spec.group_size <= LARGEST_BLOCK
+    return Needs(block=spec.group_size if grouped and options["range"] == "output" else 0)
+
+
+def quantize(
+    weights: Sequence[Tensor], evidence: Evidence, grid: Grid, options: Mapping[str, Any]
+) -> list[Quantized]:
+    """Every weight rounded on its own; only what the grid wants common to all of them is found for all."""
+    grid = grid.for_tensors(weights, evidence.importance_K)
+    results = []
+    for weight_NK in weights:
+        q = rtn(weight_NK, grid, importance_K=evidence.importance_K)
+        results.append(Quantized(q, relative_error(weight_NK, q, evidence.importance_K)))
+    return results
 
 
 def rtn(weight_NK: Tensor, grid: Grid, *, importance_K: Tensor | None = None) -> QuantizedWeight:
@@ -22,10 +45,10 @@ def rtn(weight_NK: Tensor, grid: Grid, *, importance_K: Tensor | None = None) ->
     RunError where the weight holds NaN or Inf.
     """
     grid = grid.for_tensors([weight_NK], importance_K)
-    scale_NG, zero_NG = grid.fit(weight_NK, importance_K)
-    if not torch.isfinite(scale_NG.sum(dtype=torch.float32)):  # no pass of its own: NaN and Inf survive fitting a range
+    fitted = grid.fit(weight_NK, importance_K)
+    if not all(torch.isfinite(t.sum(dtype=torch.float32)) for t in fitted):  # NaN and Inf in the weight reach them
         raise RunError("the weight holds NaN or Inf")
-    return grid.quantize(weight_NK, scale_NG, zero_NG)
+    return grid.weight(grid.encode(weight_NK, fitted), fitted)
 
 
 def relative_error(weight_NK: Tensor, q: QuantizedWeight, importance_K: Tensor | None = None) -> float:

@@ -9,7 +9,7 @@ Sources: e4m3fn arXiv:2209.05433; e2m1 and the power-of-two scale e8m0: OCP Micr
 import torch
 from torch import Tensor
 
-from quantkit.types import FP4_MAX, FP8_MAX, TensorSpec
+from quantkit.types import FP4_MAX, FP8_MAX
 
 FP8 = torch.float8_e4m3fn
 EMAX = {4: 2, 8: 8}  # by bits: exponent of the largest e2m1 (6 = 1.5 * 2^2) and e4m3 (448 = 1.75 * 2^8) number
@@ -64,10 +64,3 @@ def encode_float(steps: Tensor, bits: int, codes: Tensor) -> None:
         codes.view(FP8).copy_(steps.clamp_(-FP8_MAX, FP8_MAX))
     else:
         codes.copy_(float_codes(round_float_(steps, bits), bits))
-
-
-def steps_of(codes: Tensor, spec: TensorSpec, zero: Tensor) -> Tensor:
-    """The numbers that codes stand for, in units of the scale, in zero's (floating) dtype; zero broadcasts."""
-    if spec.element == "float":
-        return float_steps(codes, spec.bits, zero.dtype)
-    return codes.to(zero.dtype) - zero

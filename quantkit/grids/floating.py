@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from quantkit.grids.dequantize import (
-    expand,
-)
+from quantkit.grids.columns import GroupColumns, GroupScales
+from quantkit.grids.dequantize import dequantize, expand
 from quantkit.grids.elements import (
     EMAX,
     FP8,
     encode_float,
     float_codes,
+    float_steps,
     round_float_,
 )
 from quantkit.grids.integer import CHUNK, RangeSearch
@@ -50,6 +50,11 @@ class FloatGrid:
     signed: bool = False
     fixed: float | None = None
     global_scale: float | None = None
+
+    @property
+    def row_wise(self) -> bool:
+        """Whether a row's scales come from that row alone, given the global one."""
+        return self.spec.scale_rows == 1
 
     def for_tensors(self, weights: Sequence[Tensor], importance_K: Tensor | None = None) -> "FloatGrid":
         """This grid with what weights [N_i, K] that an engine fuses must share: the scale or the global scale.
@@ -84,7 +89,7 @@ class FloatGrid:
             total += torch.linalg.vector_norm(error_nK).double().square().item()
         return total
 
-    def fit(self, w_NK: Tensor, importance_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def fit(self, w_NK: Tensor, importance_K: Tensor | None = None) -> GroupScales:
         """Scale [N, G] (float32) and zero point [N, G] (uint8, all 0) for a weight [N, K] of any float dtype.
 
         importance_K, [K] and non-negative, weights each column's squared error in the search. Tensor-wide grids and
@@ -110,7 +115,7 @@ class FloatGrid:
                     w_nK = torch.nn.functional.pad(w_nK, (0, G * size - K, 0, -n % tall))
                 cells_nGg = w_nK.reshape(-1, tall, G, size).transpose(1, 2).reshape(-1, G, tall * size)
                 scale_NG[start : start + n] = expand(self._fit_groups(cells_nGg, root_Gg), self.spec, n)
-        return scale_NG, torch.zeros(N, G, dtype=torch.uint8, device=w_NK.device)
+        return GroupScales(scale_NG, torch.zeros(N, G, dtype=torch.uint8, device=w_NK.device))
 
     def _fit_groups(self, w_nGg: Tensor, root_Gg: Tensor | None) -> Tensor:
         amax_nG = w_nGg.abs().amax(2)
@@ -185,9 +190,13 @@ class FloatGrid:
         """Codes (uint8) of steps that have one."""
         return float_codes(steps, self.spec.bits)
 
-    def quantize(self, w_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor) -> QuantizedWeight:
-        """Round every weight to its group's grid."""
-        N, K = w_NK.shape
+    def steps(self, codes: Tensor, zero: Tensor) -> Tensor:
+        """The inverse of `codes`, in zero's dtype."""
+        return float_steps(codes, self.spec.bits, zero.dtype)
+
+    def encode(self, w_NK: Tensor, parameters: GroupScales) -> Tensor:
+        """Codes (uint8) [N, K] of the nearest numbers of each group's grid."""
+        (N, K), scale_NG = w_NK.shape, parameters.scale_NG
         codes_NK, size = torch.empty(N, K, dtype=torch.uint8, device=w_NK.device), self.spec.columns(K)
         whole, step = scale_NG.shape[1] * size == K, max(1, 2 * CHUNK // K)
         room_nK = torch.empty(min(step, N), K, dtype=torch.float32, device=w_NK.device)
@@ -200,11 +209,24 @@ class FloatGrid:
             else:
                 torch.div(w_nK, scale_nG.repeat_interleave(size, 1)[:, :K], out=steps_nK)
             encode_float(steps_nK, self.spec.bits, codes_NK[start : start + step])
-        return self.weight(codes_NK, scale_NG, zero_NG)
+        return codes_NK
 
-    def weight(self, codes_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor) -> QuantizedWeight:
+    def decode(self, codes_NK: Tensor, parameters: GroupScales) -> Tensor:
+        """The numbers [N, K] that codes stand for, float32."""
+        return dequantize(self.weight(codes_NK, parameters))
+
+    def weight(self, codes_NK: Tensor, parameters: GroupScales) -> QuantizedWeight:
         """Codes and scales of this grid as a QuantizedWeight."""
-        return QuantizedWeight(codes_NK, scale_NG, None, self.spec, self.global_scale)
+        return QuantizedWeight(codes_NK, parameters.scale_NG, None, self.spec, self.global_scale)
+
+    def quantize(self, w_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor) -> QuantizedWeight:
+        """Every weight rounded to its group's grid."""
+        parameters = GroupScales(scale_NG, zero_NG)
+        return self.weight(self.encode(w_NK, parameters), parameters)
+
+    def by_column(self, parameters: GroupScales, K: int, dtype: torch.dtype) -> GroupColumns:
+        """The parameters laid out for work on columns in `dtype`."""
+        return GroupColumns(self, parameters, K, dtype)
 
 
 def _float32(value: float) -> float:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from quantkit.grids.columns import GroupColumns, GroupScales
+from quantkit.grids.dequantize import dequantize
 from quantkit.types import QuantizedWeight, TensorSpec
 
 CHUNK = 1 << 18  # elements worked on at a time: the working set of one candidate stays in the cache
@@ -48,6 +50,11 @@ class IntegerGrid:
     signed: bool = True
     fixed: float | None = None
 
+    @property
+    def row_wise(self) -> bool:
+        """Whether a row's scales come from that row alone."""
+        return self.spec.scale_rows == 1
+
     def for_tensors(self, weights: Sequence[Tensor], importance_K: Tensor | None = None) -> "IntegerGrid":
         """This grid with what weights [N_i, K] that an engine fuses must share: the one scale of a tensor-wide grid.
 
@@ -75,7 +82,7 @@ class IntegerGrid:
             total += self._error(w_n1K, scale_n1, zero.to(w_n1K.device).expand(len(w_n1K), 1), root_K).sum().item()
         return total
 
-    def fit(self, w_NK: Tensor, importance_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def fit(self, w_NK: Tensor, importance_K: Tensor | None = None) -> GroupScales:
         """Scale [N, G] (scale_dtype) and zero point [N, G] (uint8) for a weight [N, K] of any float dtype.
 
         importance_K, [K] and non-negative, weights each column's squared error in the range search. A group's range
@@ -86,7 +93,7 @@ class IntegerGrid:
         if self.spec.scale_rows == -1:
             assert self.fixed is not None, "a tensor-wide grid is made by for_tensors"
             scale_NG = torch.full((N, 1), self.fixed, dtype=self.scale_dtype, device=w_NK.device)
-            return scale_NG, torch.full_like(scale_NG, self.spec.levels // 2, dtype=torch.uint8)
+            return GroupScales(scale_NG, torch.full_like(scale_NG, self.spec.levels // 2, dtype=torch.uint8))
         root_Gg = None
         if importance_K is not None and self.search is not None:
             root_Gg = importance_K.to(w_NK.device, torch.float32).sqrt().reshape(G, K // G)
@@ -94,7 +101,7 @@ class IntegerGrid:
         zero_NG = torch.empty(N, G, dtype=torch.uint8, device=w_NK.device)
         for rows in _row_chunks(N, K):
             scale_NG[rows], zero_NG[rows] = self._fit_groups(w_NK[rows].float().reshape(-1, G, K // G), root_Gg)
-        return scale_NG, zero_NG
+        return GroupScales(scale_NG, zero_NG)
 
     def _fit_groups(self, w_nGg: Tensor, root_Gg: Tensor | None) -> tuple[Tensor, Tensor]:
         low_nG, high_nG = w_nGg.amin(2).clamp_(max=0), w_nGg.amax(2).clamp_(min=0)
@@ -198,12 +205,12 @@ class IntegerGrid:
         norm = 2 if root_Gg is not None else self.search.norm
         return error_nGg.square_().sum(2) if norm == 2 else error_nGg.abs_().pow_(norm).sum(2)
 
-    def encode(self, w: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    def codes_of(self, w: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """Codes (uint8) of w; scale and zero broadcast against it."""
         codes = (w / scale.to(w.dtype)).round_().add_(zero.to(w.dtype)).clamp_(0, self.spec.levels - 1)
         return codes.to(torch.uint8)
 
-    def decode(self, codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    def values_of(self, codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """(codes - zero) * scale, rounded once in scale's dtype: what compressed-tensors and the engines compute."""
         return (codes.to(scale.dtype) - zero.to(scale.dtype)) * scale
 
@@ -223,19 +230,38 @@ class IntegerGrid:
         """Codes (uint8) of steps that have one."""
         return (steps + zero.to(steps.dtype)).to(torch.uint8)
 
-    def quantize(self, w_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor) -> QuantizedWeight:
-        """Round every weight to its group's grid."""
+    def steps(self, codes: Tensor, zero: Tensor) -> Tensor:
+        """The inverse of `codes`, in zero's dtype."""
+        return codes.to(zero.dtype) - zero
+
+    def encode(self, w_NK: Tensor, parameters: GroupScales) -> Tensor:
+        """Codes (uint8) [N, K] of the nearest numbers of each group's grid."""
         N, K = w_NK.shape
+        scale_NG, zero_NG = parameters
         G = scale_NG.shape[1]
         codes_NK = torch.empty(N, K, dtype=torch.uint8, device=w_NK.device)
         for rows in _row_chunks(N, K):
             w_nGg = w_NK[rows].float().reshape(-1, G, K // G)
-            codes_NK[rows] = self.encode(w_nGg, scale_NG[rows, :, None], zero_NG[rows, :, None]).reshape(-1, K)
-        return self.weight(codes_NK, scale_NG, zero_NG)
+            codes_NK[rows] = self.codes_of(w_nGg, scale_NG[rows, :, None], zero_NG[rows, :, None]).reshape(-1, K)
+        return codes_NK
 
-    def weight(self, codes_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor) -> QuantizedWeight:
+    def decode(self, codes_NK: Tensor, parameters: GroupScales) -> Tensor:
+        """The numbers [N, K] that codes stand for, in scale_dtype."""
+        return dequantize(self.weight(codes_NK, parameters))
+
+    def weight(self, codes_NK: Tensor, parameters: GroupScales) -> QuantizedWeight:
         """Codes, scales and zero points of this grid as a QuantizedWeight."""
+        scale_NG, zero_NG = parameters
         return QuantizedWeight(codes_NK, scale_NG, None if self.spec.symmetric else zero_NG, self.spec)
+
+    def quantize(self, w_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor) -> QuantizedWeight:
+        """Every weight rounded to its group's grid."""
+        parameters = GroupScales(scale_NG, zero_NG)
+        return self.weight(self.encode(w_NK, parameters), parameters)
+
+    def by_column(self, parameters: GroupScales, K: int, dtype: torch.dtype) -> GroupColumns:
+        """The parameters laid out for work on columns in `dtype`."""
+        return GroupColumns(self, parameters, K, dtype)
 
 
 def _row_chunks(N: int, K: int) -> Iterator[slice]:
