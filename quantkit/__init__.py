@@ -18,12 +18,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantkit.api import quantize
+    from quantkit.api import quantize, quantize_module
     from quantkit.errors import RunError, UserError
     from quantkit.recipe.recipe import Recipe
     from quantkit.runtime.load import load
 
-__all__ = ["Recipe", "RunError", "UserError", "load", "quantize"]
+__all__ = ["Recipe", "RunError", "UserError", "load", "quantize", "quantize_module"]
 
 _HOMES = {
     "Recipe": "quantkit.recipe.recipe",
@@ -31,6 +31,7 @@ _HOMES = {
     "UserError": "quantkit.errors",
     "load": "quantkit.runtime.load",
     "quantize": "quantkit.api",
+    "quantize_module": "quantkit.api",
 }
 
 

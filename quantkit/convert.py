@@ -23,16 +23,16 @@ from quantkit.checkpoint.output_folder import (
     check_output,
     copy_side_files,
     file_hashes,
+    side_files,
     versions,
     write_json,
 )
-from quantkit.checkpoint.writer import (
-    ShardWriter,
-    TensorLayout,
-)
+from quantkit.checkpoint.quantization_config import without_quantization
+from quantkit.checkpoint.writer import ShardWriter, TensorLayout
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, holders
 from quantkit.formats.common import natural
+from quantkit.formats.interface import Format
 from quantkit.formats.quantized_folder import QuantizedFolder
 from quantkit.types import QuantizedWeight, Scheme
 
@@ -49,6 +49,8 @@ def convert(source: Path, output: Path, format_name: str, *, requantize: bool = 
         raise UserError(f"there is no format {format_name!r}; choose from {', '.join(FORMATS)}")
     check_output(output)
     folder, target = QuantizedFolder.open(source), FORMATS[format_name]
+    side_files(folder.checkpoint.folder)
+    _refuse_unknown(folder)
     units = _layouts(folder, target, format_name)
     settings = target.config(folder.schemes, folder.dense_linears(), folder.kv)
     if target.read_config(settings, list(folder.schemes)) != folder.schemes or target.read_kv(settings) != folder.kv:
@@ -69,7 +71,7 @@ def convert(source: Path, output: Path, format_name: str, *, requantize: bool = 
         }
         for name, content in target.files(settings).items():
             write_json(partial / name, content)
-        config = {key: value for key, value in folder.checkpoint.config.items() if key != "quantization_config"}
+        config = without_quantization(folder.checkpoint.config)
         write_json(partial / "config.json", config | {"quantization_config": settings})
         writer.finish()
         report["files"] = file_hashes(partial)
@@ -92,7 +94,7 @@ class Change:
         return Change(self.scales + other.scales, max(self.largest, other.largest))
 
 
-def carry(q: QuantizedWeight, scheme: Scheme, target: Any) -> tuple[dict[str, Tensor], Change]:
+def carry(q: QuantizedWeight, scheme: Scheme, target: Format) -> tuple[dict[str, Tensor], Change]:
     """The module's tensors in the target format, and what became of its scales there.
 
     UserError where the target cannot hold the codes, the zero points, or scales of that size or sign at all.
@@ -119,11 +121,44 @@ def carry(q: QuantizedWeight, scheme: Scheme, target: Any) -> tuple[dict[str, Te
     return tensors, change
 
 
-def _write(folder: QuantizedFolder, target: Any, writer: ShardWriter, requantize: bool) -> dict[str, Any]:
+def _refuse_unknown(folder: QuantizedFolder) -> None:
+    """UserError for a tensor of a quantized module that its format does not know: its meaning would be lost."""
+    form = folder.form
+    known = {*form.SUFFIXES, "bias", *(name.rpartition(".")[2] for name in form.KV_NAMES or ())}
+    for tensor in folder.checkpoint.tensors:
+        module, _, suffix = tensor.rpartition(".")
+        if module in folder.schemes and suffix not in known:
+            raise UserError(
+                f"{folder.checkpoint.folder}: {tensor}: unknown tensor for {folder.name}; refusing to convert"
+            )
+
+
+def _renamed(folder: QuantizedFolder, target: Format) -> dict[str, str]:
+    """Name here -> name in the target format of every tensor that is copied as it is."""
+    own = {name for module in folder.schemes for name in folder.own(module).values()}
+    names = {name: name for name in folder.checkpoint.tensors if name not in own}
+    if folder.kv is None:
+        return names
+    if target.KV_NAMES is None:
+        raise UserError(
+            f"the format has no place for the scales of a KV cache ({folder.kv}); compressed-tensors has one"
+        )
+    moved = {
+        name: name.removesuffix(here) + there
+        for here, there in zip(folder.form.KV_NAMES, target.KV_NAMES, strict=True)
+        for name in names
+        if name.endswith(f".{here}")
+    }
+    if not moved:
+        raise UserError(f"{folder.checkpoint.folder}: the KV cache is described as {folder.kv}, but has no scales")
+    return names | moved
+
+
+def _write(folder: QuantizedFolder, target: Format, writer: ShardWriter, requantize: bool) -> dict[str, Any]:
     total, touched = Change(), 0
     for module, scheme in folder.schemes.items():
+        q = folder.weight(module)
         try:
-            q = folder.weight(module)
             tensors, change = carry(q, scheme, target)
             if change.scales and not requantize:
                 raise UserError(
@@ -135,18 +170,14 @@ def _write(folder: QuantizedFolder, target: Any, writer: ShardWriter, requantize
         total, touched = total + change, touched + bool(change.scales)
         for suffix, tensor in tensors.items():
             writer.write(f"{module}.{suffix}", tensor)
-    for name, new in folder.renamed(target).items():
+    for name, new in _renamed(folder, target).items():
         writer.copy_from(folder.checkpoint, name, new)
     return {"modules": touched, "scales": total.scales, "largest_change": total.largest}
 
 
 def _elsewhere(folder: QuantizedFolder, module: str) -> str:
-    """Which formats hold a module exactly; nothing where it cannot even be read."""
-    names, scheme = [], folder.schemes[module]
-    try:
-        q = folder.weight(module)
-    except UserError:
-        return ""
+    """The formats that hold a module exactly, in words."""
+    names, scheme, q = [], folder.schemes[module], folder.weight(module)
     for name in holders(folder.shape(module), scheme, q.scale_NG.dtype):
         try:
             if not carry(q, scheme, FORMATS[name])[1].scales:
@@ -156,21 +187,18 @@ def _elsewhere(folder: QuantizedFolder, module: str) -> str:
     return f"; held exactly by: {', '.join(names)}" if names else ""
 
 
-def _layouts(folder: QuantizedFolder, target: Any, format_name: str) -> list[list[TensorLayout]]:
+def _layouts(folder: QuantizedFolder, target: Format, format_name: str) -> list[list[TensorLayout]]:
     """Every tensor of the output, a module's in one unit; UserError for a module the target cannot hold."""
     units: dict[str, list[TensorLayout]] = {}
     for module, scheme in folder.schemes.items():
-        try:
-            shape, dtype = folder.shape(module), folder.scale_dtype(module)
-        except UserError as error:
-            raise UserError(f"{folder.checkpoint.folder}: {module}: {error}") from error
+        shape, dtype = folder.shape(module), folder.scale_dtype(module)
         try:
             announced = target.layout(shape, scheme, target.scale_dtype(scheme, dtype))
         except UserError as error:
             able = ", ".join(holders(shape, scheme, dtype))
             raise UserError(f"{module} cannot become {format_name}: {error}; held by: {able}") from error
         units[module] = [TensorLayout(f"{module}.{suffix}", *kind) for suffix, kind in announced.items()]
-    for name, new in folder.renamed(target).items():
+    for name, new in _renamed(folder, target).items():
         info = folder.checkpoint.info(name)
         units.setdefault(new.rpartition(".")[0], []).append(TensorLayout(new, info.dtype, tuple(info.shape)))
     return [units[module] for module in sorted(units, key=natural)]

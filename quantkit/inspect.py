@@ -10,13 +10,15 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.reader import Checkpoint, TensorInfo
+from quantkit.checkpoint.header import TensorInfo
+from quantkit.checkpoint.output_folder import REPORT
+from quantkit.checkpoint.quantization_config import descriptions, quantization_config
+from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
-from quantkit.formats import FORMATS, format_name
-from quantkit.formats.quantized_folder import outline
-from quantkit.types import Scheme
+from quantkit.formats.common import listed
+from quantkit.formats.quantized_folder import QuantizedFolder
 
-REPORT = "quantkit-report.json"
+IGNORE_KEYS = ("ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers")
 PAYLOAD = {
     **dict.fromkeys(("weight_packed", "qweight", "weight"), "codes"),
     **dict.fromkeys(("weight_scale", "weight_scale_inv", "scales", "weight_global_scale", "weight_scale_2"), "scales"),
@@ -33,10 +35,15 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
     under "note", and figures that would need it are None.
     """
     checkpoint = Checkpoint.open(Path(path))
-    quantization = checkpoint.config.get("quantization_config") or {}
-    tensors = checkpoint.tensors
-    schemes, format_, note = _schemes(quantization, tensors)
-    modules = {name: _module(checkpoint, name, FORMATS[str(format_)], scheme) for name, scheme in schemes.items()}
+    tensors, stated = checkpoint.tensors, quantization_config(checkpoint) or {}
+    folder, note = None, None
+    if stated:
+        try:
+            folder = QuantizedFolder.open(checkpoint)
+        except UserError as error:
+            note = str(error)
+    modules = {} if folder is None else {name: _module(folder, name) for name in folder.schemes}
+    cache = None if folder is None else folder.kv or folder.own_cache
 
     rest = [name for name in tensors if _owner(name) not in modules or name.endswith(".bias")]
     weights = sum(prod(module["shape"]) for module in modules.values())
@@ -45,9 +52,11 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
     payload = sum(module["bytes"] for module in modules.values())
     return {
         "path": str(path),
-        "architecture": (checkpoint.config.get("architectures") or ["unknown"])[0],
-        "method": quantization.get("quant_method"),
-        "format": quantization.get("format"),
+        "architecture": _architecture(checkpoint.config),
+        "method": stated.get("quant_method"),
+        "described_by": next(iter(descriptions(checkpoint)), None),
+        "format": stated.get("format"),
+        "kv_cache": None if cache is None else str(cache),
         "note": note,
         "modules": modules,
         "parameters": None if note else parameters,
@@ -58,39 +67,22 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
         "bytes": stored,
         "bf16_bytes": None if note else 2 * parameters,
         "kinds": _kinds(tensors, checkpoint.config, modules.keys()),
-        "unquantized": _unquantized(checkpoint, rest),
+        "unquantized": _unquantized(checkpoint, rest, stated),
         "shards": _shards(tensors),
     }
 
 
-def _schemes(
-    quantization: dict[str, Any], tensors: dict[str, TensorInfo]
-) -> tuple[dict[str, Scheme], str | None, str | None]:
-    """Scheme of every quantized module, the name of the format, and what is in the way of reading it."""
-    if not quantization:
-        return {}, None, None
-    name = format_name(quantization)
-    if name is None:
-        method = quantization.get("quant_method")
-        return {}, None, f"quantkit does not read quant_method {method!r}; it reads {', '.join(FORMATS)}"
-    mark = f".{FORMATS[name].MARK}"
-    packed = sorted(tensor.removesuffix(mark) for tensor in tensors if tensor.endswith(mark))
-    if not packed:
-        return {}, name, f"config.json says {name}, but no tensor is packed that way"
-    try:
-        return FORMATS[name].read_config(quantization, packed), name, None
-    except UserError as error:
-        return {}, name, str(error)
+def _architecture(config: dict[str, Any]) -> str:
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else "unknown"
 
 
-def _module(checkpoint: Checkpoint, name: str, format_: Any, scheme: Scheme) -> dict[str, Any]:
-    """One quantized linear. A two-number weight_shape is the only tensor that is read."""
-    tensors = outline(checkpoint, name, format_.SUFFIXES)
-    try:
-        N, K = format_.check_tensors(tensors, scheme)
-    except UserError as error:
-        raise UserError(f"{checkpoint.folder}: {name}: {error}") from error
-    size = sum(checkpoint.info(f"{name}.{suffix}").nbytes for suffix in tensors if suffix in PAYLOAD)
+def _module(folder: QuantizedFolder, name: str) -> dict[str, Any]:
+    """One quantized linear, from headers."""
+    (N, K), scheme = folder.shape(name), folder.schemes[name]
+    size = sum(
+        folder.checkpoint.info(tensor).nbytes for suffix, tensor in folder.own(name).items() if suffix in PAYLOAD
+    )
     return {
         "scheme": str(scheme),
         "bits": scheme.weights.bits,
@@ -123,17 +115,17 @@ def _kind(name: str, info: TensorInfo, config: dict[str, Any], modules: Collecti
         return "biases"
     if len(info.shape) < 2:
         return "norms and vectors"
-    if info.shape[0] == (config.get("text_config") or config).get("vocab_size"):
+    inner = config.get("text_config")
+    if info.shape[0] == (inner if isinstance(inner, dict) else config).get("vocab_size"):
         return "output head" if _owner(name).endswith("lm_head") else "embeddings"
     return "dense weights"
 
 
-def _unquantized(checkpoint: Checkpoint, names: list[str]) -> list[dict[str, Any]]:
+def _unquantized(checkpoint: Checkpoint, names: list[str], stated: dict[str, Any]) -> list[dict[str, Any]]:
     """Tensors that keep their values, each with the best reason known: the run's report first, then the config."""
     config = checkpoint.config
-    quantization = config.get("quantization_config")
     given = _skipped(checkpoint.folder)
-    ignored = (quantization or {}).get("ignore") or []
+    ignored = _ignored(stated)
     found = []
     for name in names:
         info = checkpoint.tensors[name]
@@ -143,7 +135,7 @@ def _unquantized(checkpoint: Checkpoint, names: list[str]) -> list[dict[str, Any
             reason = "packed in a way quantkit does not read"
         elif reason is None and kind in ("biases", "norms and vectors", "embeddings"):
             reason = f"{kind} are never quantized"
-        elif reason is None and not quantization:
+        elif reason is None and not stated:
             reason = "the folder is not quantized"
         elif reason is None:
             reason = "ignored by the recipe" if _matches(_owner(name), ignored) else "not said"
@@ -169,8 +161,20 @@ def _skipped(folder: Path) -> dict[str, str]:
         raise UserError(f"{folder / REPORT}: not a report of quantkit: {error}") from error
 
 
+def _ignored(stated: dict[str, Any]) -> list[str]:
+    """Names and patterns of the modules that the description excludes, under whichever key its method has."""
+    inner = stated.get("quantization")
+    parts = (stated, inner if isinstance(inner, dict) else {})
+    lists = [part.get(key) for part in parts for key in IGNORE_KEYS]
+    return [name for names in lists if isinstance(names, list) for name in names if isinstance(name, str)]
+
+
 def _matches(name: str, patterns: list[str]) -> bool:
-    return any(re.match(p[3:], name) if p.startswith("re:") else p == name for p in patterns)
+    try:
+        by_regex = any(re.match(p[3:], name) for p in patterns if p.startswith("re:"))
+    except re.error:
+        by_regex = False  # what such a description means is for the format's reader to say
+    return by_regex or listed(name, [p for p in patterns if not p.startswith("re:")])
 
 
 def _owner(name: str) -> str:

@@ -7,18 +7,16 @@ from typing import Any
 
 import torch
 
+from quantkit.checkpoint.model_folder import check_model_folder
 from quantkit.errors import RunError, UserError
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """config.json of a model folder; UserError when there is none."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(f"{path}: no such model folder")
+    folder = Path(path).expanduser()
+    check_model_folder(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not a model folder: it has no config.json") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'}: cannot be read: {error}") from error
     if not isinstance(config, dict):
@@ -54,42 +52,23 @@ def check_tokenizers(path: str | Path, tokenizer: Any, ref: str | Path, other: A
 
 
 def load_model(path: str | Path, device: str = "cpu", trust_remote_code: bool = False) -> Any:
-    """A transformers model, float32 on a CPU and in its own dtype elsewhere; quantized folders stay packed.
+    """The model of a folder, plain or quantized: in float32 on a CPU, in its own dtype elsewhere.
 
-    UserError when transformers cannot load it, or would leave some weights random.
+    UserError where the folder cannot be loaded, or some of its weights would be random.
     """
-    dtype = torch.float32 if torch.device(device).type == "cpu" else None
-    try:
-        if "quantization_config" in read_config(path):
-            from quantkit.runtime.load import load
-
-            return load(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code).eval()
-        return _load_dense(path, dtype, device, trust_remote_code)
-    except (UserError, RunError):
-        raise
-    except Exception as error:  # anything transformers or safetensors make of a broken folder
-        raise UserError(f"{path}: not a model that transformers can load: {_first_line(error)}") from error
-
-
-def _load_dense(path: str | Path, dtype: torch.dtype | None, device: str, trust_remote_code: bool) -> Any:
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
+
+    from quantkit.runtime.load import load
 
     if not sys.stderr.isatty():
         disable_progress_bar()
-    # with output_loading_info it returns a pair, which its annotation does not say
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=dtype or "auto",
-        trust_remote_code=trust_remote_code,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    model, info = loaded
-    absent = sorted(info["missing_keys"]) + [str(mismatch[0]) for mismatch in info["mismatched_keys"]]
-    if absent:  # transformers fills these with random numbers and only warns
-        raise UserError(f"{path}: {len(absent)} weights are missing or of the wrong shape: {', '.join(absent[:5])}")
-    return model.to(device).eval()
+    dtype = torch.float32 if torch.device(device).type == "cpu" else None
+    try:
+        return load(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    except (UserError, RunError):
+        raise
+    except Exception as error:  # anything that transformers makes of a broken folder
+        raise UserError(f"{path}: not a model that transformers can load: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

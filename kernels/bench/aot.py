@@ -43,6 +43,7 @@ LONG = 16384  # columns of the weights: enough turns of the loop that it is not 
 SHARED = {80: 163, 89: 99, 90: 227, 100: 227}  # KiB a program can have
 REGISTERS = 65536  # of a processor; a program's threads hold a multiple of 8 each, at most 255
 PROCESSORS = 132
+CDT = {"bf16": tl.bfloat16, "fp16": tl.float16}
 KINDS_W8A8 = ("int8", "fp8", "fp8_block")
 
 
@@ -63,28 +64,30 @@ class Case:
 
 def weight_only(
     arch: int, format: Format, group: int, M: int, *, zero: bool = False, dtype: str = "bf16", N: int = 4096,
-    K: int = LONG,
+    K: int = LONG, scales: str | None = None, sums: bool = False,
 ) -> Case:  # fmt: skip
-    """The product of a weight-only format; group 0: one scale a row."""
+    """The product of a weight-only format; group 0: one scale a row. scales: their dtype, if not the activations'."""
     config = weight_only_heuristic(M, N, K, PROCESSORS, SHARED[arch] * 1024)
     data = "*" + dtype
     signature = {
-        "x_ptr": data, "words_ptr": "*i32", "scale_ptr": data if group else "*i32",
-        "zero_ptr": data if zero else "*i32", "row_scale_ptr": "*fp32", "y_ptr": data, "partial_ptr": "*fp32",
+        "x_ptr": data, "words_ptr": "*i32", "scale_ptr": "*fp32" if sums else "*" + (scales or dtype),
+        "zero_ptr": data if zero else "*i32", "row_scale_ptr": "*fp32", "y_ptr": "*fp32" if sums else data,
+        "partial_ptr": "*fp32",
         "count_ptr": "*i32", "M": "i32", "N": "i32", "stride_x": "i32",
     }  # fmt: skip
     constants = {
         "K": K, "STEPS": -(-K // 256), "SPLITS": config.splits, "FORMAT": format, "GROUP": group or 128,
-        "SCALE": group > 0,
-        "ZERO": zero, "ROW_SCALE": format == "fp4" or not group, "SCALE_SUMS": group == 128 and config.block_m <= 32,
-        "EVEN_N": N % config.block_n == 0, "ASM": True, "CDT": tl.bfloat16 if dtype == "bf16" else tl.float16,
+        "SCALE": not sums or group > 0, "CHANNEL": not group and not sums, "ZERO": zero,
+        "ROW_SCALE": format == "fp4" or (sums and not group), "SCALE_SUMS": sums and group > 0,
+        "EVEN_N": N % config.block_n == 0, "ASM": True, "CDT": CDT[dtype], "DT": CDT[dtype],
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
     }  # fmt: skip
     elements = config.block_n * 256 / (32 * config.num_warps)
     limit = {"int4": 1.3, "int8": 1.6, "fp8": 1.6, "fp4": 1.6}[format]
+    limit += 2 * bool(scales)  # these are multiplied in float32 and converted back
     size = f"g{group}" if group else "channel"
     name = f"{format} {size}{' asym' if zero else ''} {dtype} M{M}" + (f" N{N}" if N != 4096 else "")
-    name += f" K{K}" if K != LONG else ""
+    name += (f" K{K}" if K != LONG else "") + (f" {scales} scales" if scales else "") + (" sums" if sums else "")
     return Case(
         name, weight_only_kernel, signature, constants, config.num_warps, config.num_stages, elements, limit, "HGMMA"
     )
@@ -93,12 +96,12 @@ def weight_only(
 def decode(format: str, group: int, *, zero: bool = False) -> Case:
     """The kernel that decodes a whole weight; group 0: one scale a row."""
     signature = {
-        "words_ptr": "*i32", "scale_ptr": "*bf16" if group else "*i32", "zero_ptr": "*bf16" if zero else "*i32",
+        "words_ptr": "*i32", "scale_ptr": "*bf16", "zero_ptr": "*bf16" if zero else "*i32",
         "row_scale_ptr": "*fp32", "w_ptr": "*bf16", "N": "i32",
     }  # fmt: skip
     constants = {
-        "K": 4096, "FORMAT": format, "GROUP": group or 128, "SCALE": group > 0, "ZERO": zero,
-        "ROW_SCALE": format == "fp4" or not group, "ASM": True, "CDT": tl.bfloat16, "BLOCK_N": 32,
+        "K": 4096, "FORMAT": format, "GROUP": group or 128, "SCALE": True, "CHANNEL": not group, "ZERO": zero,
+        "ROW_SCALE": format == "fp4", "ASM": True, "CDT": tl.bfloat16, "DT": tl.bfloat16, "BLOCK_N": 32,
     }  # fmt: skip
     name = f"decode {format} {f'g{group}' if group else 'channel'}{' asym' if zero else ''}"
     return Case(name, decode_kernel, signature, constants, 4, 3)
@@ -228,6 +231,9 @@ def cases(arch: int) -> list[Case]:
         weight_only(arch, "int4", 128, few, zero=True, dtype="fp16"),
         weight_only(arch, "int4", 128, most, dtype="fp16"),
         weight_only(arch, "int4", 128, few, K=4032),
+        weight_only(arch, "int4", 128, few, scales="fp32"),
+        weight_only(arch, "int8", 0, few, scales="fp16"),
+        *(weight_only(arch, "int4", group, M, sums=True) for group in (0, 128) for M in (few, most)),
         weight_only(arch, "int4", 128, few, N=65537),
         weight_only(arch, "int8", 128, few, dtype="fp16"),
         weight_only(arch, "fp8", 128, few),

@@ -114,9 +114,27 @@ def plane_sub(plane, zero, ASM: tl.constexpr, CDT: tl.constexpr):
 
 
 @triton.jit
-def plane_mul(plane, scale, ASM: tl.constexpr, CDT: tl.constexpr):
-    """plane * scale, in pairs."""
-    if ASM:
+def round_float32(value, DT: tl.constexpr, CDT: tl.constexpr):
+    """float32 rounded to DT, halves to even; still float32 in the interpreter (CDT), which truncates to bfloat16."""
+    if tl.float32 == DT:
+        return value
+    elif tl.float32 != CDT:
+        return value.to(DT)
+    elif tl.bfloat16 == DT:
+        b = value.to(tl.int32, bitcast=True)
+        return ((b + 0x7FFF + ((b >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+    else:
+        return value.to(DT).to(tl.float32)
+
+
+@triton.jit
+def plane_mul(plane, scale, ASM: tl.constexpr, CDT: tl.constexpr, DT: tl.constexpr, SDT: tl.constexpr):
+    """plane * scale, rounded to the scales' dtype SDT, then to DT; in pairs where both are the dtype computed in."""
+    if SDT != DT or CDT != DT:
+        product = plane.to(tl.float32) * scale.to(tl.float32)
+        product = round_float32(product, SDT, CDT).to(tl.float32)
+        return round_float32(product, DT, CDT)
+    elif ASM:
         s = tl.broadcast_to(scale, plane.shape)
         if tl.bfloat16 == CDT:
             return tl.inline_asm_elementwise(MUL_BF16, "=r,r,r", [plane, s], dtype=tl.bfloat16, is_pure=True, pack=2)

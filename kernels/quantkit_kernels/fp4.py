@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quantkit_kernels.checks import check, check_tensor
-from quantkit_kernels.layout import PackedWeight, pack, unpack_groups, unpack_words
+from quantkit_kernels.layout import PackedWeight, pack, rounded_weight, unpack_words
 from quantkit_kernels.weight_only import linear
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -48,14 +48,9 @@ def pack_mxfp4(codes_NK: Tensor, exponent_NG: Tensor, *, dtype: torch.dtype) -> 
 
 def fp4_reference(x: Tensor, weight: PackedWeight) -> Tensor:
     """The definition, in float64."""
-    K, width = weight.in_features, weight.group_size
-    codes_NK = unpack_words(weight.words, "fp4", K).long()
+    codes_NK = unpack_words(weight.words, "fp4", weight.in_features).long()
     table = torch.tensor(E2M1 + tuple(-v for v in E2M1), dtype=torch.float64, device=x.device)
-    assert weight.scale is not None
-    w_NK = table[codes_NK] * unpack_groups(weight.scale, K // width).double().repeat_interleave(width, 1)
-    if weight.row_scale is not None:
-        w_NK = w_NK * weight.row_scale.double()[:, None]
-    return x.double() @ w_NK.T
+    return x.double() @ rounded_weight(table[codes_NK], weight).T
 
 
 def fp4_linear(x: Tensor, weight: PackedWeight) -> Tensor:

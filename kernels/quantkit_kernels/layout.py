@@ -41,10 +41,12 @@ class PackedWeight:
     """A weight [N, K] in the planes layout.
 
     words       int32 [blocks, N, P]
-    scale       [steps, N, groups of a step] in the activations' dtype; None where row_scale is all there is
+    scale       [steps, N, groups of a step], or [N] for one scale a row; None where row_scale is all there is. In the
+                activations' dtype, which then holds it exactly, else as it came: W is rounded to that dtype first
     zero        like scale, see the module's text; None for symmetric integers and floats
     row_scale   float32 [N]: multiplies the finished sums; None for one
-    group_size  columns that share a scale: 16, 32, 64, 128; 0 where only row_scale scales
+    group_size  columns that share a scale: 16, 32, 64, 128; 0 for one scale a row
+    sums        W is the codes, never rounded; scale (float32, groups of 128) and row_scale multiply sums of them
     """
 
     words: Tensor
@@ -55,6 +57,7 @@ class PackedWeight:
     in_features: int
     group_size: int
     dtype: torch.dtype
+    sums: bool = False
 
     @property
     def out_features(self) -> int:
@@ -114,6 +117,25 @@ def pack_groups(values_NG: Tensor, group_size: int) -> Tensor:
     return padded.reshape(N, -1, per_step).permute(1, 0, 2).contiguous()
 
 
+def scale_columns(weight: PackedWeight) -> Tensor:
+    """The scales of all columns, [N, K] or [N, 1] in float64, without row_scale."""
+    if weight.scale is None:
+        return torch.ones(weight.out_features, 1, dtype=torch.float64, device=weight.words.device)
+    if weight.scale.dim() == 1:
+        return weight.scale.double()[:, None]
+    groups = unpack_groups(weight.scale, -(-weight.in_features // weight.group_size)).double()
+    return groups.repeat_interleave(weight.group_size, 1)[:, : weight.in_features]
+
+
+def rounded_weight(steps_NK: Tensor, weight: PackedWeight) -> Tensor:
+    """The definition of W, in float64: steps (codes less their zero points, or what floats stand for) times scales,
+    rounded to the scales' dtype and to the activations'; then, or where sums are scaled only, times row_scale."""
+    w_NK = steps_NK * scale_columns(weight)
+    if weight.scale is not None and not weight.sums:
+        w_NK = w_NK.float().to(weight.scale.dtype).to(weight.dtype).double()
+    return w_NK if weight.row_scale is None else w_NK * weight.row_scale.double()[:, None]
+
+
 def unpack_groups(values: Tensor, groups: int) -> Tensor:
     """[N, G] of what pack_groups made."""
     return values.permute(1, 0, 2).reshape(values.shape[1], -1)[:, :groups]
@@ -128,8 +150,9 @@ def pack(
     group_size: int,
     dtype: torch.dtype,
     global_scale: float = 1.0,
+    sums: bool = False,
 ) -> PackedWeight:
-    """Repack plain codes. group_size -1 is one group a row ("channel"); scales of groups are rounded to dtype.
+    """Repack plain codes. group_size -1 is one group a row ("channel"). sums: for activations that are codes, too.
 
     ValueError where shapes, dtypes or the group size are not supported.
     """
@@ -150,13 +173,20 @@ def pack(
         check_tensor(f"{name} zero", zero_NG, (torch.uint8,), (N, G))
     check_same_device(codes=codes_NK, scale=scale_NG, zero=zero_NG)
 
-    row_scale, scale, zero = None, None, None
+    row_scale, scale, zero, short_NG = None, None, None, scale_NG.to(dtype)
+    if sums:
+        check(channel or group_size == BLOCK_K, f"{name}: sums of groups of {group_size}; supported: {BLOCK_K} and -1")
+        scale_NG = scale_NG.float()
+    elif scale_NG.dtype == torch.float32 and torch.equal(short_NG.float(), scale_NG):
+        scale_NG = short_NG
+    check(format != "fp4" or scale_NG.dtype == dtype, f"{name}: {dtype} does not hold its scales exactly")
     if channel:
-        row_scale, group_size = scale_NG.float().reshape(N).contiguous() * global_scale, 0
+        group_size, row = 0, scale_NG.reshape(N).contiguous()
+        row_scale, scale = (row, None) if sums else (None, row)
     else:
-        scale = pack_groups(scale_NG.to(dtype), group_size)
-        if global_scale != 1.0:
-            row_scale = torch.full((N,), global_scale, device=codes_NK.device)
+        scale = pack_groups(scale_NG, group_size)
+    if global_scale != 1.0:
+        row_scale = torch.full((N,), global_scale, device=codes_NK.device)
     if zero_NG is not None:
         magic = 128 if dtype == torch.bfloat16 else 1024
         zeros = zero_NG.to(dtype) + magic  # exact: 8 bits above 128, 11 above 1024
@@ -164,4 +194,4 @@ def pack(
             zero = pack_groups(zeros.expand(N, -(-K // BLOCK_K)).contiguous(), BLOCK_K)
         else:
             zero = pack_groups(zeros, group_size)
-    return PackedWeight(pack_words(codes_NK, format), scale, zero, row_scale, format, K, group_size, dtype)
+    return PackedWeight(pack_words(codes_NK, format), scale, zero, row_scale, format, K, group_size, dtype, sums)

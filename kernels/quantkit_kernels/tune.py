@@ -25,10 +25,9 @@ def random_weight(format: Format, N: int, K: int, device: torch.device) -> Packe
     """A weight of random words: what a kernel does takes no longer for other values."""
     words = torch.randint(-(2**31), 2**31 - 1, (blocks(K), N, 16 if BITS[format] == 4 else 32), device=device)
     group = GROUPS[format]
-    scale = row_scale = None
-    if group:
-        scale = (torch.rand(blocks(K) // 2, N, 256 // group, device=device) * 0.01 + 0.001).bfloat16()
-    if not group or format == "fp4":
+    shape, row_scale = (blocks(K) // 2, N, 256 // group) if group else (N,), None
+    scale = (torch.rand(shape, device=device) * 0.01 + 0.001).bfloat16()
+    if format == "fp4":
         row_scale = torch.rand(N, device=device) * 0.01 + 0.001
     return PackedWeight(words.to(torch.int32), scale, None, row_scale, format, K, group, torch.bfloat16)
 

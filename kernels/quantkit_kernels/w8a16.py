@@ -2,20 +2,23 @@
 
 Contract: W = element * scale. Elements are int8 [N, K] or float8_e4m3fn [N, K] without NaN; scales [N, G] for groups
 of 32, 64 or 128 columns, [N, 1] for rows, or for float8 [ceil(N / 128), ceil(K / 128)] for blocks (block=True).
-Scales of groups and blocks are rounded to the activations' dtype.
+W is rounded to the scales' dtype, then to the activations', whatever the number of tokens.
+
+sums=True: as in `w4a16`.
 """
 
 import torch
 from torch import Tensor
 
 from quantkit_kernels.checks import check, check_tensor
-from quantkit_kernels.layout import BLOCK_K, PackedWeight, pack, unpack_groups, unpack_words
+from quantkit_kernels.layout import BLOCK_K, PackedWeight, pack, rounded_weight, unpack_words
 from quantkit_kernels.weight_only import linear
 
 
 def pack_w8a16(
-    elements_NK: Tensor, scale_NG: Tensor, *, group_size: int = -1, block: bool = False, dtype: torch.dtype
-) -> PackedWeight:
+    elements_NK: Tensor, scale_NG: Tensor, *, group_size: int = -1, block: bool = False, dtype: torch.dtype,
+    sums: bool = False,
+) -> PackedWeight:  # fmt: skip
     """Repack once at load; dtype is the activations'. ValueError where a shape or dtype is not supported."""
     check_tensor("W8A16 weight", elements_NK, (torch.int8, torch.float8_e4m3fn), (None, None))
     N, K = elements_NK.shape
@@ -33,20 +36,14 @@ def pack_w8a16(
         codes_NK = torch.nn.functional.pad(codes_NK, (0, pad))
         packed = pack(codes_NK, scale_NG, None, format=format, group_size=BLOCK_K, dtype=dtype)
         return PackedWeight(packed.words, packed.scale, None, None, format, K, BLOCK_K, dtype)
-    return pack(codes_NK, scale_NG, None, format=format, group_size=group_size, dtype=dtype)
+    return pack(codes_NK, scale_NG, None, format=format, group_size=group_size, dtype=dtype, sums=sums)
 
 
 def w8a16_reference(x: Tensor, weight: PackedWeight) -> Tensor:
     """The definition, in float64."""
     codes_NK = unpack_words(weight.words, weight.format, weight.in_features)
     w_NK = codes_NK.view(torch.int8 if weight.format == "int8" else torch.float8_e4m3fn).double()
-    K = weight.in_features
-    if weight.scale is not None:
-        width = weight.group_size
-        w_NK = w_NK * unpack_groups(weight.scale, -(-K // width)).double().repeat_interleave(width, 1)[:, :K]
-    if weight.row_scale is not None:
-        w_NK = w_NK * weight.row_scale.double()[:, None]
-    return x.double() @ w_NK.T
+    return x.double() @ rounded_weight(w_NK, weight).T
 
 
 def w8a16(x: Tensor, weight: PackedWeight) -> Tensor:

@@ -1,11 +1,12 @@
 """Coordinate descent after GPTQ: the same error, one code or one scale at a time, each at its exact minimum.
 
-GPTQ rounds a column knowing the errors made so far; afterwards all of them are known. With A = H + ridge I,
+GPTQ rounds a column knowing the errors made so far; afterwards all of them are known. With A the damped H,
 J = tr(E A E^T) and the gradient g = E A of one row, moving a weight's rounded value by d changes J by
-d^2 A_kk - 2 d g_k: the best code is the nearest to q_k + g_k / A_kk. Moving a parameter of a group (its scale, say) by t
-moves the group's values by t c (for a scale, c = codes less zero): the best t is (c . g) / (c A c). Both never raise J
-(but for the rounding of the decoded value to its dtype), and rows are independent of each other. A sweep visits the
-groups in turn: first the parameters, then the codes. It costs one matrix product of 2 N K^2 operations, twice what GPTQ's walk takes.
+d^2 A_kk - 2 d g_k: the best code is the nearest to q_k + g_k / A_kk. Moving a parameter of a group (its scale, say) by
+t moves the group's values by t c (for a scale, c = codes less zero): the best t is (c . g) / (c A c). Both never raise
+J (but for the rounding of the decoded value to its dtype), and rows are independent of each other. A sweep visits the
+groups in turn: first the parameters, then the codes. It costs one matrix product of 2 N K^2 operations, twice what
+GPTQ's walk takes.
 
 Shapes: as in gptq.py; B = columns of a block (whole groups).
 """

@@ -34,12 +34,13 @@ class Evidence:
     """What calibration found out about an input; None: not gathered.
 
     importance_K  E[x^2] of each feature, float32 [K]
-    hessian_KK    X^T X over all tokens; `consume` lets an algorithm use its memory
-    drift         for each weight what its outputs lack, (Y0 - X W^T)^T X [N_i, K], or None where there is nothing to undo
+    hessian_KK    X^T X over all `tokens`; `consume` lets an algorithm use its memory
+    drift         for each weight what its outputs lack, (Y0 - X W^T)^T X [N_i, K]; None: nothing to undo
     """
 
     importance_K: Tensor | None = None
     hessian_KK: Tensor | None = None
+    tokens: int | None = None
     drift: Sequence[Tensor] | None = None
     consume: bool = False
 

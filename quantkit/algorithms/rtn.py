@@ -25,9 +25,7 @@ def needs(options: Mapping[str, Any], spec: TensorSpec) -> Needs:
     return Needs(block=spec.group_size if grouped and options["range"] == "output" else 0)
 
 
-def quantize(
-    weights: Sequence[Tensor], evidence: Evidence, grid: Grid, options: Mapping[str, Any]
-) -> list[Quantized]:
+def quantize(weights: Sequence[Tensor], evidence: Evidence, grid: Grid, options: Mapping[str, Any]) -> list[Quantized]:
     """Every weight rounded on its own; only what the grid wants common to all of them is found for all."""
     grid = grid.for_tensors(weights, evidence.importance_K)
     results = []

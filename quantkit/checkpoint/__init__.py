@@ -5,6 +5,7 @@ writer.py               safetensors files whose every byte has its place before 
 header.py               safetensors headers and JSON files, read with bounds checks
 rawio.py                whole reads and writes at an offset
 journal.py              what an interrupted run has finished
+model_folder.py         what a path given as a model is: a model folder, or something else with a name
 hub.py                  finds or downloads a model's folder, and its tokenizer
 quantization_config.py  what a folder says of its quantization, wherever it says so
 output_folder.py        a result's folder: never overwritten; JSON files, side files, hashes

@@ -3,41 +3,63 @@
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from quantkit.checkpoint.model_folder import check_model_folder, local_folder, nearby
 from quantkit.errors import UserError
-from quantkit.recipe.recipe import Recipe
 
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
-def locate_config(recipe: Recipe) -> Path:
-    """The folder of recipe.model; of a Hub id its JSON files alone are downloaded."""
-    return locate_model(recipe, weights=False)
+def locate_config(name: str | None) -> Path:
+    """The folder of a model; of a Hub id its JSON files alone are downloaded."""
+    return locate_model(name, weights=False)
 
 
-def locate_model(recipe: Recipe, *, weights: bool = True) -> Path:
-    """The folder of recipe.model, downloaded from the Hub where it is an id and not a folder."""
-    if recipe.model is None:
+def locate_model(name: str | None, *, weights: bool = True) -> Path:
+    """The folder of a model, downloaded from the Hub where `name` is an id and not a folder.
+
+    UserError for a path that is no model folder, and for an id that the Hub does not give us.
+    """
+    if name is None:
         raise UserError("no model: pass --model FOLDER_OR_HUB_ID or set `model:` in the recipe")
-    path = Path(recipe.model).expanduser()
-    if path.exists():
-        return path
-    if recipe.model.count("/") > 1 or recipe.model.startswith((".", "/", "~")) or recipe.model.endswith("/"):
-        raise UserError(f"model folder {recipe.model} does not exist")
+    folder = local_folder(name)
+    if folder is not None:
+        return folder
     try:
         if not weights:
-            return Path(snapshot_download(recipe.model, allow_patterns=["*.json", "*.py"]))
-        found = Path(snapshot_download(recipe.model, allow_patterns=WEIGHT_FILES))
-        if not any(found.glob("*.safetensors")):
-            found = Path(snapshot_download(recipe.model, allow_patterns=[*WEIGHT_FILES, "pytorch_model*.bin"]))
-        return found
-    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"model {recipe.model!r} is neither a folder here nor a model the Hub gave us ({reason})"
-        ) from error
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.py"]))
+        else:
+            folder = Path(snapshot_download(name, allow_patterns=WEIGHT_FILES))
+            if not any(folder.glob("*.safetensors")):
+                folder = Path(snapshot_download(name, allow_patterns=[*WEIGHT_FILES, "pytorch_model*.bin"]))
+    except (HFValidationError, HfHubHTTPError, OSError) as error:  # offline it is a LocalEntryNotFoundError, an OSError
+        raise UserError(f"model {name!r}: no folder here{nearby(Path(name))}; {_refusal(name, error)}") from error
+    check_model_folder(folder)
+    return folder
+
+
+def _refusal(name: str, error: Exception) -> str:
+    match error:
+        case GatedRepoError():
+            return f"the Hub gives it only to those who accepted its terms: see https://huggingface.co/{name}"
+        case RepositoryNotFoundError():
+            return "the Hub has no such model, or it is private: check the name, or log in with `hf auth login`"
+        case LocalEntryNotFoundError():
+            return (
+                "the Hub cannot be reached and the cache does not hold it: "
+                f"check the name and the connection, or fetch it elsewhere with `hf download {name}`"
+            )
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"the Hub did not give it to us ({reason})"
 
 
 def locate_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -48,6 +70,11 @@ def locate_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokeniz
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{folder}: the tokenizer needs its own Python code; pass --trust-remote-code if you trust it"
+            ) from error
+        if not any((folder / name).exists() for name in TOKENIZERS):
+            raise UserError(
+                f"{folder}: no tokenizer (tokenizer.json or tokenizer.model), and calibration needs one; copy the "
+                "tokenizer files of the original model into the folder"
             ) from error
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder}: the tokenizer does not load ({first}); calibration needs it") from error

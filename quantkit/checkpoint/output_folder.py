@@ -5,16 +5,14 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-from quantkit.checkpoint.reader import check_inside
+from quantkit.checkpoint.model_folder import check_inside
 from quantkit.errors import RunError, UserError
 
 # Weights in any framework's form, what describes them, and what speaks of another quantization or of the source's repo.
@@ -29,15 +27,25 @@ REPORT = "quantkit-report.json"
 
 
 def check_output(output: Path) -> None:
-    """Refuse a target that exists (nothing is ever overwritten) or cannot be made."""
-    if output.exists():
-        what = "a finished quantkit run" if (output / REPORT).exists() else "not ours"
+    """Refuse a target that exists (nothing is ever overwritten) or cannot be made; nothing is left behind."""
+    try:
+        exists = output.exists()
+    except OSError as error:
+        raise UserError(f"{output} cannot be made: {error.strerror}; choose another --output") from error
+    if exists or output.is_symlink():
+        what = "a finished quantkit run" if (output / REPORT).exists() else "not written by quantkit"
+        if not output.exists():
+            what = "a link to nowhere"
         raise UserError(f"{output} exists ({what}) and is never overwritten; choose another --output or move it away")
     parent = output.absolute().parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"{output} cannot be made: {parent} is not a folder that may be written to")
+        raise UserError(f"{output} cannot be made: {parent} is not a folder that may be written to; choose another")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=output.name, dir=parent))  # a name as long as that of the .partial folder
+    except OSError as error:
+        raise UserError(f"{output} cannot be made in {parent}: {error.strerror}; choose another --output") from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -50,6 +58,9 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """Versions that may change a run's bytes."""
+    import torch
+    import transformers
+
     try:
         own = version("quantkit")
     except PackageNotFoundError:  # run from a checkout that was never installed
@@ -57,24 +68,42 @@ def versions() -> dict[str, str]:
     return {"quantkit": own, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def copy_side_files(source: Path, target: Path) -> list[str]:
-    """Copy what is neither weights nor config.json byte for byte; returns the sorted names.
+def side_files(source: Path) -> list[Path]:
+    """What is copied beside the weights: all but weights, config.json and what an earlier quantization left; sorted.
 
     Tokenizers come in too many files to list (spiece.model, *.tiktoken, tekken.json, ...), so everything at the top
-    level goes along but weights, indices, and files of an earlier quantization, which engines would pick up.
+    level is copied but weights, indices, and files of an earlier quantization, which engines would pick up.
+    UserError for a link that leaves the folder or leads nowhere, and for a file that cannot be read.
     """
-    files = [path for path in source.iterdir() if path.is_file() and _goes_along(path.name)]
+    files = [path for path in source.iterdir() if _goes_along(path.name)]
     for folder in FOLDERS:
-        files += [path for path in (source / folder).glob("*") if path.is_file()]
-    for path in files:
-        check_inside(source, path, f"{path} is a link")
+        files += (source / folder).glob("*")
+    kept = []
+    for path in sorted(files):
+        if path.is_symlink():
+            check_inside(source, path, f"{path} is a link to {path.resolve()}")
+            if not path.exists():
+                raise UserError(f"{path}: a link to {os.readlink(path)}, which does not exist; remove or replace it")
+        if path.is_file():
+            check_inside(source, path, f"{path} is {path.resolve()}")  # its folder may be a link
+            if not os.access(path, os.R_OK):
+                raise UserError(f"{path}: cannot be read, and would be copied; check its permissions, or move it away")
+            kept.append(path)
+    return kept
+
+
+def copy_side_files(source: Path, target: Path) -> list[str]:
+    """Copy what is neither weights nor config.json byte for byte; returns the sorted names. Errors as `side_files`."""
+    names = []
+    for path in side_files(source):
         place = target / path.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copyfile(path, place)
         except OSError as error:
             raise RunError(f"{place}: {error.strerror}") from error
-    return sorted(str(path.relative_to(source)) for path in files)
+        names.append(str(path.relative_to(source)))
+    return sorted(names)
 
 
 def _goes_along(name: str) -> bool:

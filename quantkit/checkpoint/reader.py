@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quantkit.checkpoint.header import DAMAGED, TensorInfo, read_header, read_json
+from quantkit.checkpoint.model_folder import check_inside, check_model_folder, check_names, not_a_model
 from quantkit.checkpoint.rawio import as_bytes, copy_range, fresh, opened, read_into, write_at
 from quantkit.errors import UserError
 
@@ -31,13 +32,12 @@ class Checkpoint:
     @classmethod
     def open(cls, folder: str | Path) -> "Checkpoint":
         """Read config.json and every header; UserError naming file and remedy for whatever is wrong with them."""
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; give the path of a Hugging Face model folder")
-        if not os.access(folder, os.R_OK | os.X_OK):
-            raise UserError(f"{folder}: the folder cannot be read; check its permissions")
-        config = read_json(folder / "config.json", "a model folder needs one; is this the right folder?")
-        return cls(folder, config, _find_tensors(folder))
+        folder = Path(folder).expanduser()
+        check_model_folder(folder)
+        config = read_json(folder / "config.json", "a model folder needs one")
+        tensors = _find_tensors(folder)
+        check_names(folder, tensors)
+        return cls(folder, config, tensors)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -131,9 +131,7 @@ def _find_tensors(folder: Path) -> dict[str, TensorInfo]:
             return _file_tensors(single)
         if index.exists():
             return _indexed_tensors(folder, index)
-    if (folder / "adapter_model.safetensors").exists():
-        raise UserError(f"{folder}: this is an adapter (LoRA), not a model; merge it into its base model first")
-    raise UserError(f"{folder}: no weights: neither model.safetensors nor pytorch_model.bin, nor an index of either")
+    raise UserError(f"{folder}: {not_a_model(folder)}")
 
 
 def _file_tensors(path: Path) -> dict[str, TensorInfo]:
@@ -161,16 +159,6 @@ def _indexed_tensors(folder: Path, index: Path) -> dict[str, TensorInfo]:
         if name not in tensors or tensors[name].file != folder / file:
             raise UserError(f"{folder / file}: {index.name} says {name} is here, but it is not: {DAMAGED}")
     return tensors
-
-
-def check_inside(folder: Path, path: Path, who: str) -> None:
-    """UserError when path leaves folder by name or link; links into the Hub cache's own blobs are its layout."""
-    roots = [folder.resolve()]
-    if roots[0].parent.name == "snapshots":
-        roots.append(roots[0].parent.parent / "blobs")
-    named = Path(os.path.normpath(path))
-    if not named.is_relative_to(os.path.normpath(folder)) or not any(path.resolve().is_relative_to(r) for r in roots):
-        raise UserError(f"{who}, which lies outside {folder}; put the file itself into the folder if you trust it")
 
 
 def _load_pickled(path: Path) -> dict[str, Tensor]:

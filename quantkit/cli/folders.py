@@ -54,18 +54,22 @@ def verify(
     checksums: Annotated[
         bool, typer.Option("--checksums", help="Also read every file and compare it with the report's sha256.")
     ] = False,
+    hardware: Annotated[
+        str | None, typer.Option(help="Ask whether it runs there: cpu, a100, h100, mi300, cuda:8.6, ...")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Will this engine load the folder, on which hardware, with which kernel? From headers and JSON alone.
 
-    Exit code 1 where it would be refused. Example: quantkit verify llama-w4 --engine vllm --tp 2
+    Exit code 1 where it would be refused, or has no kernel on --hardware.
+    Example: quantkit verify llama-w4 --engine vllm --tp 2 --hardware h100
     """
     from quantkit.report.console import (
         render_verdict,
     )
     from quantkit.verify import verify_folder
 
-    result = verify_folder(path, engine, tp, checksums=checksums)
-    show_result(result, render_verdict, as_json)
-    if result["verdict"] == "refused":
+    result = verify_folder(path, engine, tp, checksums=checksums, hardware=hardware)
+    show_result(result.to_json(), render_verdict, as_json)
+    if result.verdict == "refused":
         raise typer.Exit(1)

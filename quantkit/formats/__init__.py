@@ -1,21 +1,6 @@
 """How codes and scales lie in a file: one module per format, pure functions, no files opened here.
 
-Every module of FORMATS has the same names:
-
-MARK           the tensor that tells a quantized module from a dense one: its name is MODULE + "." + MARK
-SUFFIXES       all tensors a quantized module may have besides its bias
-SIGNED_SCALES  whether a scale may be negative
-scale_dtype(scheme, dtype)           what a weight stored as `dtype` gets its scales in
-layout(shape, scheme, scale_dtype)   suffix -> (dtype, shape) for a weight (N, K); UserError: the format cannot hold it
-pack(q, scheme)                      QuantizedWeight -> tensors by suffix, as `layout` announces them
-check_tensors(tensors, scheme)       (N, K) of a module's tensors; UserError where one of them does not fit
-unpack(tensors, scheme)              the inverse of pack
-config(schemes, ignored, kv)         quantization_config: module -> Scheme, names of dense linears, KVSpec or None
-files(quantization_config)           further JSON files that belong to it, by name
-read_config(qc, modules)             module -> Scheme of those of `modules` that are quantized; UserError where foreign
-read_kv(qc)                          KVSpec or None
-KV_NAMES                             names of the static key and value scales within an attention module, or None
-
+interface.py         what every format has
 compressed_tensors/ awq.py gptq.py fp8.py modelopt.py   one module per format
 bitstream.py         codes of any width in words
 common.py            what several formats share
@@ -30,9 +15,10 @@ import torch
 from quantkit.errors import UserError
 from quantkit.formats import awq, fp8, gptq, modelopt
 from quantkit.formats.compressed_tensors import tensors as compressed_tensors
+from quantkit.formats.interface import Format as Format
 from quantkit.types import Scheme
 
-FORMATS: dict[str, Any] = {
+FORMATS: dict[str, Format] = {
     "compressed-tensors": compressed_tensors,
     "awq": awq,
     "gptq": gptq.V1,
@@ -60,7 +46,7 @@ def holders(shape: tuple[int, int], scheme: Scheme, dtype: torch.dtype) -> list[
     return [name for name, format_ in FORMATS.items() if _holds(format_, shape, scheme, dtype)]
 
 
-def _holds(format_: Any, shape: tuple[int, int], scheme: Scheme, dtype: torch.dtype) -> bool:
+def _holds(format_: Format, shape: tuple[int, int], scheme: Scheme, dtype: torch.dtype) -> bool:
     try:
         format_.layout(shape, scheme, format_.scale_dtype(scheme, dtype))
     except UserError:

@@ -11,7 +11,7 @@ Shapes: N = out features, K = in features.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,8 +40,8 @@ class Fp8:
     SUFFIXES: tuple[str, ...]
     schemes: Mapping[str, Scheme]
 
-    SIGNED_SCALES: ClassVar = False  # floats have a sign of their own: nothing would be gained
-    KV_NAMES: ClassVar[tuple[str, str] | None] = None
+    SIGNED_SCALES = False  # floats have a sign of their own: nothing would be gained
+    KV_NAMES = None
 
     def scale_dtype(self, scheme: Scheme, dtype: torch.dtype) -> torch.dtype:
         """float32, whatever the weight was stored as."""

@@ -19,7 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,10 +40,10 @@ class Gptq:
     name: str
     shift: int
 
-    MARK: ClassVar = "qweight"
-    SUFFIXES: ClassVar = ("qweight", "qzeros", "scales", "g_idx")
-    SIGNED_SCALES: ClassVar = True
-    KV_NAMES: ClassVar[tuple[str, str] | None] = None
+    MARK = "qweight"
+    SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
+    SIGNED_SCALES = True
+    KV_NAMES = None
 
     def scale_dtype(self, scheme: Scheme, dtype: torch.dtype) -> torch.dtype:
         """float16, whatever the weight was stored as."""

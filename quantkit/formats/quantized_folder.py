@@ -1,6 +1,12 @@
-"""A quantized folder of any format: what its configuration says, and its weights one module at a time."""
+"""A quantized folder of any format, opened: the scheme of each module, its tensors, and the plain checkpoint it means.
 
-from collections.abc import Iterable
+load, convert and inspect read quantized folders through this one class; one module is in memory at a time.
+
+Shapes: N = out features, K = in features of a linear.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,81 +14,130 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantkit.checkpoint.quantization_config import _settings
+from quantkit.checkpoint.quantization_config import OWN_CACHE, quantization_config, quantized_tensor
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, format_name
 from quantkit.formats.common import natural
+from quantkit.formats.interface import Format
 from quantkit.types import KVSpec, QuantizedWeight, Scheme
 
 SCALES = ("weight_scale", "scales", "weight_scale_inv")  # what formats call the plain scales of a module
-EMBEDDINGS = ("embed_tokens", "wte", "wpe")  # by these names never linears
+EMBEDDINGS = ("embed_tokens", "wte", "wpe")  # modules of these names are never linears
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedFolder:
-    """A quantized checkpoint, the format it is in by name, its modules' schemes and the format of its KV cache."""
+    """A quantized checkpoint, and the plain one that it stands for: MODULE.weight for the tensors of each module.
+
+    name        the format, a key of FORMATS; schemes: module -> Scheme, in natural order
+    kv          the KV cache as the format describes it; own_cache: as quantkit's own key of config.json does
+    transposed  modules whose weight the plain checkpoint stores as [K, N], which formats do not know of
+    """
 
     checkpoint: Checkpoint
     name: str
     schemes: dict[str, Scheme]
     kv: KVSpec | None
+    own_cache: KVSpec | None
+    transposed: frozenset[str]
 
     @classmethod
-    def open(cls, path: Path) -> "QuantizedFolder":
-        """UserError for a folder that is not quantized, or whose tensors and configuration contradict each other."""
-        checkpoint = Checkpoint.open(path)
-        settings = _settings(checkpoint)
-        name = format_name(settings)
+    def open(cls, source: Path | Checkpoint, transposed: Collection[str] = ()) -> "QuantizedFolder":
+        """A folder's configuration and headers, read and compared.
+
+        transposed: names that the model gives to modules with [K, N] weights; the checkpoint's may lack their first
+        parts, or have more of them. UserError for a folder that is not quantized, one of an unknown format, and where
+        tensors and configuration contradict each other.
+        """
+        checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
+        folder, settings = checkpoint.folder, quantization_config(checkpoint)
+        if settings is None:
+            raise UserError(f"{folder}: this model is not quantized; `quantkit quantize` does that")
+        method, name = settings["quant_method"], format_name(settings)
         if name is None:
-            raise UserError(
-                f"{path}: quantized by {settings.get('quant_method')!r}; convert reads {', '.join(FORMATS)}"
-            )
+            raise UserError(f"{folder}: quantized by {method!r}, which quantkit does not read; it reads {_readable()}")
         form = FORMATS[name]
-        mark = f".{form.MARK}"
-        marked = [tensor.removesuffix(mark) for tensor in checkpoint.tensors if tensor.endswith(mark)]
+        modules = _packed_modules(checkpoint.tensors, form)
+        if not modules:
+            raise UserError(f"{folder}: the configuration says {method}, but no tensor is packed that way")
         try:
-            schemes, kv = form.read_config(settings, marked), form.read_kv(settings)
+            schemes, kv = form.read_config(settings, modules), form.read_kv(settings)
         except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-        if not marked:
-            raise UserError(f"{path}: quantized by {name}, but no tensor is a {form.MARK}")
-        if hidden := [module for module in marked if module not in schemes]:
-            raise UserError(f"{path}: {hidden[0]} is stored quantized, but quantization_config leaves it out")
-        known = {*form.SUFFIXES, "bias", *(name.rpartition(".")[2] for name in form.KV_NAMES or ())}
-        for tensor in checkpoint.tensors:
-            module, _, suffix = tensor.rpartition(".")
-            if module in schemes and suffix not in known:
-                raise UserError(f"{path}: {tensor} is nothing that {name} knows; it cannot be carried over")
-        return cls(checkpoint, name, dict(sorted(schemes.items(), key=lambda item: natural(item[0]))), kv)
+            raise UserError(f"{folder}: {error}") from error
+        if hidden := [module for module in modules if module not in schemes]:
+            raise UserError(f"{folder}: {hidden[0]} is packed, but quantization_config does not target it")
+        tails = {tail for module in transposed for tail in _tails(module)}
+        swapped = frozenset(name for name in schemes if name in tails or _tails(name) & set(transposed))
+        schemes = dict(sorted(schemes.items(), key=lambda item: natural(item[0])))
+        opened = cls(checkpoint, name, schemes, kv, _own_cache(checkpoint), swapped)
+        if odd := quantized_tensor({name: checkpoint.tensors[name] for name in opened.plain_tensors()}):
+            raise UserError(f"{folder}: {odd} is stored quantized, but quantization_config does not describe it")
+        return opened
+
+    @property
+    def form(self) -> Any:
+        """The format: a value of FORMATS."""
+        return FORMATS[self.name]
 
     def own(self, module: str) -> dict[str, str]:
         """Suffix -> name of the tensors of a quantized module, without its bias."""
-        return own_tensors(self.checkpoint, module, FORMATS[self.name].SUFFIXES)
+        names = {suffix: f"{module}.{suffix}" for suffix in self.form.SUFFIXES}
+        return {suffix: name for suffix, name in names.items() if name in self.checkpoint.tensors}
+
+    def plain_tensors(self) -> list[str]:
+        """Names of the tensors that belong to no quantized weight; scales of a KV cache are left out too."""
+        own = {name for module in self.schemes for name in self.own(module).values()}
+        cache = tuple(f".{name}" for name in self.form.KV_NAMES or ())
+        return [name for name in self.checkpoint.tensors if name not in own and not name.endswith(cache)]
 
     def shape(self, module: str) -> tuple[int, int]:
-        """(N, K) of a module from headers."""
-        form = FORMATS[self.name]
-        return form.check_tensors(outline(self.checkpoint, module, form.SUFFIXES), self.schemes[module])
+        """(N, K) of a module, from headers; UserError naming the module where its tensors do not fit its scheme."""
+        outline = {}
+        for suffix, name in self.own(module).items():
+            info = self.checkpoint.info(name)
+            empty = torch.empty(info.shape, dtype=info.dtype, device="meta")
+            outline[suffix] = self.checkpoint.read(name) if suffix == "weight_shape" else empty
+        with self.naming(module):
+            return self.form.check_tensors(outline, self.schemes[module])
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every tensor of the plain checkpoint."""
+        own = {name for module in self.schemes for name in self.own(module).values()}
+        found = {name: info.shape for name, info in self.checkpoint.tensors.items() if name not in own}
+        for module in self.schemes:
+            shape = self.shape(module)
+            found[f"{module}.weight"] = shape[::-1] if module in self.transposed else shape
+        return found
 
     def scale_dtype(self, module: str) -> torch.dtype:
-        """What `weight(module)` has its scales in."""
+        """The dtype of the scales of `weight(module)`."""
         names = [f"{module}.{suffix}" for suffix in SCALES]
         dtypes = {self.checkpoint.info(name).dtype for name in names if name in self.checkpoint.tensors}
         return next(iter(dtypes & {torch.float16, torch.bfloat16}), torch.float32)
 
+    def tensors(self, module: str) -> dict[str, Tensor]:
+        """The packed tensors of a module by suffix; UserError naming the module for NaN or infinite numbers."""
+        found = {suffix: self.checkpoint.read(name) for suffix, name in self.own(module).items()}
+        for suffix, tensor in found.items():
+            if _has_nan(tensor, exponents=suffix in SCALES):
+                what = "a weight is NaN" if suffix == "weight" else "a scale is NaN or infinite"
+                with self.naming(module):
+                    raise UserError(f"{what} ({suffix}); the folder is damaged, or was quantized wrongly")
+        return found
+
     def weight(self, module: str) -> QuantizedWeight:
-        """A module's weight, unpacked; UserError for numbers that are not finite."""
-        tensors = {suffix: self.checkpoint.read(name) for suffix, name in self.own(module).items()}
-        q = FORMATS[self.name].unpack(tensors, self.schemes[module])
-        if not q.scale_NG.isfinite().all() or (q.input is not None and not q.input.scale.isfinite().all()):
-            raise UserError("a scale is NaN or infinite; the folder is damaged, or was quantized wrongly")
-        if q.spec.element == "float" and q.spec.bits == 8 and (q.codes_NK & 127 == 127).any():
-            raise UserError("a weight is NaN; the folder is damaged, or was quantized wrongly")
-        return q
+        """A module's weight, unpacked; UserError naming the module for tensors that do not fit, or are not finite."""
+        tensors = self.tensors(module)
+        with self.naming(module):
+            return self.form.unpack(tensors, self.schemes[module])
+
+    def is_packed(self, name: str) -> bool:
+        """Whether the plain checkpoint's tensor `name` is stored packed."""
+        return name.endswith(".weight") and name.removesuffix(".weight") in self.schemes
 
     def dense_linears(self) -> list[str]:
-        """Modules with a plain matrix as weight, and the head, which may have none of its own."""
+        """Modules with a plain matrix as weight, and the head, which may have no tensor of its own."""
         found = {"lm_head"}
         for name, info in self.checkpoint.tensors.items():
             module = name.removesuffix(".weight")
@@ -90,36 +145,57 @@ class QuantizedFolder:
                 found.add(module)
         return sorted(found - self.schemes.keys())
 
-    def renamed(self, target: Any) -> dict[str, str]:
-        """Name here -> name in the target format of every tensor that is copied as it is."""
-        own = {name for module in self.schemes for name in self.own(module).values()}
-        names = {name: name for name in self.checkpoint.tensors if name not in own}
-        if self.kv is None:
-            return names
-        if target.KV_NAMES is None:
-            raise UserError(f"the format has no place for the scales of a KV cache ({self.kv}); compressed-tensors has")
-        moved = {
-            name: name.removesuffix(here) + there
-            for here, there in zip(FORMATS[self.name].KV_NAMES, target.KV_NAMES, strict=True)
-            for name in names
-            if name.endswith(f".{here}")
-        }
-        if not moved:
-            raise UserError(f"{self.checkpoint.folder}: the KV cache is to be {self.kv}, but its scales are missing")
-        return names | moved
+    @contextmanager
+    def naming(self, module: str) -> Iterator[None]:
+        """A UserError raised inside names the folder and the module."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self.checkpoint.folder}: {module}: {error}") from error
 
 
-def own_tensors(checkpoint: Checkpoint, module: str, suffixes: Iterable[str]) -> dict[str, str]:
-    """Suffix -> name of the tensors with these suffixes that a module has."""
-    names = {suffix: f"{module}.{suffix}" for suffix in suffixes}
-    return {suffix: name for suffix, name in names.items() if name in checkpoint.tensors}
+def _readable() -> str:
+    return ", ".join(FORMATS)
 
 
-def outline(checkpoint: Checkpoint, module: str, suffixes: Iterable[str]) -> dict[str, Tensor]:
-    """A module's tensors by suffix without their data; only the two numbers of a weight_shape are read."""
-    found = {}
-    for suffix, name in own_tensors(checkpoint, module, suffixes).items():
-        info = checkpoint.info(name)
-        empty = torch.empty(info.shape, dtype=info.dtype, device="meta")
-        found[suffix] = checkpoint.read(name) if suffix == "weight_shape" else empty
-    return found
+def _packed_modules(names: Iterable[str], form: Format) -> list[str]:
+    """The modules that have a tensor which no plain linear has."""
+    own = {suffix for suffix in form.SUFFIXES if suffix != "weight"}
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in names if name.rpartition(".")[2] in own))
+
+
+def _own_cache(checkpoint: Checkpoint) -> KVSpec | None:
+    settings = checkpoint.config.get(OWN_CACHE)
+    if settings is None:
+        return None
+    try:
+        spec = KVSpec(**settings)
+        if spec.bits in (4, 8) and spec.element in ("int", "float") and spec.per in ("tensor", "head", "token"):
+            return spec
+        problem = str(settings)
+    except TypeError as error:
+        problem = str(error)
+    raise UserError(
+        f"{checkpoint.folder / 'config.json'}: {OWN_CACHE} describes no KV cache that quantkit writes ({problem}); "
+        "quantize the model again"
+    )
+
+
+def _tails(module: str) -> set[str]:
+    """The name and what is left of it without its first parts: checkpoints may omit or add the base model's prefix."""
+    parts = module.split(".")
+    return {".".join(parts[i:]) for i in range(len(parts))}
+
+
+def _has_nan(tensor: Tensor, *, exponents: bool) -> bool:
+    """Whether a stored tensor holds NaN or infinity; exponents: bytes in it are e8m0 scales, whose NaN is 255."""
+    if not tensor.numel():
+        return False
+    if tensor.dtype == torch.float8_e4m3fn:
+        return bool((tensor.view(torch.uint8) & 127 == 127).any())
+    if tensor.dtype == torch.uint8:
+        return exponents and bool((tensor == 255).any())
+    if not tensor.is_floating_point():
+        return False
+    wide = tensor.float() if tensor.itemsize == 1 else tensor  # other float8 have no reductions
+    return not all(torch.isfinite(end) for end in wide.aminmax())

@@ -2,9 +2,12 @@
 
 meta_model.py      a config as a model without weights, and its decoder blocks
 streamed_model.py  the model with one block filled at a time, and what reaches each block
+block_arguments.py what blocks write into, and copies of it
 weight_sources.py  which checkpoint tensors a parameter is made of
+ties.py            which parameters share one tensor
 matmul_tracing.py  which weight meets which input, seen as it happens
 block_graph.py     the graph of a block: its matrices, which share an input, which folds hold
+routing.py         which matrices are routers: outputs that are ranked or indexed, one row per expert
 folds.py           one fold: scales moved from a producer into its readers, and the proof of it
 fold_search.py     all folds of a block, found and proved
 """

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from quantkit.errors import UserError
 from quantkit.model.fold_search import family, find_folds, transplant
 from quantkit.model.folds import Fold, scale_consumers, scale_producer
 from quantkit.model.matmul_tracing import LinearSite, TraceMatmuls, WeightKey, evaluation, without_cache
+from quantkit.model.routing import FollowOutputs, expert_counts, is_router
 from quantkit.model.streamed_model import structure_key
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "trace_block",
 ]
 
-CHOOSERS = (torch.topk, Tensor.topk, torch.argmax, Tensor.argmax, torch.sort, Tensor.sort)
 FEWEST_OUTPUTS = 8  # a gate of one output and its like: nothing to win, and no engine packs it
 
 
@@ -182,13 +181,15 @@ class _Trace:
         self.weights: dict[tuple[str, int | None], WeightKey] = {}
         self.read: dict[tuple[str, int | None], list[Hashable]] = {}  # which inputs each weight met, in order
         self.inputs: dict[tuple[str, int | None], Tensor] = {}
-        self.routing: set[tuple[str, int | None]] = set()
         self.side_by_side: dict[frozenset, bool] = {}
         self.alive: list[Any] = []  # tensors stay alive during the run, or their addresses would be used again
-        self.made_by: dict[int, set[tuple[str, int | None]]] = {}
-        with TraceMatmuls(block, self.on_product, self.on_other):
+        self.followed = FollowOutputs(block)
+        with self.followed, TraceMatmuls(block, self.on_product):
             block(*args, **kwargs)
-        del self.alive, self.made_by
+        self.followed.release()
+        del self.alive
+        fused = {param for param, index in self.weights if index is not None}
+        self.experts = expert_counts(block, self.followed.parts, fused)
 
     def on_product(self, weight: WeightKey, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         key = (weight.param, weight.index)
@@ -199,22 +200,8 @@ class _Trace:
         self.inputs.setdefault(key, x.clone())
         result = run(x)
         self.alive += [x, result]
-        self.made_by[id(result)] = {key}
+        self.followed.tag(result, key)
         return result
-
-    def on_other(self, func: Callable, args: tuple, kwargs: dict, result: Any) -> None:
-        """Follow the outputs of products through what keeps their size; where they are ranked, they route tokens."""
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        makers = {id(t): self.made_by[id(t)] for t in tensors if id(t) in self.made_by}
-        if not makers:
-            return
-        if func in CHOOSERS:
-            self.routing |= set().union(*makers.values())
-        sizes = {t.numel() for t in tensors if id(t) in makers}
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.numel() in sizes:
-                self.alive.append(leaf)
-                self.made_by.setdefault(id(leaf), set()).update(*makers.values())
 
     def graph(self) -> BlockGraph:
         matrices = {key: self.make_site(weight) for key, weight in self.weights.items()}
@@ -293,7 +280,7 @@ class _Trace:
 
     def reason_to_skip(self, key: tuple[str, int | None], site: LinearSite) -> str | None:
         N = len(site.view(self.block))
-        if key in self.routing:
+        if is_router(key, N, self.followed, self.experts):
             return f"router: its {N} outputs are ranked to choose experts"
         if N < FEWEST_OUTPUTS:
             return f"only {N} outputs: nothing to win"

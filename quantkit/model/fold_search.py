@@ -54,14 +54,27 @@ def find_folds(
     rejected: list[tuple[str, str]] = []
     small = {name for name, param in block.named_parameters() if param.dim() < 2}
     with evaluation(block), wide_parameters(block, small):
-        search = Search(block, sites, args, kwargs, generator)
+        try:
+            search = Search(block, sites, args, kwargs, generator)
+        except Exception as error:
+            return [], [("every producer", no_search(error))]
         for name, attempt in search.attempts(quantizable):
             try:
                 candidates = attempt()
                 folds.extend(prove(block, sites, candidates, search.ordinary, generator))
             except LeakError as leak:
                 rejected.append((f"{name} -> {leak.where}", str(leak)))
+            except Exception as error:
+                rejected.append((f"{name} -> nothing", no_search(error)))
     return folds, rejected
+
+
+def no_search(error: Exception) -> str:
+    """Why a trial in float64 found nothing: the model's own code failed in it. Out of memory is raised again."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        raise error
+    first_line = next(iter(str(error).splitlines()), "")
+    return f"the block fails when it is tried in float64: {type(error).__name__}: {first_line}"
 
 
 class Search:

@@ -63,19 +63,18 @@ class WeightKey:
 
 
 OnProduct = Callable[[WeightKey, Tensor, Callable[[Tensor], Tensor]], Tensor]
-OnOther = Callable[[Callable, tuple, dict, Any], None]
 
 
 class TraceMatmuls(TorchFunctionMode):
     """Calls `on_product(weight, x, run)` for each product with a parameter of `block`; what it returns is the result.
 
     x is [..., K] as the model passes it, run(x) computes the product [..., N], bias included where one call does both.
-    `on_other(function, args, kwargs, result)` sees all other calls. Parameters must stay where they are meanwhile.
+    Parameters must stay where they are meanwhile.
     """
 
-    def __init__(self, block: nn.Module, on_product: OnProduct, on_other: OnOther | None = None) -> None:
+    def __init__(self, block: nn.Module, on_product: OnProduct) -> None:
         super().__init__()
-        self.on_product, self.on_other = on_product, on_other
+        self.on_product = on_product
         self.params = dict(block.named_parameters())
         self.at: dict[int, tuple[str, int | None]] = {}
         for name, param in self.params.items():
@@ -94,10 +93,7 @@ class TraceMatmuls(TorchFunctionMode):
             operand = args[layout[1]] if len(args) > layout[1] else kwargs.get("weight")
         found = self.find(operand, layout[2]) if layout and isinstance(operand, Tensor) else None
         if layout is None or found is None:
-            result = func(*args, **kwargs)
-            if self.on_other is not None:
-                self.on_other(func, args, kwargs, result)
-            return result
+            return func(*args, **kwargs)
         if isinstance(found, list):
             return self.batched(found, args[layout[0]], args[layout[1]])
         position = layout[0]

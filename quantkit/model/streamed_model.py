@@ -4,9 +4,9 @@ The embedding is never loaded either: its rows are read from the file as the cal
 """
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,32 @@ from transformers import Cache, PreTrainedModel
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import RunError, UserError
+from quantkit.model.block_arguments import Traffic, guard, traffic
 from quantkit.model.meta_model import find_blocks
 from quantkit.model.weight_sources import TensorSlice
 
 T = TypeVar("T")
-TRIAL_TOKENS = 16
-
-if TYPE_CHECKING:
-    from quantkit.quantization.transforms.rotation import ModelRotation
+TRIAL_TOKENS = 17  # a prime: no dimension of the model is taken for that of the tokens
+RETURNS: tuple[Callable[[Tensor], Any], ...] = (  # what a model may expect of its blocks: states, or a tuple of them
+    lambda hidden: hidden,
+    lambda hidden: (hidden,),
+    lambda hidden: (hidden, None),
+    lambda hidden: (hidden, None, None),
+)
 
 Sources = dict[str, list[TensorSlice]]
+
+
+class WeightRewrite(Protocol):
+    """Another parametrization of the same function, applied to weights as they are read."""
+
+    def rotate_block(self, block: nn.Module, index: int) -> None:
+        """Rewrite block `index`, just filled from the checkpoint, in place."""
+        ...
+
+    def outside(self, name: str, rows: Tensor) -> Tensor:
+        """Rows of the rewritten checkpoint tensor `name` from the same rows of the original; same dtype."""
+        ...
 
 
 def read_param(
@@ -161,20 +177,33 @@ class BlockCall:
 class StreamedModel:
     """The meta model, its blocks, and what reaches the first of them.
 
-    rotation  once set, blocks are filled and embedding rows are read rotated
+    rewrite  blocks are filled and embedding rows are read rewritten by it; None: as they are in the checkpoint
     """
 
-    rotation: "ModelRotation | None" = None
-
     def __init__(
-        self, model: PreTrainedModel, sources: Sources, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+        self,
+        model: PreTrainedModel,
+        sources: Sources,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        rewrite: WeightRewrite | None = None,
     ) -> None:
         self.model, self.sources, self.checkpoint, self.dtype, self.device = model, sources, checkpoint, dtype, device
+        self.rewrite = rewrite
         self.path, self.blocks = find_blocks(model)
         for name, buffer in model.named_buffers():
             owner, _, leaf = name.rpartition(".")
             model.get_submodule(owner)._buffers[leaf] = buffer.to(device)
-        self._tables: dict[int, Callable[[Tensor], Tensor]] = {}
+        for block in self.blocks if rewrite is None else ():  # those of a rewritten model are guarded already
+            guard(block)
+        self._tables: dict[int, str] = {}  # id of a table that is read row by row -> its checkpoint tensor
+
+    def with_rewrite(self, rewrite: WeightRewrite) -> "StreamedModel":
+        """The same model read through `rewrite`. Both may be used, one at a time: they share the meta model."""
+        other = StreamedModel(self.model, self.sources, self.checkpoint, self.dtype, self.device, rewrite)
+        other._tables = self._tables
+        return other
 
     def prefix(self, index: int) -> str:
         return f"{self.path}.{index}."
@@ -183,8 +212,8 @@ class StreamedModel:
         """Block `index` with its weights from the checkpoint."""
         block = self.blocks[index]
         materialize(block, self.prefix(index), self.sources, self.checkpoint, dtype or self.dtype, self.device)
-        if self.rotation is not None:
-            self.rotation.rotate_block(block, index)
+        if self.rewrite is not None:
+            self.rewrite.rotate_block(block, index)
         return block
 
     def first_call(self, ids: Tensor, *, use_cache: bool = False) -> tuple[Tensor, list[BlockCall]]:
@@ -192,18 +221,12 @@ class StreamedModel:
 
         use_cache: the model makes itself an empty cache and hands it to its blocks.
         """
-        self._fill_surroundings()
-        for as_tuple in (False, True):  # a few models unpack a tuple from each block
-            record: list[tuple[Tensor, BlockCall]] = []
-            with suppress(_Stop), self._recording(record, as_tuple), _RowsFromFile(self._tables), torch.no_grad():
-                self.model(input_ids=ids.to(self.device), use_cache=use_cache)
-            hidden = [entry[0] for entry in record]
-            if len(record) == len(self.blocks) and all(h is hidden[0] for h in hidden):
-                return hidden[0], [entry[1] for entry in record]
-        raise RunError(
-            f"{self.path}: {len(record)} of {len(self.blocks)} blocks ran in a row on the same hidden states; "
-            "this architecture does not chain its blocks plainly and cannot be quantized block by block"
-        )
+        runs = self._runs_through(ids, use_cache)
+        for record, _ in runs:
+            hidden = [entry[1] for entry in record]
+            if [entry[0] for entry in record] == [*range(len(self.blocks))] and all(h is hidden[0] for h in hidden):
+                return hidden[0], [entry[2] for entry in record]
+        raise UserError(self._not_a_chain(runs))
 
     def ends(self, ids: Tensor) -> tuple[Tensor, Tensor] | None:
         """What enters block 0 and, did the blocks change nothing, the head: both [..., hidden], for ids [batch, seq].
@@ -212,29 +235,99 @@ class StreamedModel:
         """
         self._fill_surroundings()
         head = self.model.get_output_embeddings()
-        for as_tuple in (False, True):
-            record: list[tuple[Tensor, BlockCall]] = []
+        for answer in RETURNS:
+            record: list[tuple[int, Tensor, BlockCall]] = []
             mode = _BeforeHead(getattr(head, "weight", None))
-            recording = self._recording(record, as_tuple, stop=False)
-            with suppress(_Stop), recording, _RowsFromFile(self._tables), mode, torch.no_grad():
-                self.model(input_ids=ids.to(self.device), use_cache=False)
-            hidden = [entry[0] for entry in record]
+            try:
+                with self._streaming(record, answer, stop=False), mode:
+                    self.model(input_ids=ids.to(self.device), use_cache=False)
+            except _Stop:
+                pass
+            except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception:
+                continue  # it expects its blocks to return something else
+            hidden = [entry[1] for entry in record]
             if mode.seen is not None and len(record) == len(self.blocks) and all(h is hidden[0] for h in hidden):
                 return hidden[0], mode.seen
         return None
 
-    @contextmanager
-    def _recording(self, record: list[tuple[Tensor, BlockCall]], as_tuple: bool, stop: bool = True) -> Iterator[None]:
-        def recorder(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
-            record.append((hidden_states, BlockCall(args, kwargs)))
-            if stop and len(record) == len(self.blocks):
-                raise _Stop
-            return (hidden_states,) if as_tuple else hidden_states
+    def _runs_through(
+        self, ids: Tensor, use_cache: bool
+    ) -> list[tuple[list[tuple[int, Tensor, BlockCall]], Exception | None]]:
+        """Runs of the model whose blocks pass their states on, until one reaches all blocks: which ran, and the error.
 
+        One run per thing that a model may expect its blocks to return.
+        """
+        self._fill_surroundings()
+        runs: list[tuple[list[tuple[int, Tensor, BlockCall]], Exception | None]] = []
+        for answer in RETURNS:
+            record: list[tuple[int, Tensor, BlockCall]] = []
+            error: Exception | None = None
+            try:
+                with self._streaming(record, answer, stop=True):
+                    self.model(input_ids=ids.to(self.device), use_cache=use_cache)
+            except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
+                raise
+            except _Stop:
+                pass
+            except Exception as failure:
+                error = failure
+            runs.append((record, error))
+            if len(record) == len(self.blocks) and all(entry[1] is record[0][1] for entry in record):
+                break
+        return runs[::-1]
+
+    def _not_a_chain(self, runs: list[tuple[list[tuple[int, Tensor, BlockCall]], Exception | None]]) -> str:
+        """Why the blocks cannot be streamed, for the run that came furthest."""
+        record, error = max(runs, key=lambda run: (len({entry[0] for entry in run[0]}), run[1] is None))
+        kind = type(self.model).__name__
+        if error is not None:
+            where = f"{self.path}.{record[-1][0]}" if record else "the first block"
+            return (
+                f"{kind} fails on a text without images or other inputs, at or after {where}: "
+                f"{type(error).__name__}: {_first_line(error)}; this architecture is not supported yet"
+            )
+        ran = [entry[0] for entry in record]
+        if len(set(ran)) < len(ran) or ran != sorted(ran):
+            return f"{self.path}: {kind} does not run its blocks once each in their order, which is not supported yet"
+        missing = [index for index in range(len(self.blocks)) if index not in ran]
+        if missing:
+            block = type(self.blocks[missing[0]]).__name__
+            return (
+                f"{self.path}.{missing[0]} ({block}): {kind} does not run this block on text, {len(missing)} of "
+                f"{len(self.blocks)} blocks are skipped; only models that run all their blocks are supported"
+            )
+        changed = next(i for i, entry in enumerate(record) if entry[1] is not record[0][1])
+        return (
+            f"{self.path}.{changed}: {kind} changes the hidden states between blocks {changed - 1} and {changed}; "
+            "only models whose blocks read what the block before them returned are supported"
+        )
+
+    @contextmanager
+    def _streaming(
+        self, record: list[tuple[int, Tensor, BlockCall]], answer: Callable[[Tensor], Any], stop: bool
+    ) -> Iterator[None]:
+        """Inside, every block only notes (index, hidden states, call) and answers with its states.
+
+        stop: the run ends at the last block.
+        """
+
+        def recorder(index: int) -> Callable[..., Any]:
+            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                record.append((index, hidden_states, BlockCall(args, kwargs)))
+                if stop and len(record) == len(self.blocks):
+                    raise _Stop
+                return answer(hidden_states)
+
+            return forward
+
+        readers = {table: self._rows_reader(name) for table, name in self._tables.items()}
         try:
-            for block in self.blocks:
-                block.forward = recorder
-            yield
+            for index, block in enumerate(self.blocks):
+                block.forward = recorder(index)
+            with _RowsFromFile(readers), torch.no_grad():
+                yield
         finally:
             for block in self.blocks:
                 del block.forward
@@ -256,7 +349,7 @@ class StreamedModel:
                         for key, other in list(owner.named_parameters(recurse=False)):
                             if other is param:
                                 setattr(owner, key, table)
-                    self._tables[id(table)] = self._rows_reader(pieces[0].name)
+                    self._tables[id(table)] = pieces[0].name
                 elif pieces is not None:
                     set_param(
                         module, leaf, read_param(self.checkpoint, pieces, param.shape, self.dtype).to(self.device)
@@ -266,11 +359,15 @@ class StreamedModel:
         def rows(ids: Tensor) -> Tensor:
             table = self.checkpoint.rows(tensor_name, ids.reshape(-1).cpu())
             check_finite(table, tensor_name)
-            if self.rotation is not None:
-                table = self.rotation.outside(tensor_name, table)
+            if self.rewrite is not None:
+                table = self.rewrite.outside(tensor_name, table)
             return table.reshape(*ids.shape, -1).to(self.device, self.dtype)
 
         return rows
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
 
 
 def structure_key(block: nn.Module) -> Hashable:
@@ -295,14 +392,40 @@ def once_per_structure(streamed: StreamedModel, look: Callable[[int, nn.Module, 
     """look(index, block, hidden states, how the block is called) for each block; blocks of one structure share it."""
     hidden, calls = streamed.first_call(trial_ids(streamed))
     known: dict[Hashable, T] = {}
-    found = []
+    found, handed = [], list[tuple[int, Traffic]]()
     for index, block in enumerate(streamed.blocks):
         key = structure_key(block)
         if key not in known:
             streamed.fill(index)
             try:
+                call = calls[index]
+                handed.append((index, traffic(block, (hidden, *call.args), call.kwargs)))
+                _refuse_handovers(streamed, handed)
                 known[key] = look(index, block, hidden, calls[index])
+            except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                raise UserError(
+                    f"{streamed.prefix(index)[:-1]} ({type(block).__name__}): this block cannot be run on its own: "
+                    f"{type(error).__name__}: {_first_line(error)}; this architecture is not supported yet"
+                ) from error
             finally:
                 release(block)
         found.append(known[key])
     return found
+
+
+def _refuse_handovers(streamed: StreamedModel, handed: list[tuple[int, Traffic]]) -> None:
+    """UserError where a block writes into an argument that another one reads: only outputs are handed on."""
+    for index, seen in handed:
+        for name, value in seen.written:
+            readers = [
+                other for other, theirs in handed if any(value is read for _, read in theirs.read) and other != index
+            ]
+            if isinstance(value, Tensor) or readers:
+                block = streamed.blocks[index]
+                raise UserError(
+                    f"{streamed.prefix(index)[:-1]} ({type(block).__name__}): it writes into its argument {name}"
+                    + (f", which block {readers[0]} reads" if readers else "")
+                    + "; blocks that hand each other more than hidden states are not supported yet"
+                )

@@ -5,11 +5,12 @@ conversion tables are asked, not copied: each checkpoint tensor is sent through 
 remembers which part of which tensor lies where, so nothing is read or computed.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from quantkit.errors import UserError
 from quantkit.model.matmul_tracing import LinearSite
 
 Index = tuple[int | slice, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,3 +278,25 @@ def linear_names(sources: Mapping[str, list[TensorSlice]], prefix: str, site: Li
     if not names:
         raise UserError(f"{param}: the checkpoint has no tensor for {site.name}")
     return sorted(names, key=lambda item: item[1].start or 0)
+
+
+def written_tensor(checkpoint: Mapping[str, T], name: str) -> T:
+    """checkpoint's entry of the tensor that the quantized linear `name` replaces.
+
+    UserError where it is one expert of many in a single tensor, which no output format can replace by itself.
+    """
+    if f"{name}.weight" in checkpoint:
+        return checkpoint[f"{name}.weight"]
+    stem, _, leaf = name.rpartition(".")
+    stem, _, index = stem.rpartition(".")
+    whole = next((n for n in (f"{stem}.{leaf}", f"{stem}.{leaf}.weight") if n in checkpoint), None)
+    if index.isdigit() and whole is not None:
+        raise UserError(
+            f"{whole}: all experts of a layer in one tensor of the checkpoint {shape_of(checkpoint[whole])}cannot be "
+            f"quantized yet; leave them as they are with ignore: ['re:.*{re.escape(stem.rpartition('.')[2])}.*']"
+        )
+    raise UserError(f"{name}: the checkpoint holds no tensor {name}.weight that this linear could replace")
+
+
+def shape_of(entry: Any) -> str:
+    return f"{list(entry.shape)} " if hasattr(entry, "shape") else ""

@@ -16,6 +16,9 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from quantkit.checkpoint.header import read_json
+from quantkit.checkpoint.model_folder import check_model_folder
+from quantkit.checkpoint.quantization_config import refuse_quantized
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.model.block_graph import FEWEST_OUTPUTS
 from quantkit.model.matmul_tracing import LinearSite
@@ -76,13 +79,16 @@ class ModelInventory:
 
 def take_inventory(folder: Path, *, trust_remote_code: bool = False) -> ModelInventory:
     """Read config.json, and headers where there are weights; UserError where transformers cannot build the model."""
+    check_model_folder(folder)
+    seen = any(any(folder.glob(pattern)) for pattern in WEIGHTS)
+    checkpoint = Checkpoint.open(folder) if seen else None
+    refuse_quantized(checkpoint or Checkpoint(folder, read_json(folder / "config.json", "give a model folder"), {}))
     config = read_config(folder, trust_remote_code=trust_remote_code)
     try:
         with torch.device("meta"):
             model = build_meta_model(config, trust_remote_code=trust_remote_code)
     except Exception:  # many models compute with their buffers while they are made; what is wrong shows below
         model = build_meta_model(config, trust_remote_code=trust_remote_code)
-    checkpoint = Checkpoint.open(folder) if any(any(folder.glob(pattern)) for pattern in WEIGHTS) else None
     dtype = _dtype(config) if checkpoint is None else checkpoint.dtype
     sources = None if checkpoint is None else weight_sources(model, checkpoint.tensors)
     path, blocks = find_blocks(model)

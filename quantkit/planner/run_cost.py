@@ -13,7 +13,8 @@ import torch
 
 from quantkit.planner.model_inventory import LinearShape, ModelInventory
 from quantkit.planner.this_machine import Machine
-from quantkit.quantization.calibration.hidden_states import BATCH_FLOATS, BATCH_TOKENS, STATES_LIMIT
+from quantkit.quantization.calibration.hidden_states import BATCH_FLOATS, BATCH_TOKENS
+from quantkit.quantization.calibration.spill import STATES_LIMIT
 from quantkit.quantization.calibration.staged_forward import RESIDUALS
 from quantkit.quantization.resources import (
     KEPT,

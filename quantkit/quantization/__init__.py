@@ -4,6 +4,8 @@ pipeline.py          the straight line: targets, blocks one by one, report
 targets.py           what is done to each linear, decided before any work; the files' layout
 block_quantizer.py   one block: transform, quantize, write, pass on
 linear_quantizer.py  the linears that share one input
+dense_modules.py     what stays dense, by the checkpoint's names
+output_layout.py     what the output will hold
 engine_check.py      asks the engine named in the recipe, before and after
 output.py            config.json and the report
 resources.py         seconds by stage, memory, worker threads

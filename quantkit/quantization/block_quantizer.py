@@ -8,13 +8,13 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quantkit.checkpoint.writer import ShardWriter
+from quantkit.formats.interface import Format
 from quantkit.grids.dequantize import (
     dequantize,
 )
@@ -29,19 +29,16 @@ from quantkit.quantization.calibration.statistics import (
     OutputDrift,
     Statistic,
 )
-from quantkit.quantization.linear_quantizer import (
-    needs_hessian,
-    quantize_group,
-    refits,
-    wants_blocks,
-)
+from quantkit.quantization.linear_quantizer import needs_of, quantize_group
 from quantkit.quantization.resources import (
     StageTimer,
     return_pages,
 )
 from quantkit.quantization.targets import LinearTarget, Targets
+from quantkit.quantization.transforms.rotation import ModelRotation
 from quantkit.quantization.transforms.scale_folding import TRANSFORMS
 from quantkit.recipe.recipe import Recipe
+from quantkit.report.records import FoldRecord, LinearRecord
 
 Members = tuple[int, list[LinearTarget]]  # an input group of a block and its linears
 
@@ -55,13 +52,15 @@ class BlockQuantizer:
         streamed: StreamedModel,
         graphs: list[BlockGraph],
         targets: Targets,
-        format_: ModuleType,
+        format_: Format,
         writer: ShardWriter,
         folder: Path,
         timer: StageTimer,
+        rotation: ModelRotation | None = None,
     ) -> None:
         self.recipe, self.streamed, self.graphs, self.targets = recipe, streamed, graphs, targets
         self.format, self.writer, self.folder, self.timer = format_, writer, folder, timer
+        self.rotation = rotation
         self.states: cal.HiddenStates | None = None
         self.original: cal.HiddenStates | None = None
         self._kept: dict[int, Tensor] = {}
@@ -82,7 +81,7 @@ class BlockQuantizer:
             for name, _ in block.named_parameters()
             for piece in self.streamed.sources[self.streamed.prefix(index) + name]
         }
-        rotation = self.streamed.rotation
+        rotation = self.rotation
         turned = set(rotation.sources) if rotation is not None else set[str]()
         for name in turned:
             assert rotation is not None
@@ -105,7 +104,9 @@ class BlockQuantizer:
         if ids_ST is None:
             return
         self.states = cal.HiddenStates(self.streamed, ids_ST, self.folder)
-        if self.recipe.propagate == "quantized" and any(refits(linear) for linear in self.targets.linears):
+        if self.recipe.propagate == "quantized" and any(
+            needs_of(linear).original_inputs for linear in self.targets.linears
+        ):
             self.original = self.states.fork(self.folder)
         self.timer.mark("embed")
 
@@ -127,7 +128,7 @@ class BlockQuantizer:
         block, graph, linears = self.streamed.fill(index), self.graphs[index], self.targets.of_block(index)
         self.timer.mark("read")
         originals = self._run_original(block, graph, index, linears)
-        folds: list[dict[str, Any]] = []
+        folds: list[FoldRecord] = []
         for transform in self.recipe.transforms:
             if transform.name not in TRANSFORMS:
                 self._round_plain(block, index)
@@ -168,7 +169,10 @@ class BlockQuantizer:
         self.timer.mark("write")
         release(block)
         return_pages()
-        return {"folds": folds, "linears": records}
+        return {
+            "folds": [record.to_json() for record in folds],
+            "linears": [record.to_json() for record in records],
+        }
 
     def _calibrate_cache(self, block: nn.Module, index: int) -> None:
         """Write the static scales of the block's keys and values, as its quantized weights make them."""
@@ -194,7 +198,7 @@ class BlockQuantizer:
             group
             for group, members in _by_group(graph, linears)
             # An expert's tokens differ between the two streams, so there is no pair to compare.
-            if any(refits(linear) for linear in members) and members[0].site.index is None
+            if any(needs_of(linear).original_inputs for linear in members) and members[0].site.index is None
         }
         if index == 0:
             wanted -= {0}  # nothing is quantized before it: both streams are the same
@@ -226,7 +230,11 @@ class BlockQuantizer:
         `propagate: original`. All experts of a layer run side by side.
         """
         groups = _by_group(graph, linears)
-        if self.states is None or self.recipe.propagate == "original" or not needs_hessian(linears):
+        if (
+            self.states is None
+            or self.recipe.propagate == "original"
+            or not any(needs_of(linear).sequence for linear in linears)
+        ):
             return [groups]
         stages = [[(group, members) for group, members in groups if group in stage] for stage in graph.stages]
         return [stage for stage in stages if stage]
@@ -239,19 +247,20 @@ class BlockQuantizer:
         stage: list[Members],
         originals: dict[int, Tensor],
         runs: StagedForward | None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[LinearRecord]:
         """Gather the statistics of a stage's groups behind everything quantized so far, quantize and write them."""
         statistics: dict[int, Statistic] = {}
         ranges = InputRanges(stage)
         drifts = {
             group: OutputDrift(
-                {linear.name: linear.view(block) for linear in members if refits(linear)}, originals.pop(group)
+                {linear.name: linear.view(block) for linear in members if needs_of(linear).original_inputs},
+                originals.pop(group),
             )
             for group, members in stage
             if group in originals
         }
         if self.states is not None:
-            hessian = {group for group, members in stage if needs_hessian(members)}
+            hessian = {group for group, members in stage if any(needs_of(linear).hessian for linear in members)}
             sizes = {group: _block_size(members) for group, members in stage}
 
             def observe(group: int, tokens: slice, x_MK: Tensor) -> None:
@@ -284,7 +293,8 @@ class BlockQuantizer:
                 for suffix, tensor in self.format.pack(q, linear.scheme).items():
                     self.writer.write(f"{linear.name}.{suffix}", tensor.cpu())
                 if self.states is not None and statistic is None:
-                    result.record["note"] = "no calibration token reached it: rounded on the range of its weights alone"
+                    note = "no calibration token reached it: rounded on the range of its weights alone"
+                    result = replace(result, record=replace(result.record, note=note))
                 records.append(result.record)
         self.timer.mark("quantize")
         return records
@@ -321,5 +331,5 @@ def _by_group(graph: BlockGraph, linears: list[LinearTarget]) -> list[Members]:
 
 def _block_size(linears: list[LinearTarget]) -> int | None:
     """Columns of the hessian's diagonal blocks that serve all linears which round by their groups' output error."""
-    sizes = [linear.spec.group_size for linear in linears if wants_blocks(linear)]
+    sizes = [size for linear in linears if (size := needs_of(linear).block)]
     return math.lcm(*sizes) if sizes and linears[0].shape[1] % math.lcm(*sizes) == 0 else max(sizes, default=None)

@@ -5,7 +5,6 @@ Only one block's weights, the calibration states and one group's statistics are 
 
 import shutil
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,10 @@ from quantkit.checkpoint.hub import (
 from quantkit.checkpoint.journal import Journal
 from quantkit.checkpoint.output_folder import (
     check_output,
+    side_files,
     versions,
 )
+from quantkit.checkpoint.quantization_config import refuse_quantized
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.writer import ShardWriter
 from quantkit.errors import DiskFullError, RunError, UserError
@@ -35,22 +36,23 @@ from quantkit.model.streamed_model import (
     StreamedModel,
     once_per_structure,
 )
+from quantkit.model.ties import equal_tensors, settle_ties
 from quantkit.model.weight_sources import weight_sources
 from quantkit.progress import Progress
 from quantkit.quantization.block_quantizer import BlockQuantizer
 from quantkit.quantization.calibration.data import data_fingerprint, token_batches
-from quantkit.quantization.calibration.kv_scales import scale_layouts
 from quantkit.quantization.engine_check import check_engine, check_result
 from quantkit.quantization.output import (
     make_report,
     write_report,
     write_side_files,
 )
+from quantkit.quantization.output_layout import file_layout, output_bytes
 from quantkit.quantization.resources import (
     StageTimer,
     reuse_pages,
 )
-from quantkit.quantization.targets import file_layout, output_bytes, resolve_targets
+from quantkit.quantization.targets import resolve_targets
 from quantkit.quantization.transforms.rotation import ModelRotation
 from quantkit.recipe.recipe import Recipe
 from quantkit.verify import file_hashes
@@ -75,19 +77,19 @@ def quantize(
     timer = StageTimer()
     reuse_pages()
     check_output(output)
-    checkpoint = Checkpoint.open(locate_model(recipe))
-    streamed, ids_ST = _prepare(recipe, checkpoint, _device(device), trust_remote_code, calibration_ids)
+    checkpoint = Checkpoint.open(locate_model(recipe.model))
+    side_files(checkpoint.folder)
+    streamed, ids_ST, remarks = _prepare(recipe, checkpoint, _device(device), trust_remote_code, calibration_ids)
     timer.mark("prepare")
     graphs = trace_all(streamed, folds=bool(recipe.transforms))
-    streamed.rotation = rotation_for(recipe, streamed, graphs)
-    targets = resolve_targets(recipe, graphs, streamed)
+    rotation = rotation_for(recipe, streamed, graphs)
+    if rotation is not None:
+        streamed = streamed.with_rewrite(rotation)
+    targets = resolve_targets(recipe, graphs, streamed, [] if rotation is None else rotation.layouts)
     format_ = FORMATS[recipe.output.format]
-    if streamed.rotation is not None:
-        targets = replace(targets, extra=streamed.rotation.layouts)
-    if targets.kv is not None:
-        targets = replace(targets, kv_scales=scale_layouts(targets.kv, format_.KV_NAMES, targets, streamed))
-    advice = check_engine(recipe, targets, checkpoint, format_)
-    units = file_layout(checkpoint, targets, format_)
+    config = dict(checkpoint.config) if rotation is None else rotation.config(checkpoint.config)
+    advice = [*remarks, *check_engine(recipe, targets, checkpoint.tensors, config)]
+    units = file_layout(checkpoint.tensors, targets, format_)
     key = run_key(recipe, checkpoint, ids_ST, streamed.device)
     timer.mark("trace")
 
@@ -98,15 +100,22 @@ def quantize(
         writer = ShardWriter(partial, units, int(recipe.output.max_shard_gb * 1e9))
         if begun and writer.created:
             raise UserError(f"{partial}: files of the unfinished run are gone; pass --restart to begin anew")
-        run = BlockQuantizer(recipe, streamed, graphs, targets, format_, writer, partial, timer)
-        with closing(run):
-            _walk_blocks(run, journal, ids_ST, progress)
+        run = BlockQuantizer(recipe, streamed, graphs, targets, format_, writer, partial, timer, rotation)
+        with closing(run), Progress(len(streamed.blocks), enabled=progress) as bar:
+            _resume(run, journal, ids_ST, bar)
+            for index in range(len(journal.entries) - 1, len(streamed.blocks)):
+                entry = run.quantize_block(index, bar.note)
+                writer.sync()
+                journal.append({"block": index, **entry})
+                bar.advance(f"block {index}")
+        writer.finish()
+        timer.mark("write")
     except (UserError, RunError) as error:
         useless = len(journal.entries) < 2 or (isinstance(error, UserError) and not isinstance(error, DiskFullError))
         if useless and not begun:
             shutil.rmtree(partial)
         raise
-    write_side_files(checkpoint, partial, format_, targets, streamed.rotation)
+    write_side_files(checkpoint, partial, format_, targets, rotation)
     timer.mark("write")
     report = make_report(key, run, journal.entries[1:], output_bytes(units), advice)
     report["files"] = file_hashes(partial)
@@ -116,48 +125,41 @@ def quantize(
     return report
 
 
-def _walk_blocks(run: BlockQuantizer, journal: Journal, ids_ST: Tensor | None, progress: bool) -> None:
-    """All blocks in order: those in the journal are replayed, the others quantized and journaled."""
-    total = len(run.streamed.blocks)
-    with Progress(total, enabled=progress) as bar:
-        if not journal.entries:
-            run.copy_unquantized()
-            run.writer.sync()
-            journal.append({"block": None})
-        run.start_states(ids_ST)
-        for entry in journal.entries[1:]:
-            run.replay(entry["block"])
-            bar.advance(f"block {entry['block']} was done")
-        for index in range(len(journal.entries) - 1, total):
-            entry = run.quantize_block(index, bar.note)
-            run.writer.sync()
-            journal.append({"block": index, **entry})
-            bar.advance(f"block {index}")
-    run.writer.finish()
-    run.timer.mark("write")
+def _resume(run: BlockQuantizer, journal: Journal, ids_ST: Tensor | None, bar: Progress) -> None:
+    """Copy what lies outside the blocks, and replay the blocks in the journal, so that the next one can start."""
+    if not journal.entries:
+        run.copy_unquantized()
+        run.writer.sync()
+        journal.append({"block": None})
+    run.start_states(ids_ST)
+    for entry in journal.entries[1:]:
+        run.replay(entry["block"])
+        bar.advance(f"block {entry['block']} was done")
 
 
 def _prepare(
     recipe: Recipe, checkpoint: Checkpoint, device: torch.device, trust_remote_code: bool, ids_ST: Tensor | None
-) -> tuple[StreamedModel, Tensor | None]:
-    """The meta model over its checkpoint, and the calibration tokens."""
+) -> tuple[StreamedModel, Tensor | None, list[str]]:
+    """The meta model over its checkpoint, the calibration tokens, and remarks on both for the report."""
     folder = checkpoint.folder
-    if "quantization_config" in checkpoint.config:
-        method = checkpoint.config["quantization_config"].get("quant_method", "unknown")
-        raise UserError(f"{folder} is already quantized ({method}); start from the original model")
+    refuse_quantized(checkpoint)
     config = read_config(folder, trust_remote_code=trust_remote_code)
     model = build_meta_model(config, trust_remote_code=trust_remote_code)
+    remarks: list[str] = []
     if ids_ST is None and recipe.calibration is not None:
         ids_ST = token_batches(
             recipe.calibration,
             locate_tokenizer(folder, trust_remote_code),
             max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
+            notes=remarks,
         )
     # A CPU computes fastest and best in float32; without calibration nothing is computed, so nothing is widened.
     # A rotation, though, is computed in float32 at least.
     wide = (device.type == "cpu" and ids_ST is not None) or any(t.name == "rotation" for t in recipe.transforms)
     compute = torch.promote_types(checkpoint.dtype, torch.float32) if wide else checkpoint.dtype
-    return StreamedModel(model, weight_sources(model, checkpoint.tensors), checkpoint, compute, device), ids_ST
+    sources = weight_sources(model, checkpoint.tensors)
+    remarks += settle_ties(model, sources, lambda one, other: equal_tensors(checkpoint, one, other, checkpoint.dtype))
+    return StreamedModel(model, sources, checkpoint, compute, device), ids_ST, remarks
 
 
 def _device(name: str) -> torch.device:

@@ -1,22 +1,26 @@
-"""What will be done, decided before any work: which linears, on which grid, by which algorithm, and the files' layout.
+"""What is done to each linear, resolved once before any work: which linears, on which grid, by which algorithm.
 
-Everything here follows from headers, the recipe and one traced run of each distinct kind of block.
+`resolve` follows from a recipe and shapes alone and is what `quantkit plan` calls too; `resolve_targets` finds the
+shapes in a model that was traced.
+
+Shapes: N = out features, K = in features.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
-from quantkit.checkpoint.reader import Checkpoint
-from quantkit.checkpoint.writer import TensorLayout
+from quantkit.checkpoint.header import TensorLayout
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, holders
-from quantkit.model.block_graph import BlockGraph, LinearSite
+from quantkit.model.block_graph import BlockGraph
+from quantkit.model.matmul_tracing import LinearSite
 from quantkit.model.streamed_model import StreamedModel
-from quantkit.model.weight_sources import linear_names
+from quantkit.model.weight_sources import linear_names, written_tensor
+from quantkit.quantization.calibration.kv_scales import scale_layouts
+from quantkit.quantization.dense_modules import Coverage, coverage, dense_modules, ignored_names
 from quantkit.recipe.algorithms import GptqOptions
 from quantkit.recipe.number_formats import Activations, KVCache, Weights
 from quantkit.recipe.recipe import Recipe
@@ -53,14 +57,30 @@ def kv_spec(given: KVCache | None) -> KVSpec | None:
 
 
 @dataclass(frozen=True, slots=True)
-class LinearTarget:
-    """One weight matrix as it is named in the checkpoint: rows of a site of a block, and what to do with it."""
+class Candidate:
+    """A weight matrix that a recipe may quantize: rows of a site of a block, by its name in the checkpoint."""
 
     name: str
     block: int
     site: LinearSite
     rows: slice
-    shape: tuple[int, int]
+    shape: tuple[int, int]  # (N, K)
+    dtype: torch.dtype
+    limit: str | None  # why it cannot be quantized yet, where it cannot
+
+    @property
+    def numel(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    def view(self, block: nn.Module) -> Tensor:
+        """The live [N, K] weight inside its block."""
+        return self.site.view(block)[self.rows]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearTarget(Candidate):
+    """A weight matrix and what is done to it."""
+
     weights: Weights
     activations: Activations | None
     scheme: Scheme
@@ -70,61 +90,140 @@ class LinearTarget:
     def spec(self) -> TensorSpec:
         return self.scheme.weights
 
-    def view(self, block: nn.Module) -> Tensor:
-        """The live [N, K] weight inside its block."""
-        return self.site.view(block)[self.rows]
-
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """linears in execution order per block; skipped and notes are lines for the report.
+    """Everything that is decided before any work.
 
-    kv         the format of the cache
-    kv_scales  the tensors of its static scales, two for each block; extra: others that the source lacks
+    linears    what is quantized, in execution order per block
+    skipped    (name, reason) of every matrix that is not: lines for the report
+    ignored    names that the format's configuration declares dense
+    notes      warnings for the report
+    kv         the format of the cache; kv_scales: the tensors of its static scales, two for each block
+    extra      further tensors that the source lacks
+    coverage   the share of the blocks' weights that is quantized; None where only a plan is made
     """
 
     linears: list[LinearTarget]
     skipped: list[tuple[str, str]]
-    notes: list[str]
+    ignored: list[str]
+    notes: list[str] = field(default_factory=list)
     kv: KVSpec | None = None
     kv_scales: list[TensorLayout] = field(default_factory=list)
     extra: list[TensorLayout] = field(default_factory=list)
+    coverage: Coverage | None = None
+
+    @property
+    def schemes(self) -> dict[str, Scheme]:
+        """Module name -> scheme of what is quantized."""
+        return {linear.name: linear.scheme for linear in self.linears}
+
+    @property
+    def stored_kv(self) -> KVSpec | None:
+        """The format of the cache where the checkpoint holds scales for it."""
+        return None if self.kv is None or self.kv.per == "token" else self.kv
 
     def of_block(self, block: int) -> list[LinearTarget]:
         return [linear for linear in self.linears if linear.block == block]
 
 
-def resolve_targets(recipe: Recipe, graphs: list[BlockGraph], streamed: StreamedModel) -> Targets:
-    """Resolve the recipe against every linear of the model; every misfit is reported in one UserError."""
-    checkpoint, found = streamed.checkpoint, list[tuple[str, int, LinearSite, slice]]()
-    skipped = [
-        (name, "outside the decoder blocks")
-        for name, module in streamed.model.named_modules()
-        if isinstance(module, nn.Linear) and not name.startswith(streamed.path + ".")
-    ]
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The part of Targets that a recipe and shapes alone decide."""
+
+    linears: list[LinearTarget]
+    skipped: list[tuple[str, str]]
+    notes: list[str]
+    kv: KVSpec | None
+
+
+def resolve_targets(
+    recipe: Recipe, graphs: list[BlockGraph], streamed: StreamedModel, extra: list[TensorLayout]
+) -> Targets:
+    """Resolve the recipe against every linear of a traced model.
+
+    extra: tensors that a rotation adds to those of the source. UserError naming every misfit.
+    """
+    tensors = streamed.checkpoint.tensors
+    stored = tensors | {layout.name: layout for layout in extra}
+    candidates, reasons = _candidates(graphs, streamed)
+    never = dense_modules(streamed.model, streamed.sources, stored, {c.name for c in candidates}, reasons)
+    found = resolve(recipe, candidates, never)
+    kv_scales = []
+    if found.kv is not None:
+        kv_scales = scale_layouts(found.kv, FORMATS[recipe.output.format].KV_NAMES, streamed)
+    share = coverage(streamed, {f"{linear.name}.weight" for linear in found.linears}, dict(found.skipped))
+    return Targets(
+        found.linears,
+        found.skipped,
+        ignored_names(dict(found.skipped), stored, {linear.name for linear in found.linears}),
+        found.notes + share.warnings(),
+        found.kv,
+        kv_scales,
+        extra,
+        share,
+    )
+
+
+def _candidates(graphs: list[BlockGraph], streamed: StreamedModel) -> tuple[list[Candidate], dict[str, str]]:
+    """Every matrix of the blocks that could be quantized; path in the model -> reason of those that could not."""
+    found = list[Candidate]()
+    reasons = {
+        path: "outside the decoder blocks"
+        for path, module in streamed.model.named_modules()
+        if isinstance(module, nn.Linear) and not path.startswith(streamed.path + ".")
+    }
     for block, graph in enumerate(graphs):
         prefix = streamed.prefix(block)
         for site in graph.sites:
-            found += [
-                (name, block, site, rows) for name, rows in linear_names(streamed.sources, prefix.rstrip("."), site)
-            ]
-        skipped += [(prefix + path, reason) for path, reason in graph.skipped]
-    classes = {name: site.class_name for name, _, site, _ in found} | {name: "Linear" for name, _ in skipped}
-    unmatched = recipe.unmatched(classes)
-    if unmatched:
-        raise UserError("\n".join(unmatched))
+            for name, rows in linear_names(streamed.sources, prefix.rstrip("."), site):
+                try:
+                    info = written_tensor(streamed.checkpoint.tensors, name)
+                except UserError as refusal:  # of no account where the recipe leaves this matrix as it is
+                    shape, dtype, limit = (
+                        _own_shape(streamed, block, site, rows),
+                        streamed.checkpoint.dtype,
+                        str(refusal),
+                    )
+                else:
+                    swapped = site.transposed and site.index is None
+                    shape = (info.shape[1], info.shape[0]) if swapped else (info.shape[0], info.shape[1])
+                    dtype, limit = info.dtype, None
+                found.append(Candidate(name, block, site, rows, shape, dtype, limit))
+        reasons |= {prefix + path: reason for path, reason in graph.skipped}
+    return found, reasons
 
-    linears, notes, misfits, refused = [], [], [], dict[str, str]()
-    format_ = FORMATS[recipe.output.format]
-    for name, block, site, rows in found:
-        weights = recipe.weights_for(name, site.class_name)
+
+def _own_shape(streamed: StreamedModel, block: int, site: LinearSite, rows: slice) -> tuple[int, int]:
+    """(N, K) of a site's rows by the model's parameter."""
+    *_, first, second = streamed.blocks[block].get_parameter(site.param).shape
+    N, K = (second, first) if site.transposed else (first, second)
+    return len(range(N)[rows]), K
+
+
+def resolve(recipe: Recipe, candidates: Iterable[Candidate], never: Mapping[str, str]) -> Resolved:
+    """What the recipe does to each candidate; never: name -> reason of the matrices no recipe can quantize.
+
+    UserError for patterns without effect, and naming every misfit: group sizes that do not divide, schemes the format
+    cannot hold, options that exclude each other.
+    """
+    candidates, format_ = list(candidates), FORMATS[recipe.output.format]
+    if unmatched := recipe.unmatched({c.name: c.site.class_name for c in candidates}, never):
+        raise UserError("\n".join(unmatched))
+    kv = kv_spec(recipe.kv_cache)
+    if kv is not None and kv.per != "token" and format_.KV_NAMES is None:
+        raise UserError(f"output.format cannot hold the scales of a {kv} cache; compressed-tensors and modelopt can")
+    linears, skipped, notes = list[LinearTarget](), list(never.items()), list[str]()
+    misfits, refused = list[tuple[str, int, int]](), dict[str, str]()
+    for candidate in candidates:
+        name, (_, K) = candidate.name, candidate.shape
+        weights = recipe.weights_for(name, candidate.site.class_name)
         if weights is None:
             skipped.append((name, "the recipe says so"))
             continue
-        info = checkpoint.tensors[f"{name}.weight"]
-        N, K = (info.shape[1], info.shape[0]) if site.transposed and site.index is None else info.shape
-        size = weights.group_columns
-        spec = weight_spec(weights)
+        if candidate.limit is not None:
+            raise UserError(candidate.limit)
+        spec, size = weight_spec(weights), weights.group_columns
         if size != -1 and K % size and spec.scale_rows == 1:
             if weights.on_misfit == "skip":
                 skipped.append((name, f"group_size {size} does not divide {K} input features"))
@@ -137,38 +236,52 @@ def resolve_targets(recipe: Recipe, graphs: list[BlockGraph], streamed: Streamed
                 misfits.append((name, K, size))
                 continue
             fitting = -1 if weights.on_misfit == "channel" else smaller_group(K, size)
-            notes.append(
-                f"{name}: group_size {size} does not divide {K}, uses {'channel' if fitting == -1 else fitting}"
-            )
+            uses = "channel" if fitting == -1 else fitting
+            notes.append(f"{name}: group_size {size} does not divide {K}, uses {uses}")
             spec = weight_spec(weights, fitting)
-        options = weights.options
-        if (
-            isinstance(options, GptqOptions)
-            and options.ranges == "updated"
-            and (options.act_order or spec.scale_rows != 1)
-        ):
-            needs = "act_order: false" if options.act_order else f"a scale for each row, which {spec} has not"
-            refused.setdefault(f"gptq: ranges: updated needs {needs}", name)
-            continue
-        activations = recipe.activations_for(name, site.class_name)
+        activations = recipe.activations_for(name, candidate.site.class_name)
         scheme = Scheme(spec, activation_spec(activations))
-        try:
-            scale_dtype = format_.scale_dtype(scheme, info.dtype)
-            format_.layout((N, K), scheme, scale_dtype)
-        except UserError as error:
-            others = [other for other in holders((N, K), scheme, info.dtype) if other != recipe.output.format]
-            advice = f"; output.format {' or '.join(others)} can hold it" if others else "; no format can hold it"
-            refused.setdefault(f"output.format {recipe.output.format}: {error}{advice}", name)
+        if problem := _refusal(weights, scheme, candidate, recipe.output.format):
+            refused.setdefault(problem, name)
             continue
-        linears.append(LinearTarget(name, block, site, rows, (N, K), weights, activations, scheme, scale_dtype))
-    if misfits:
-        raise UserError(_misfit_message(misfits, len(found)))
-    if refused:
-        raise UserError("\n".join(f"{message} ({name})" for message, name in refused.items()))
+        linears.append(
+            LinearTarget(
+                name,
+                candidate.block,
+                candidate.site,
+                candidate.rows,
+                candidate.shape,
+                candidate.dtype,
+                None,
+                weights,
+                activations,
+                scheme,
+                format_.scale_dtype(scheme, candidate.dtype),
+            )
+        )
+    problems = [_misfit_message(misfits, len(candidates))] if misfits else []
+    problems += [f"{message} ({name})" for message, name in refused.items()]
+    if problems:
+        raise UserError("\n".join(problems))
     if not linears:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
         raise UserError(f"no linear is left to quantize ({reasons or 'none was found in the decoder blocks'})")
-    return Targets(linears, skipped, notes, kv_spec(recipe.kv_cache))
+    return Resolved(linears, skipped, notes, kv)
+
+
+def _refusal(weights: Weights, scheme: Scheme, candidate: Candidate, format_name: str) -> str | None:
+    """Why a scheme is not possible for a weight in this format, None where it is."""
+    options, spec, format_ = weights.options, scheme.weights, FORMATS[format_name]
+    if isinstance(options, GptqOptions) and options.ranges == "updated" and (options.act_order or spec.scale_rows != 1):
+        needs = "act_order: false" if options.act_order else f"a scale for each row, which {spec} has not"
+        return f"gptq: ranges: updated needs {needs}"
+    try:
+        format_.layout(candidate.shape, scheme, format_.scale_dtype(scheme, candidate.dtype))
+    except UserError as error:
+        others = [other for other in holders(candidate.shape, scheme, candidate.dtype) if other != format_name]
+        advice = f"; output.format {' or '.join(others)} can hold it" if others else "; no format can hold it"
+        return f"output.format {format_name}: {error}{advice}"
+    return None
 
 
 def smaller_group(in_features: int, size: int) -> int:
@@ -190,34 +303,3 @@ def _misfit_message(misfits: list[tuple[str, int, int]], total: int) -> str:
         f"weights.group_size {size} does not divide the input features of {len(misfits)} of {total} linears: {names}; "
         f"{advice} set weights.group_size: channel, or weights.on_misfit to channel, skip or smaller-group"
     )
-
-
-def file_layout(checkpoint: Checkpoint, targets: Targets, format_: ModuleType) -> list[list[TensorLayout]]:
-    """Every tensor of the output in the source's natural order; units (modules) are never cut by a shard."""
-    quantized = {f"{linear.name}.weight": linear for linear in targets.linears}
-    units: dict[str, list[TensorLayout]] = {}
-    for name in sorted(checkpoint.tensors, key=_natural):
-        info = checkpoint.tensors[name]
-        unit = units.setdefault(name.rpartition(".")[0], [])
-        if name in quantized:
-            linear = quantized[name]
-            for suffix, (dtype, shape) in format_.layout(linear.shape, linear.scheme, linear.scale_dtype).items():
-                unit.append(TensorLayout(f"{linear.name}.{suffix}", dtype, shape))
-        else:
-            unit.append(TensorLayout(name, info.dtype, tuple(info.shape)))
-    for layout in (*targets.kv_scales, *targets.extra):
-        units.setdefault(layout.name.rpartition(".")[0], []).append(layout)
-    return list(units.values())
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in name.split(".")]
-
-
-def output_bytes(units: Iterable[list[TensorLayout]]) -> int:
-    """Bytes of tensor data the layout will hold."""
-    return sum(_numel(t.shape) * t.dtype.itemsize for unit in units for t in unit)
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())

@@ -65,7 +65,8 @@ class GptqOptions(Strict):
     """Round column by column and let the columns to come absorb the error."""
 
     damping: float = Field(default=0.01, ge=0, le=1)
-    """Share of the Hessian's mean diagonal added to it; raised step by step, and reported, where it will not factor."""
+    """Share of the Hessian's mean diagonal added to it; raised step by step, and reported, where it will not factor.
+    Damping for the number of calibration tokens comes on top: 4 x input features / tokens of each diagonal element."""
     act_order: bool = True
     """Columns with the largest activations first; groups stay where they are."""
     refit: bool = True

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from quantkit.errors import UserError
 from quantkit.recipe.messages import did_you_mean, explain
-from quantkit.recipe.recipe import Recipe, uncalibrated
+from quantkit.recipe.recipe import Recipe, cross_checks
 from quantkit.recipe.yaml_document import AFTER_THE_FILE, Document, apply_setting, parse
 
 MAX_RECIPE_BYTES = 1 << 20
@@ -49,9 +49,10 @@ def load(path_or_name: str | Path, sets: Iterable[str] = (), model: str | None =
         kind = type(document.data).__name__
         document.problems.append((1, f"{path}:1: a recipe is a mapping of keys like weights:, this is a {kind}"))
     if isinstance(document.data, dict):
+        sets = list(sets)
+        if any(_names_scheme(setting) for setting in sets):
+            _forget_scheme(document.data)
         for setting in sets:
-            if setting.startswith("scheme="):
-                _forget_scheme(document.data)
             apply_setting(document, setting)
         if model is not None:
             document.data["model"] = model
@@ -62,6 +63,11 @@ def load(path_or_name: str | Path, sets: Iterable[str] = (), model: str | None =
     messages = document.messages()
     count = "a problem" if len(messages) == 1 else f"{len(messages)} problems"
     raise UserError(f"recipe {path_or_name} has {count}:\n" + "\n".join(messages))
+
+
+def _names_scheme(setting: str) -> bool:
+    key, _, value = setting.partition("=")
+    return key.strip() == "scheme" and value.strip() not in ("", "~", "null")
 
 
 def _forget_scheme(data: dict[str, Any]) -> None:
@@ -110,15 +116,16 @@ def _read(path: Path) -> str:
 
 def _check(document: Document) -> Recipe | None:
     """Validate the data; problems are added to the document."""
-    for path, message in uncalibrated(document.data):
+    known = cross_checks(document.data)
+    for path, message in known:
         document.report(path, message)
     try:
         return Recipe.model_validate(document.data)
     except ValidationError as failure:
         for error in failure.errors(include_url=False):
-            # Checks of the whole recipe are at loc (): uncalibrated, reported above with its line, and the transforms.
+            # Checks of the whole recipe are at loc (): those reported above with their lines, and the transforms.
             path = error["loc"] or ("transforms",)
-            if path not in document.unread and "calibration text" not in error["msg"]:
+            if path not in document.unread and not any(message in error["msg"] for _, message in known):
                 document.report(path, explain(error, Recipe))
         return None
 
@@ -126,7 +133,7 @@ def _check(document: Document) -> Recipe | None:
 def _with_paths(recipe: Recipe, file: Path) -> Recipe:
     def found(value: str) -> str:
         path, beside = Path(value).expanduser(), file.resolve().parent.parent / value
-        return str(path if path.exists() or not beside.exists() else beside)
+        return str(path) if path.exists() else str(beside) if beside.exists() else value
 
     update: dict[str, Any] = {}
     if recipe.model is not None:

@@ -174,7 +174,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "W8A8": {"weights": {"type": "int", "bits": 8, "group_size": "channel"}, "activations": {"type": "int8"}},
     "W4A8": {"weights": {"type": "int"}, "activations": {"type": "int8"}},
     "FP8": {"weights": {"type": "fp8", "group_size": "tensor"}, "activations": {"type": "fp8", "dynamic": False}},
-    "FP8_DYNAMIC": {"weights": {"type": "fp8"}, "activations": {"type": "fp8"}},
+    "FP8_DYNAMIC": {"weights": {"type": "fp8"}, "activations": {"type": "fp8", "dynamic": True}},
     "FP8_BLOCK": {
         "weights": {"type": "fp8", "group_size": "block"},
         "activations": {"type": "fp8", "group_size": BLOCK},
@@ -210,3 +210,43 @@ def open_scheme(data: Any) -> Any:
         if isinstance(given, Mapping) and preset is not None:
             opened[key] = preset | dict(given)
     return opened
+
+
+REMEDY = "remove one of the two"
+
+
+def contradictions(data: Mapping[str, Any]) -> list[tuple[tuple[str, ...], str]]:
+    """(key path, message) for each key that says otherwise than the `scheme` beside it.
+
+    A scheme's name fixes the types, the bits and what PRESETS spells out; group sizes of integers, zero points and
+    observers may be chosen beside it. `activations: null` is a choice too, except beside a name that says A8.
+    """
+    scheme = data.get("scheme")
+    if not isinstance(scheme, str) or scheme not in PRESETS:
+        return []
+    preset, found = PRESETS[scheme], list[tuple[tuple[str, ...], str]]()
+    kind = preset["weights"]["type"]
+    weights = {"bits": NATURAL[kind]["bits"]} | preset["weights"]
+    if kind == "int":
+        weights.pop("group_size", None)
+    for section, fixed in (("weights", weights), ("activations", preset.get("activations") or {})):
+        given = data.get(section)
+        for key, value in (given if isinstance(given, Mapping) else {}).items():
+            if key in fixed and value != fixed[key]:
+                found.append(((section, key), _contradicts(value, scheme, f"{key}: {_yaml(fixed[key])}")))
+    inputs = data.get("activations")
+    if isinstance(inputs, Mapping) and not preset.get("activations"):
+        meant = f"quantized inputs contradict `scheme: {scheme}`, which means inputs in 16 bits; {REMEDY}"
+        found.append((("activations",), meant))
+    elif "activations" in data and inputs is None and scheme.endswith("A8"):
+        kept = preset["activations"]["type"]
+        found.append((("activations",), _contradicts(None, scheme, f"activations: {kept}")))
+    return found
+
+
+def _contradicts(value: Any, scheme: str, meant: str) -> str:
+    return f"{_yaml(value)} contradicts `scheme: {scheme}`, which means {meant}; {REMEDY}"
+
+
+def _yaml(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

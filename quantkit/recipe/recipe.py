@@ -18,7 +18,7 @@ from quantkit.recipe.algorithms import (
     Transform,
 )
 from quantkit.recipe.messages import did_you_mean
-from quantkit.recipe.number_formats import Activations, KVCache, SchemeName, Weights, open_scheme
+from quantkit.recipe.number_formats import Activations, KVCache, SchemeName, Weights, contradictions, open_scheme
 from quantkit.recipe.sections import Calibration, Output, Override, Pattern, matches, merged
 from quantkit.recipe.yaml_document import KeyPath
 
@@ -61,10 +61,9 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
-    def _calibrated(self) -> "Recipe":
-        missing = uncalibrated(self.resolved())
-        if missing:
-            raise ValueError(missing[0][1])
+    def _consistent(self) -> "Recipe":
+        if problems := cross_checks(self.resolved()):
+            raise ValueError(problems[0][1])
         return self
 
     def resolved(self) -> dict[str, Any]:
@@ -88,24 +87,72 @@ class Recipe(Strict):
     def _override(self, name: str, class_name: str) -> Override | None:
         return next((o for o in self.overrides if matches(o.match, name, class_name)), None)
 
-    def unmatched(self, names: Mapping[str, str]) -> list[str]:
-        """A message for each pattern that has no effect on the linears `names` (full name -> class name).
+    def unmatched(self, linears: Mapping[str, str], never: Mapping[str, str] | None = None) -> list[str]:
+        """A message for each pattern that has no effect on a model.
 
-        The default ignore entry lm_head is always fine: not every model has one.
+        linears: full name -> class name of the linears that can be quantized; never: full name -> reason of those that
+        cannot. Patterns that leave out what is never quantized agree with what happens, so they are fine; the default
+        ignore entry lm_head is fine in a model without one too.
         """
+        never = never or {}
+        names = {**dict.fromkeys(never, "Linear"), **linears}
         problems = []
         for i, pattern in enumerate(self.ignore):
             if pattern != "lm_head" and not any(matches(pattern, *linear) for linear in names.items()):
                 problems.append(f"ignore.{i}: {pattern!r} matches no linear{_nearest_linear(pattern, names)}")
+        if not self.ignore and (head := next((name for name in never if name.rpartition(".")[2] in HEADS), None)):
+            problems.append(
+                f"ignore: [] cannot have an effect: {_limit(head, never)}; remove `ignore` or set [lm_head]"
+            )
         for i, override in enumerate(self.overrides):
-            found = [name for name, kind in names.items() if matches(override.match, name, kind)]
-            if not found:
-                hint = _nearest_linear(override.match, names)
-                problems.append(f"overrides.{i}.match: {override.match!r} matches no linear{hint}")
-            elif all(any(matches(pattern, name, names[name]) for pattern in self.ignore) for name in found):
-                hint = f"matches only what `ignore` leaves out ({found[0]}): take that out of `ignore`"
-                problems.append(f"overrides.{i}.match: {override.match!r} {hint}")
+            if problem := self._without_effect(i, override, linears, never, names):
+                problems.append(f"overrides.{i}.match: {override.match!r} {problem}")
         return problems
+
+    def _without_effect(
+        self,
+        index: int,
+        override: Override,
+        linears: Mapping[str, str],
+        never: Mapping[str, str],
+        names: Mapping[str, str],
+    ) -> str | None:
+        """Why an override changes nothing, None where it does."""
+        found = [name for name, kind in names.items() if matches(override.match, name, kind)]
+        if not found:
+            return f"matches no linear{_nearest_linear(override.match, names)}"
+        possible = [name for name in found if name in linears]
+        if not possible:
+            limit = f"can have no effect: {_limit(found[0], never)}; remove this override"
+            return None if override.skip else limit
+        left = [name for name in possible if not any(matches(p, name, linears[name]) for p in self.ignore)]
+        if not left:
+            return f"matches only what `ignore` leaves out ({possible[0]}): remove that from `ignore`"
+        earlier = self.overrides[:index]
+        first = [next((j for j, o in enumerate(earlier) if matches(o.match, n, linears[n])), None) for n in left]
+        if None not in first:
+            return f"matches only what overrides.{first[0]} already covers ({left[0]}): the first match counts"
+        return None
+
+
+HEADS = ("lm_head", "embed_out", "output")
+
+
+def _limit(name: str, never: Mapping[str, str]) -> str:
+    return f"{name} is never quantized ({never[name]}); quantkit quantizes the linears of the decoder blocks"
+
+
+def cross_checks(data: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
+    """(key path, message) for what is wrong between keys; works on data that is wrong in other ways too.
+
+    Of what needs calibration text only the first key is named.
+    """
+    found: list[tuple[KeyPath, str]] = list(contradictions(data))
+    overrides = data.get("overrides")
+    for i, override in enumerate(overrides if isinstance(overrides, list) else []):
+        if isinstance(override, Mapping):
+            found += [(("overrides", i, *path), message) for path, message in contradictions(override)]
+    return found + uncalibrated(data)
 
 
 def uncalibrated(data: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:

@@ -8,11 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from quantkit.planner.advice import GIB
-
 _COLOUR = {"loads": "green", "refused": "red", "unknown": "yellow", "error": "red", "warning": "yellow", "info": "dim"}
 
 MAX_WARNINGS = 10
+GIB = 1 << 30
 
 
 def render_quantization(report: dict[str, Any], console: Console) -> None:

@@ -2,6 +2,7 @@
 
 load.py             the model of a folder
 quant_linear.py     a linear that keeps its weight packed
+definition.py       what a quantized linear computes, in float64: every kernel keeps it
 kernel_choice.py    which kernel a linear runs on
 fused_experts.py    inputs of experts that transformers keeps in one parameter
 quantized_cache.py  caches that round keys and values as an engine's would

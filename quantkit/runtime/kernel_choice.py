@@ -2,11 +2,14 @@
 
     CPU   quantkit_kernels.cpu: codes stay packed; every scheme whose groups are whole multiples of 16 columns
     CUDA  the Triton kernels, for bfloat16 and float16 inputs: 8-bit inputs on 8-bit tensor cores where weights are int8
-          or fp8 by channel or block, else weight-only with the inputs rounded first
+          or fp8 by channel or block, else the weight-only kernel where 16 bits hold the codes of both (groups of 128 or
+          a channel) or inputs and weight themselves (NVFP4, MX)
 
-Where no kernel takes a layer there is None, and its weight is dequantized at every call.
+Where no kernel takes a layer there is None, and its weight is dequantized at every call. What a kernel computes is
+`runtime.definition`'s business: one that would round something else is not taken.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,6 +21,7 @@ from quantkit_kernels.cpu.weight import GROUP, CpuWeight, decode_rows, pack_cpu
 from torch import Tensor
 
 from quantkit.grids.activations import fake_quantize, int_codes
+from quantkit.runtime.definition import is_rounded
 from quantkit.types import BLOCK, ActivationRange, ActivationSpec, QuantizedWeight, Scheme
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -26,8 +30,8 @@ HALVES = (torch.bfloat16, torch.float16)
 class Kernel(NamedTuple):
     """A weight repacked for one device.
 
-    run      x [..., K] -> x @ W^T [..., N] in x's dtype; x is rounded first where the scheme says so
-    decode   () -> the weight [N, K] it stands for
+    run      x [..., K] -> x @ W^T [..., N] in x's dtype; x is quantized first where the scheme says so
+    decode   () -> W [N, K]; in float32 where it is not rounded before it meets x
     device   where it lies
     name     of the kernel, for people
     """
@@ -61,15 +65,25 @@ def on_cpu(q: QuantizedWeight, scheme: Scheme) -> Kernel | None:
         q.codes_NK, scale_NG, q.zero_NG,
         format=("int" if integers else "fp") + ("4" if spec.bits <= 4 else "8"),  # type: ignore[arg-type]
         group_size=spec.group_size, middle=spec.levels // 2 if integers else 0, factor=factor,
-        rounding=q.scale_NG.dtype if spec.scale_format == "float" else torch.float32,
+        rounding=q.scale_NG.dtype if is_rounded(scheme) else torch.float32,
     )  # fmt: skip
     inputs, run = scheme.activations, partial(cpu_linear, weight=weight)
-    exact = inputs is not None and inputs.element == "int" and inputs.symmetric and inputs.group_size == -1
-    if inputs is not None and exact and integers and inputs.bits <= 8:
+    summed = inputs is not None and inputs.element == "int" and inputs.symmetric and inputs.group_size == -1
+    if inputs is not None and summed and integers and inputs.bits <= 8:
         run = partial(_run_codes, weight, inputs, q.input)
-    elif inputs is not None:
-        run = partial(_run_rounded, run, inputs, q.input)
-    return Kernel(run, partial(_decode_cpu, weight), torch.device("cpu"), f"cpu {weight.format}")
+    elif not is_rounded(scheme):
+        if inputs is not None:
+            run = partial(_run_rounded, run, inputs, q.input)
+        run = partial(_run_wide, run, weight.exact and _fit_bf16(inputs, q.input))
+    decode = partial(_decode_cpu, weight, q.scale_NG.dtype if is_rounded(scheme) else torch.float32)
+    return Kernel(run, decode, torch.device("cpu"), f"cpu {weight.format}")
+
+
+def _fit_bf16(spec: ActivationSpec | None, static: ActivationRange | None) -> bool:
+    """Whether bfloat16 inputs still are ones when they are rounded: to 4 bits, times a scale that has 4 or none."""
+    if spec is None or spec.scale_format == "e8m0":
+        return True
+    return spec.scale_format == "e4m3" and static is not None and math.frexp(static.scale.item())[0] == 0.5
 
 
 def _run_codes(weight: CpuWeight, spec: ActivationSpec, static: ActivationRange | None, x: Tensor) -> Tensor:
@@ -85,9 +99,14 @@ def _run_rounded(
     return product(fake_quantize(x, spec, static))
 
 
-def _decode_cpu(weight: CpuWeight) -> Tensor:
+def _run_wide(product: Callable[[Tensor], Tensor], exact: bool, x: Tensor) -> Tensor:
+    """In float32, which rounds neither the weight nor inputs that are code * scale; exact: bfloat16 does not either."""
+    return product(x) if exact and x.dtype == torch.bfloat16 else product(x.float()).to(x.dtype)
+
+
+def _decode_cpu(weight: CpuWeight, dtype: torch.dtype) -> Tensor:
     out = torch.empty(weight.out_features, weight.padded)
-    return decode_rows(weight, 0, weight.out_features, out).to(weight.rounding)
+    return decode_rows(weight, 0, weight.out_features, out).to(dtype)
 
 
 def _small_scale(q: QuantizedWeight) -> tuple[Tensor, float]:
@@ -111,17 +130,35 @@ def on_gpu(q: QuantizedWeight, scheme: Scheme, dtype: torch.dtype) -> Kernel | N
     tensor_cores = _eight_bits(q, scheme, dtype)
     if tensor_cores is not None:
         return tensor_cores
-    packed = _pack(q, dtype)
+    inputs = scheme.activations
+    summed = inputs is not None and _sums_codes(inputs, q)
+    if inputs is not None and not summed and not (q.spec.scale_format != "float" and _fit_bf16(inputs, q.input)):
+        return None  # 16 bits would round inputs, or the weight
+    packed = _pack(q, dtype, summed)
     if packed is None:
         return None
     run = partial(linear, "QuantLinear", weight=packed)
-    if scheme.activations is not None:
-        run = partial(_run_rounded, run, scheme.activations, q.input)
+    if inputs is not None:
+        run = partial(_run_sums if summed else _run_rounded, run, inputs, q.input)
     return Kernel(run, partial(decode_weight, packed), q.codes_NK.device, f"triton {packed.format}")
 
 
-def _pack(q: QuantizedWeight, dtype: torch.dtype) -> Any:
-    """A quantkit_kernels.layout.PackedWeight, or None for what the kernels do not know."""
+def _sums_codes(inputs: ActivationSpec, q: QuantizedWeight) -> bool:
+    """Whether codes of both sides are whole numbers that can be summed, and one number scales an input."""
+    whole = inputs.element == "int" and inputs.symmetric and inputs.group_size == -1 and inputs.bits <= 8
+    return whole and q.spec.element == "int"
+
+
+def _run_sums(
+    product: Callable[[Tensor], Tensor], spec: ActivationSpec, static: ActivationRange | None, x: Tensor
+) -> Tensor:
+    """16 bits hold the codes of x exactly; sums come in float32."""
+    codes, scale = int_codes(x, spec, static)
+    return product(codes.to(x.dtype)).mul_(scale).to(x.dtype)
+
+
+def _pack(q: QuantizedWeight, dtype: torch.dtype, sums: bool) -> Any:
+    """A quantkit_kernels.layout.PackedWeight, or None for what the kernels do not know. sums: inputs are codes."""
     from quantkit_kernels.fp4 import pack_mxfp4, pack_nvfp4
     from quantkit_kernels.w4a16 import pack_w4a16
     from quantkit_kernels.w8a16 import pack_w8a16
@@ -129,11 +166,11 @@ def _pack(q: QuantizedWeight, dtype: torch.dtype) -> Any:
     spec, codes_NK, group_size = q.spec, q.codes_NK, q.spec.group_size
     if spec.element == "int" and spec.bits <= 4:
         if q.zero_NG is None:  # the kernel's own zero point is 8
-            return pack_w4a16(codes_NK + (8 - spec.levels // 2), q.scale_NG, group_size=group_size, dtype=dtype)
-        return pack_w4a16(codes_NK, q.scale_NG, q.zero_NG, group_size=group_size, dtype=dtype)
+            codes_NK = codes_NK + (8 - spec.levels // 2)
+        return pack_w4a16(codes_NK, q.scale_NG, q.zero_NG, group_size=group_size, dtype=dtype, sums=sums)
     if spec.element == "int" and q.zero_NG is None:
         elements = (codes_NK.to(torch.int16) - spec.levels // 2).to(torch.int8)
-        return pack_w8a16(elements, q.scale_NG, group_size=group_size, dtype=dtype)
+        return pack_w8a16(elements, q.scale_NG, group_size=group_size, dtype=dtype, sums=sums)
     if spec.element == "float" and spec.bits == 8 and spec.scale_format == "float":
         elements = codes_NK.view(torch.float8_e4m3fn)
         if spec.scale_rows == BLOCK:
@@ -167,8 +204,6 @@ def _eight_bits(q: QuantizedWeight, scheme: Scheme, dtype: torch.dtype) -> Kerne
     block = spec.scale_rows == BLOCK
     if inputs.group_size != (BLOCK if block else -1) or (not block and spec.group_size != -1):
         return None
-    if not inputs.dynamic and spec.element == "int":
-        return None
     if spec.element == "int":
         kind, elements = "int8", (q.codes_NK ^ 128).view(torch.int8)
     else:
@@ -176,28 +211,31 @@ def _eight_bits(q: QuantizedWeight, scheme: Scheme, dtype: torch.dtype) -> Kerne
     scale = q.scale_NG[::BLOCK].float().contiguous() if block else q.scale_NG[:, 0].float().contiguous()
     elements = elements.contiguous()
     quantize = partial(quantize_activations, element="int8" if kind == "int8" else "fp8", group=BLOCK if block else -1)
-    run = partial(_run_eight, quantize, w8a8, elements, scale, kind, q.input)
-    decode = partial(_decode_eight, elements, scale, block, dtype)
+    run = partial(_run_eight, quantize, w8a8, elements, scale, kind, inputs, q.input)
+    decode = partial(_decode_eight, elements, scale, block)
     return Kernel(run, decode, q.codes_NK.device, f"triton w8a8 {kind}")
 
 
 def _run_eight(
     quantize: Callable[..., tuple[Tensor, Tensor]], product: Callable[..., Tensor],
-    elements: Tensor, scale: Tensor, kind: str, static: ActivationRange | None, x: Tensor,
+    elements: Tensor, scale: Tensor, kind: str, spec: ActivationSpec, static: ActivationRange | None, x: Tensor,
 ) -> Tensor:  # fmt: skip
     x_MK = x.reshape(-1, x.shape[-1]).contiguous()
     if static is None:
         codes, x_scale = quantize(x_MK)
     else:
         one = static.scale.float()
-        codes = (x_MK.float() * one.reciprocal()).clamp_(-448, 448).to(torch.float8_e4m3fn)
+        if kind == "int8":
+            codes = int_codes(x_MK, spec, static)[0].to(torch.int8)
+        else:
+            codes = (x_MK.float() * one.reciprocal()).clamp_(-448, 448).to(torch.float8_e4m3fn)
         x_scale = one.reshape(1).expand(len(x_MK)).contiguous()
     y = product(codes, x_scale, elements, scale, kind, dtype=x.dtype)
     return y.reshape(*x.shape[:-1], len(elements))
 
 
-def _decode_eight(elements: Tensor, scale: Tensor, block: bool, dtype: torch.dtype) -> Tensor:
+def _decode_eight(elements: Tensor, scale: Tensor, block: bool) -> Tensor:
     (N, K), wide = elements.shape, scale
     if block:
         wide = scale.repeat_interleave(BLOCK, 0)[:N].repeat_interleave(BLOCK, 1)[:, :K]
-    return (elements.float() * (wide if block else wide[:, None])).to(dtype)
+    return elements.float() * (wide if block else wide[:, None])

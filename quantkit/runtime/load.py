@@ -1,35 +1,30 @@
-"""Load a quantized folder as a transformers model whose linears keep their weights packed."""
+"""Load a model folder as a transformers model; the linears of a quantized one keep their weights packed."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Cache, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from quantkit.checkpoint.quantization_config import OWN_CACHE
+from quantkit.checkpoint.quantization_config import INLINE_KEYS, quantization_config
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import RunError, UserError
-from quantkit.formats import FORMATS, format_name
-from quantkit.formats.quantized_folder import outline
-from quantkit.grids.activations import (
-    KVRange,
-)
-from quantkit.model.meta_model import (
-    build_meta_model,
-    find_blocks,
-    read_config,
-)
+from quantkit.formats.quantized_folder import QuantizedFolder
+from quantkit.grids.activations import KVRange
+from quantkit.model.meta_model import build_meta_model, find_blocks, read_config
+from quantkit.model.ties import settle_ties
 from quantkit.model.weight_sources import TensorSlice, assemble, weight_sources
+from quantkit.runtime.definition import multiplied_weight
 from quantkit.runtime.fused_experts import round_inputs
 from quantkit.runtime.quant_linear import QuantLinear, is_linear
-from quantkit.runtime.quantized_cache import (
-    round_entries,
-)
-from quantkit.types import ActivationRange, ActivationSpec, KVSpec, Scheme
+from quantkit.runtime.quantized_cache import round_entries
+from quantkit.types import ActivationRange, ActivationSpec
 
 
 def load(
@@ -47,129 +42,79 @@ def load(
     UserError where the folder cannot be read, or its tensors contradict its configuration.
     """
     checkpoint = Checkpoint.open(path)
-    settings = checkpoint.config.get("quantization_config")
-    if settings is None:
-        return _load_plain(checkpoint.folder, dtype, device, trust_remote_code)
+    quantized = quantization_config(checkpoint) is not None
     config = read_config(str(checkpoint.folder), trust_remote_code=trust_remote_code)
-    delattr(config, "quantization_config")
+    for part, key in product((config, config.get_text_config()), INLINE_KEYS):
+        if hasattr(part, key):
+            delattr(part, key)
+    if not quantized:
+        return _load_plain(checkpoint.folder, config, dtype, device, trust_remote_code)
     if dtype is None:
         dtype = config.dtype if isinstance(config.dtype, torch.dtype) else checkpoint.dtype
     config.dtype = dtype
     model = build_meta_model(config, trust_remote_code=trust_remote_code)
-    packed = PackedFolder(checkpoint, settings, model)
-    sources = weight_sources(model, packed.shapes())
-    _fill(model, packed, sources, dtype, torch.device(device))
-    _simulate_cache(model, checkpoint, settings, packed.format)
+    transposed = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
+    folder = QuantizedFolder.open(checkpoint, transposed)
+    sources = weight_sources(model, folder.shapes())
+    for remark in settle_ties(model, sources, partial(_equal, folder, dtype)):
+        warnings.warn(f"{checkpoint.folder}: {remark}", stacklevel=2)
+    _fill(model, folder, sources, dtype, torch.device(device))
+    _simulate_cache(model, folder)
     model.name_or_path = config._name_or_path = str(checkpoint.folder)
     if (checkpoint.folder / "generation_config.json").exists() and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
     return model.eval()
 
 
-class PackedFolder:
-    """A quantized checkpoint seen as the dense one of `model` that it stands for: module.weight for the packed tensors.
-
-    The format knows [N, K] alone; where the model stores [K, N] (Conv1D), so does the dense checkpoint.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, settings: Mapping[str, Any], model: nn.Module) -> None:
-        self.checkpoint = checkpoint
-        self.format = _format_of(settings, checkpoint.folder)
-        modules = packed_modules(checkpoint.tensors, self.format)
-        if not modules:
-            method = settings.get("quant_method")
-            raise UserError(f"{checkpoint.folder}: config.json says {method}, but no tensor is packed that way")
-        try:
-            self.schemes: dict[str, Scheme] = self.format.read_config(settings, modules)
-        except UserError as error:
-            raise UserError(f"{checkpoint.folder / 'config.json'}: {error}") from error
-        if hidden := [name for name in modules if name not in self.schemes]:
-            raise UserError(f"{checkpoint.folder}: {hidden[0]} is packed, but quantization_config does not target it")
-        self._own = {
-            f"{name}.{suffix}" for name in modules for suffix in self.format.SUFFIXES if self._has(f"{name}.{suffix}")
-        }
-
-        transposed = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
-        tails = {tail for name in transposed for tail in _tails(name)}
-        self._transposed = {name for name in self.schemes if name in tails or transposed & _tails(name)}
-
-    def _has(self, name: str) -> bool:
-        return name in self.checkpoint.tensors
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of the dense checkpoint."""
-        found = {name: info.shape for name, info in self.checkpoint.tensors.items() if name not in self._own}
-        for module, scheme in self.schemes.items():
-            with self._named(module):
-                shape = self.format.check_tensors(outline(self.checkpoint, module, self._suffixes(module)), scheme)
-            found[f"{module}.weight"] = shape[::-1] if module in self._transposed else shape
-        return found
-
-    def _suffixes(self, module: str) -> list[str]:
-        return [suffix for suffix in self.format.SUFFIXES if f"{module}.{suffix}" in self._own]
-
-    @contextmanager
-    def _named(self, module: str) -> Iterator[None]:
-        """Errors inside name the folder and the module."""
-        try:
-            yield
-        except UserError as error:
-            raise UserError(f"{self.checkpoint.folder}: {module}: {error}") from error
-
-    def is_packed(self, name: str) -> bool:
-        """Whether the dense tensor `name` lies packed here."""
-        return name.removesuffix(".weight") in self.schemes and name.endswith(".weight")
-
-    def tensors(self, module: str) -> dict[str, Tensor]:
-        """The packed tensors of a module by suffix."""
-        return {suffix: self.checkpoint.read(f"{module}.{suffix}") for suffix in self._suffixes(module)}
-
-    def linear(self, name: str) -> QuantLinear:
-        """A QuantLinear without bias from the packed tensors of the dense tensor `name`."""
-        module = name.removesuffix(".weight")
-        with self._named(module):
-            return QuantLinear(self.format, self.tensors(module), self.schemes[module])
-
-    def rounding(self, pieces: list[TensorSlice]) -> dict[int | None, tuple[ActivationSpec, ActivationRange | None]]:
-        """How the inputs of a dense parameter made of these pieces are rounded, by expert (None: it is one matrix)."""
-        found = {}
-        for piece in pieces:
-            scheme = self.schemes.get(piece.name.removesuffix(".weight"))
-            if scheme is not None and scheme.activations is not None:
-                index = piece.where[0] if piece.where and isinstance(piece.where[0], int) else None
-                found[index] = (scheme.activations, self.linear(piece.name).quantized().input)
-        return found
-
-    def dense(self, name: str) -> Tensor:
-        """A tensor of the dense checkpoint: dequantized where it is packed, read where it is not."""
-        if not self.is_packed(name):
-            return self.checkpoint.read(name)
-        weight_NK = self.linear(name).weight
-        return weight_NK.T if name.removesuffix(".weight") in self._transposed else weight_NK
+def _equal(folder: QuantizedFolder, dtype: torch.dtype, one: str, other: str) -> bool:
+    return torch.equal(_dense(folder, one).to(dtype), _dense(folder, other).to(dtype))
 
 
-def packed_modules(names: Iterable[str], format_: Any) -> list[str]:
-    """The modules that have a tensor no dense linear has."""
-    own = {suffix for suffix in format_.SUFFIXES if suffix != "weight"}
-    return list(dict.fromkeys(name.rpartition(".")[0] for name in names if name.rpartition(".")[2] in own))
+def _dense(folder: QuantizedFolder, name: str) -> Tensor:
+    """A tensor of the plain checkpoint: dequantized as products use it where it is packed, read where it is not."""
+    if not folder.is_packed(name):
+        return folder.checkpoint.read(name)
+    module = name.removesuffix(".weight")
+    weight_NK = multiplied_weight(folder.weight(module), folder.schemes[module])
+    return weight_NK.T if module in folder.transposed else weight_NK
 
 
-def _simulate_cache(model: PreTrainedModel, checkpoint: Checkpoint, settings: Mapping[str, Any], format_: Any) -> None:
+def _quant_linear(folder: QuantizedFolder, name: str) -> QuantLinear:
+    """A QuantLinear without bias from the packed tensors of the plain checkpoint's tensor `name`."""
+    module = name.removesuffix(".weight")
+    with folder.naming(module):
+        return QuantLinear(folder.form, folder.tensors(module), folder.schemes[module])
+
+
+def _rounding(
+    folder: QuantizedFolder, pieces: list[TensorSlice]
+) -> dict[int | None, tuple[ActivationSpec, ActivationRange | None]]:
+    """How the inputs of a dense parameter made of these pieces are rounded, by expert (None: it is one matrix)."""
+    found = {}
+    for piece in pieces:
+        module = piece.name.removesuffix(".weight")
+        scheme = folder.schemes.get(module)
+        if scheme is not None and scheme.activations is not None:
+            index = piece.where[0] if piece.where and isinstance(piece.where[0], int) else None
+            found[index] = (scheme.activations, folder.weight(module).input)
+    return found
+
+
+def _simulate_cache(model: PreTrainedModel, folder: QuantizedFolder) -> None:
     """Make the model round what enters its cache as its folder describes, whichever cache it runs on."""
-    own = checkpoint.config.get(OWN_CACHE)
-    spec = KVSpec(**own) if own else format_.read_kv(settings)
+    checkpoint, spec = folder.checkpoint, folder.own_cache or folder.kv
     if spec is None:
         return
     ranges: dict[int, KVRange] = {}
     if spec.per != "token":
-        k_name, v_name = format_.KV_NAMES
+        k_name, v_name = folder.form.KV_NAMES
         for name in (name for name in checkpoint.tensors if name.endswith(f".{k_name}")):
             layer = next(int(part) for part in name.split(".") if part.isdigit())
             names = (name, f"{name.removesuffix(k_name)}{v_name}")
             ranges[layer] = KVRange(*(checkpoint.read(n).float().reshape(-1).squeeze().to(model.device) for n in names))
         if not ranges:
             raise UserError(
-                f"{checkpoint.folder}: config.json speaks of a {spec} cache, but there are no {k_name} tensors"
+                f"{checkpoint.folder}: config.json describes a {spec} KV cache, but there are no {k_name} tensors"
             )
 
     def use_cache(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -192,7 +137,7 @@ def _simulate_cache(model: PreTrainedModel, checkpoint: Checkpoint, settings: Ma
 
 def _fill(
     model: PreTrainedModel,
-    folder: PackedFolder,
+    folder: QuantizedFolder,
     sources: Mapping[str, list[TensorSlice]],
     dtype: torch.dtype,
     device: torch.device,
@@ -213,12 +158,12 @@ def _fill(
             and pieces == [TensorSlice(pieces[0].name)]
             and folder.is_packed(pieces[0].name)
         ):
-            linear = folder.linear(pieces[0].name).to(device)
+            linear = _quant_linear(folder, pieces[0].name).to(device)
             linear.bias = owner.get_parameter("bias") if owner.bias is not None else None  # on meta till its turn comes
             model.set_submodule(source.rpartition(".")[0], linear)
             continue
         path, _, leaf = source.rpartition(".")
-        for index, found in folder.rounding(pieces).items():
+        for index, found in _rounding(folder, pieces).items():
             rounding.setdefault(path, {})[leaf, index] = found
         value = _put_together(folder, pieces, model.get_parameter(source), dtype, kept, source).to(device)
         param = nn.Parameter(value, requires_grad=False)
@@ -234,7 +179,7 @@ def _fill(
 
 
 def _put_together(
-    folder: PackedFolder,
+    folder: QuantizedFolder,
     pieces: list[TensorSlice],
     like: Tensor,
     dtype: torch.dtype | None,
@@ -246,28 +191,27 @@ def _put_together(
     if dtype is not None and target.is_floating_point:
         target = next((wide for pattern, wide in kept.items() if pattern in name), dtype)
     out = torch.empty(like.shape, dtype=target)
-    return assemble(pieces, out, folder.dense)
-
-
-def _tails(module: str) -> set[str]:
-    """The name and what is left of it without its first parts: checkpoints may omit or add the base model's prefix."""
-    parts = module.split(".")
-    return {".".join(parts[i:]) for i in range(len(parts))}
-
-
-def _format_of(settings: Mapping[str, Any], folder: Path) -> Any:
-    name = format_name(settings)
-    if name is None:
-        raise UserError(f"{folder}: quantized by {settings.get('quant_method')!r}; quantkit loads {', '.join(FORMATS)}")
-    return FORMATS[name]
+    return assemble(pieces, out, partial(_dense, folder))
 
 
 def _load_plain(
-    folder: Path, dtype: torch.dtype | None, device: str | torch.device, trust_remote_code: bool
+    folder: Path,
+    config: PretrainedConfig,
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+    trust_remote_code: bool,
 ) -> PreTrainedModel:
+    """An unquantized model by transformers itself; UserError where it would leave weights random."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError) as error:
+        # with output_loading_info it returns a pair, which its annotation does not say
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype or "auto", trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except Exception as error:  # anything that transformers or safetensors make of a broken folder
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder}: transformers cannot load this model: {first}") from error
-    return model.to(device).eval()  # type: ignore[arg-type]
+    model, info = loaded
+    absent = sorted(info["missing_keys"]) + [str(mismatch[0]) for mismatch in info["mismatched_keys"]]
+    if absent:  # transformers fills these with random numbers and only warns
+        raise UserError(f"{folder}: {len(absent)} weights are missing or of the wrong shape: {', '.join(absent[:5])}")
+    return model.to(device).eval()

@@ -9,10 +9,10 @@ from transformers.pytorch_utils import Conv1D
 
 from quantkit.errors import RunError
 from quantkit.formats import FORMATS
+from quantkit.formats.interface import Format
 from quantkit.grids.activations import fake_quantize
-from quantkit.grids.dequantize import (
-    dequantize,
-)
+from quantkit.grids.dequantize import dequantize
+from quantkit.runtime.definition import is_rounded, multiplied_weight
 from quantkit.runtime.kernel_choice import Kernel, choose
 from quantkit.types import ActivationRange, QuantizedWeight, Scheme
 
@@ -22,11 +22,12 @@ class QuantLinear(nn.Module):
 
     The first call repacks W for the kernel that suits the scheme and the inputs' device (see `runtime.kernels`) and
     frees those buffers; from then on the layer runs on that device alone. Where no kernel takes it, W is dequantized at
-    each call, in the dtype its scales have on file, and brought to x's. Where the scheme quantizes inputs, x is rounded
-    just as an engine rounds it. Gradients flow to x, through the dequantized weight.
+    each call. All ways compute what `runtime.definition` says. Gradients flow to x, through the dequantized weight.
     """
 
-    def __init__(self, format_: Any, tensors: Mapping[str, Tensor], scheme: Scheme, bias: Tensor | None = None) -> None:
+    def __init__(
+        self, format_: Format, tensors: Mapping[str, Tensor], scheme: Scheme, bias: Tensor | None = None
+    ) -> None:
         """UserError where the tensors do not fit the scheme."""
         super().__init__()
         self._format = next(name for name, known in FORMATS.items() if known is format_)  # modules cannot be copied
@@ -38,6 +39,7 @@ class QuantLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.kernel: Kernel | None = None
         self._input: ActivationRange | None = None  # what the kernel's weight came with
+        self._scale_dtype: torch.dtype | None = None  # likewise
         self._refused: tuple[torch.device, torch.dtype] | None = None  # inputs that no kernel was found for
 
     @property
@@ -54,34 +56,39 @@ class QuantLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dequantized weight [N, K], computed anew at each access."""
-        return dequantize(self.quantized()) if self.kernel is None else self.kernel.decode()
+        """The dequantized weight [N, K] in its scales' dtype, computed at each access."""
+        return dequantize(self.quantized()) if self.kernel is None else self.kernel.decode().to(self._scale_dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> [..., N] in x's dtype. ValueError where x does not fit the layer, or lies elsewhere than it."""
         if x.dim() == 0 or x.shape[-1] != self.in_features or not x.is_floating_point():
             wanted = f"floating [..., {self.in_features}]"
             raise ValueError(f"x is {x.dtype} {tuple(x.shape)}; {self.extra_repr()} takes {wanted}")
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+        y = self._product(x)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
+
+    def _product(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
-            return self._dequantized(x, bias)
+            return self._dequantized(x)
         if self.kernel is None and self._refused != (x.device, x.dtype):
             self._repack(x)
         if self.kernel is None:
-            return self._dequantized(x, bias)
+            return self._dequantized(x)
         if x.device != self.kernel.device:
             raise ValueError(
                 f"x is on {x.device}, this layer was repacked for {self.kernel.device}: load it there again"
             )
-        y = self.kernel.run(x)
-        return y if bias is None else y.add_(bias)
+        return self.kernel.run(x)
 
-    def _dequantized(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """By definition: inputs rounded, the weight dequantized."""
-        if self.scheme.activations is not None:
-            static = self._input if self.kernel is not None else self.quantized().input
-            x = fake_quantize(x, self.scheme.activations, static)
-        return nn.functional.linear(x, self.weight.to(x.dtype), bias)
+    def _dequantized(self, x: Tensor) -> Tensor:
+        """By definition, with the weight dequantized."""
+        dtype, inputs = x.dtype, self.scheme.activations
+        w_NK = multiplied_weight(self.quantized(), self.scheme) if self.kernel is None else self.kernel.decode()
+        if not is_rounded(self.scheme):
+            x = x.to(torch.promote_types(dtype, torch.float32))
+        if inputs is not None:
+            x = fake_quantize(x, inputs, self._input if self.kernel is not None else self.quantized().input)
+        return nn.functional.linear(x, w_NK.to(x.dtype)).to(dtype)
 
     def _repack(self, x: Tensor) -> None:
         """Find the kernel and hand the weight over to it."""
@@ -90,7 +97,7 @@ class QuantLinear(nn.Module):
         if self.kernel is None:
             self._refused = x.device, x.dtype
             return
-        self._input = q.input
+        self._input, self._scale_dtype = q.input, q.scale_NG.dtype
         for suffix in self.dtypes:
             delattr(self, _buffer(suffix))
 

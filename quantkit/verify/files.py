@@ -1,6 +1,8 @@
 """A folder's files: damaged headers, shards against their index, what an earlier quantization left, checksums."""
 
 import json
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,54 @@ from quantkit.verify.findings import (
 from quantkit.verify.subject import (
     HEADS,
     leaf,
+    some,
 )
 
 INDEX = "model.safetensors.index.json"
 REPORT = "quantkit-report.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+_GGUF = (
+    "this is GGUF, which llama.cpp reads and quantkit verify does not judge",
+    "load it with llama.cpp, or verify the Hugging Face folder it was made from",
+)
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 _FETCH = "the folder is incomplete or damaged: fetch or export it again"
+
+
+def not_a_model(folder: Path) -> Finding | None:
+    """Why this path cannot be a model folder at all; None where it may be one."""
+    where, remedy = str(folder), "give the path of a model folder: config.json beside model.safetensors"
+    if folder.is_file():
+        if folder.suffix.lower() == ".gguf" or _starts(folder, b"GGUF"):
+            return error("gguf", where, *_GGUF)
+        return error("no-folder", where, "it is a file, not a folder", remedy)
+    if not folder.is_dir():
+        return error("no-folder", where, "there is no such folder", remedy)
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return error("no-folder", where, "the folder cannot be read", "check its permissions")
+    if any((folder / name).exists() for name in _WEIGHTS):
+        return None
+    names = sorted(path.name for path in folder.iterdir())
+    if adapter := next((name for name in names if name.startswith(("adapter_model.", "adapter_config."))), None):
+        message = "this is an adapter (LoRA), not a model: its weights mean nothing without the base model"
+        return error("adapter", adapter, message, "merge it into its base model and verify the merged folder")
+    if gguf := next((name for name in names if name.lower().endswith(".gguf")), None):
+        return error("gguf", gguf, *_GGUF)
+    if not names:
+        return error("no-folder", where, "the folder is empty", remedy)
+    weights = [name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".onnx"))]
+    what = f"; it holds {some(weights)}" if weights else ""
+    message = f"there is neither model.safetensors nor {INDEX}, nor either under the name pytorch_model{what}"
+    return error("no-weights", where, message, remedy)
+
+
+def _starts(path: Path, magic: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError:
+        return False
 
 
 def check_files(folder: Path) -> list[Finding]:
@@ -53,7 +97,8 @@ def _header(path: Path) -> tuple[dict[str, Any], list[Finding]]:
         return {}, [error("header", path.name, str(problem), _FETCH)]
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    if (header.get("__metadata__") or {}).get("format") != "pt":
+    metadata = header.get("__metadata__")
+    if not isinstance(metadata, dict) or metadata.get("format") != "pt":
         message = 'the header lacks {"format": "pt"}: transformers before 5 refuses the file'
         return tensors, [warning("metadata", path.name, message, "save it again with that metadata")]
     return tensors, []
@@ -70,9 +115,10 @@ def _check_index(folder: Path, index: Path) -> list[Finding]:
     found: list[Finding] = []
     home: dict[str, str] = {}
     total = 0
+    present = {path.name for path in folder.iterdir() if path.is_file()}
     for file in sorted(set(weight_map.values())):
         path = folder / file
-        if not path.is_file() or "/" in file:
+        if file not in present:
             found.append(error("shard-missing", file, f"{index.name} names this file, but it is not there", _FETCH))
             continue
         tensors, problems = _header(path)
@@ -92,7 +138,8 @@ def _check_index(folder: Path, index: Path) -> list[Finding]:
     if extra := sorted(home.keys() - weight_map.keys()):
         message = f"the index does not list it ({len(extra)} such tensors), so readers that follow it never see it"
         found.append(warning("index-extra", extra[0], message, "write the index anew"))
-    stated = (content.get("metadata") or {}).get("total_size")
+    metadata = content.get("metadata")
+    stated = metadata.get("total_size") if isinstance(metadata, dict) else None
     if stated is not None and stated != total:
         message = f"total_size says {stated} bytes, the shards hold {total}"
         found.append(warning("total-size", index.name, message, "write the index anew"))
@@ -162,18 +209,27 @@ def check_side_configs(folder: Path, qc: dict[str, Any] | None) -> list[Finding]
     return found
 
 
+def head_missing(config: Mapping[str, Any], tensors: Iterable[str]) -> list[Finding]:
+    """An untied model that stores no head. tensors: their names."""
+    names = list(tensors)
+    stored = any(leaf(name.rpartition(".")[0]) in HEADS for name in names)
+    if _tied(config) is not False or stored or not any(name.endswith(_EMBEDDINGS) for name in names):
+        return []
+    message = "tie_word_embeddings is false but there is no lm_head: it would be random"
+    return [error("head-missing", "lm_head", message, "export again with the head")]
+
+
+def _tied(config: Mapping[str, Any]) -> Any:
+    inner = config.get("text_config")
+    inner = inner if isinstance(inner, dict) else {}
+    return config.get("tie_word_embeddings", inner.get("tie_word_embeddings"))
+
+
 def check_head(checkpoint: Checkpoint) -> list[Finding]:
-    """Tied embeddings with an lm_head of its own; an untied model without any."""
-    config = checkpoint.config
-    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
-    tied = config.get("tie_word_embeddings", (inner or {}).get("tie_word_embeddings"))
+    """Tied embeddings with an lm_head of its own."""
     head = next((n for n in checkpoint.tensors if leaf(n) == "weight" and leaf(n[:-7]) in HEADS), None)
-    packed = any(leaf(n.rpartition(".")[0]) in HEADS for n in checkpoint.tensors)
-    embed = next((n for n in checkpoint.tensors if n.endswith(("embed_tokens.weight", "wte.weight"))), None)
-    if tied is False and not packed and embed is not None:
-        message = "tie_word_embeddings is false but there is no lm_head: it would be random"
-        return [error("head-missing", "lm_head", message, "export again with the head")]
-    if tied is not True or embed is None or head is None:
+    embed = next((n for n in checkpoint.tensors if n.endswith(_EMBEDDINGS)), None)
+    if _tied(checkpoint.config) is not True or embed is None or head is None:
         return []
     first, second = checkpoint.tensors[head], checkpoint.tensors[embed]
     if first.shape == second.shape and first.dtype == second.dtype and first.shape:

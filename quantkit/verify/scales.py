@@ -2,12 +2,11 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from quantkit.checkpoint.header import TensorInfo
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.verify.engines.shared_rules import grouped
 from quantkit.verify.findings import (
@@ -19,7 +18,9 @@ from quantkit.verify.findings import (
 from quantkit.verify.subject import (
     FUSING,
     DeclaredScheme,
+    Modules,
     Subject,
+    TensorHeader,
     leaf,
     siblings,
     some,
@@ -31,7 +32,6 @@ _SUFFIXES = {
     *("input_global_scale", "activation_scale", "k_scale", "v_scale", "q_scale", "kv_scale", "pre_quant_scale"),
 }
 _INPUTS = ("input_scale", "input_global_scale", "activation_scale", "k_scale", "v_scale", "q_scale", "kv_scale")
-Modules = dict[str, dict[str, TensorInfo]]
 
 
 def check_values(checkpoint: Checkpoint) -> list[Finding]:
@@ -151,7 +151,7 @@ def check_zeros(subject: Subject, checkpoint: Checkpoint, modules: Modules) -> l
     return [make("zero-points", some(sorted(names)), text, remedy) for text, names in grouped(wrong)]
 
 
-def check_kv(subject: Subject, checkpoint: Checkpoint) -> list[Finding]:
+def check_kv(subject: Subject, tensors: Mapping[str, TensorHeader]) -> list[Finding]:
     """A static KV cache scheme comes with a key and a value scale in every attention."""
     raw = subject.qc.get("kv_cache_scheme")
     if not isinstance(raw, dict) or raw.get("dynamic"):
@@ -167,10 +167,10 @@ def check_kv(subject: Subject, checkpoint: Checkpoint) -> list[Finding]:
         for letter in ("k", "v"):
             names = (f"{letter}_scale", f"attn.{letter}_scale", f"{letter}_proj.{letter}_scale", "kv_scale")
             names = (*names, f"{letter}_proj.output_scale")
-            stored = [full for name in names if (full := f"{attention}.{name}") in checkpoint.tensors]
+            stored = [full for name in names if (full := f"{attention}.{name}") in tensors]
             if not stored:
                 missing.append(f"{attention}.{letter}_scale")
-            elif count and math.prod(checkpoint.tensors[stored[0]].shape) != count:
+            elif count and math.prod(tensors[stored[0]].shape) != count:
                 wrong.append(stored[0])
     found = []
     if missing:

@@ -3,11 +3,26 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from quantkit.verify.findings import Finding
 
 Shape = tuple[int, int]
+
+
+class TensorHeader(Protocol):
+    """What a file's header, or a plan of one, says of a tensor."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+Modules = Mapping[str, Mapping[str, TensorHeader]]  # module -> its tensors by suffix
 ENGINES = ("vllm", "sglang", "transformers", "llama.cpp", "tensorrt-llm")
 FUSING = ("vllm", "sglang", "tensorrt-llm")  # these merge siblings into one layer and split layers over GPUs
 
@@ -22,7 +37,7 @@ _ALIAS = {member: fused for fused, members in FAMILIES.items() for member in mem
 # Layers whose input is what the tensor-parallel split cuts; of all others the outputs are cut.
 _ROW = {"o_proj", "down_proj", "out_proj", "dense", "dense_4h_to_h", "c_proj", "fc2", "w2", "wo"}
 _REPLICATED = {"gate", "router", "shared_expert_gate", "q_a_proj", "kv_a_proj_with_mqa"}
-HEADS = ("lm_head", "embed_out", "output")
+HEADS = ("lm_head", "embed_out", "output", "output_projection")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +70,11 @@ class DeclaredScheme:
     outputs: DeclaredNumbers | None = None
     where: str = "quantization_config"
 
+    @property
+    def keeps_weight(self) -> bool:
+        """The codes are stored as `weight` [N, K], not under a name of their own such as weight_packed or qweight."""
+        return not self.layout.endswith("pack-quantized") and self.layout not in ("awq", "gptq")
+
     def __str__(self) -> str:
         return f"{self.layout}: {self.weights}" + (f", input {self.inputs}" if self.inputs else "")
 
@@ -85,12 +105,35 @@ class Subject:
     @property
     def head(self) -> str:
         """The output projection's name; a tied one has no tensors but is a module all the same."""
-        return next((name for name in (*self.linears, *self.shapes) if leaf(name) in HEADS), "lm_head")
+        ignored = self.qc.get("ignore")
+        named = [name for name in ignored if isinstance(name, str)] if isinstance(ignored, list) else []
+        return next((name for name in (*self.linears, *self.shapes, *named) if leaf(name) in HEADS), "lm_head")
+
+    @property
+    def head_module(self) -> str:
+        """The name of the head's module in the engine: transformers 5 renames GPT-NeoX's embed_out while loading."""
+        return "lm_head" if self.engine == "transformers" and "gpt_neox" in self.model_types else self.head
 
     @property
     def quantized(self) -> dict[str, tuple[DeclaredScheme, Shape]]:
         """Modules both stated and stored as quantized."""
         return {name: (said, self.shapes[name]) for name, said in self.stated.items() if name in self.shapes}
+
+    @property
+    def model_types(self) -> set[str]:
+        """model_type of config.json and of its text_config."""
+        inner = self.model.get("text_config")
+        configs = (self.model, inner if isinstance(inner, dict) else {})
+        return {config["model_type"] for config in configs if isinstance(config.get("model_type"), str)}
+
+    @property
+    def head_size(self) -> int:
+        """Features of an attention head; 0 where config.json does not tell, or attention is latent (MLA)."""
+        if self.number("kv_lora_rank"):
+            return 0
+        heads = next((n for key in ("num_attention_heads", "n_head", "n_heads") if (n := self.number(key))), 0)
+        width = next((n for key in ("hidden_size", "n_embd", "d_model") if (n := self.number(key))), 0)
+        return self.number("head_dim") or (width // heads if heads > 0 else 0)
 
     def number(self, key: str, default: int = 0) -> int:
         """A whole number of config.json (of its text_config where that holds it)."""

@@ -4,11 +4,11 @@ Shapes: N = out features, K = in features, G = groups of a row (1 without groups
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from quantkit.checkpoint.header import TensorInfo
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.verify.engines.shared_rules import grouped
@@ -21,8 +21,10 @@ from quantkit.verify.subject import (
     FUSING,
     DeclaredNumbers,
     DeclaredScheme,
+    Modules,
     Shape,
     Subject,
+    TensorHeader,
     leaf,
     some,
 )
@@ -37,22 +39,33 @@ _ONE: list[Sizes] = [(), (1,)]
 _NOT_LINEAR = ("wte", "wpe", "shared")
 
 
-def modules_of(checkpoint: Checkpoint) -> dict[str, dict[str, TensorInfo]]:
-    """Module -> tensors by suffix."""
-    modules: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
-    for name, info in checkpoint.tensors.items():
+def modules_of(tensors: Mapping[str, TensorHeader]) -> Modules:
+    """Module -> its tensors by suffix."""
+    modules: dict[str, dict[str, TensorHeader]] = defaultdict(dict)
+    for name, info in tensors.items():
         module, _, suffix = name.rpartition(".")
         modules[module][suffix] = info
     return dict(modules)
 
 
-def read_shapes(
-    checkpoint: Checkpoint, modules: dict[str, dict[str, TensorInfo]], qc: dict[str, Any]
+def packed_shapes(checkpoint: Checkpoint) -> dict[str, Shape]:
+    """(N, K) of each module that stores a weight_shape, as it says; the packed words alone do not give K."""
+    shapes = {}
+    for name, info in checkpoint.tensors.items():
+        if leaf(name) == "weight_shape" and info.nbytes <= 64:
+            values = checkpoint.read(name).flatten().tolist()
+            if len(values) == 2:
+                shapes[name.rpartition(".")[0]] = int(values[0]), int(values[1])
+    return shapes
+
+
+def find_shapes(
+    modules: Modules, packed: Mapping[str, Shape], qc: Mapping[str, Any]
 ) -> tuple[dict[str, Shape], dict[str, Shape]]:
-    """((N, K) of modules with quantized tensors, (N, K) of all linear modules)."""
+    """((N, K) of modules with quantized tensors, (N, K) of all linear modules); packed: as packed_shapes has it."""
     shapes, linears = {}, {}
     for name, tensors in modules.items():
-        found = _quantized_shape(checkpoint, name, tensors, qc)
+        found = _quantized_shape(packed.get(name), tensors, qc)
         if found is not None:
             shapes[name] = linears[name] = found
         elif "weight" in tensors and len(tensors["weight"].shape) == 2 and not _embeds(name):
@@ -65,19 +78,13 @@ def _embeds(name: str) -> bool:
     return (("embed" in last or "norm" in last) and last != "embed_out") or last in _NOT_LINEAR
 
 
-def _quantized_shape(
-    checkpoint: Checkpoint, name: str, tensors: dict[str, TensorInfo], qc: dict[str, Any]
-) -> Shape | None:
+def _quantized_shape(packed: Shape | None, tensors: Mapping[str, TensorHeader], qc: Mapping[str, Any]) -> Shape | None:
     if "weight_packed" in tensors:
         info = tensors["weight_packed"]
         N, width = (*info.shape, 0, 0)[:2]
         if info.dtype == torch.uint8:
             return N, 2 * width
-        if "weight_shape" in tensors and tensors["weight_shape"].nbytes <= 64:
-            values = checkpoint.read(f"{name}.weight_shape").flatten().tolist()
-            if len(values) == 2:
-                return int(values[0]), int(values[1])
-        return N, width * 8
+        return packed or (N, width * 8)
     if "qweight" in tensors:
         rows, columns = (*tensors["qweight"].shape, 0, 0)[:2]
         if str(qc.get("quant_method")).lower() == "awq":
@@ -158,7 +165,7 @@ def _scale_shapes(weights: DeclaredNumbers, N: int, K: int, G: int) -> list[Size
     return {"tensor": _ONE, "channel": [(N, 1)]}.get(weights.strategy, [(N, G)])
 
 
-def check_tensors(subject: Subject, modules: dict[str, dict[str, TensorInfo]]) -> list[Finding]:
+def check_tensors(subject: Subject, modules: Modules) -> list[Finding]:
     """Every module's tensors against what the config states of it."""
     wrong: dict[str, dict[str, str]] = defaultdict(dict)
     for name, (said, (N, K)) in subject.quantized.items():
@@ -214,7 +221,7 @@ def _text(dtype: torch.dtype) -> str:
 
 
 def _fp8_scales(
-    subject: Subject, said: DeclaredScheme, tensors: dict[str, TensorInfo], N: int, K: int
+    subject: Subject, said: DeclaredScheme, tensors: Mapping[str, TensorHeader], N: int, K: int
 ) -> list[tuple[str, str]]:
     """transformers reads weight_scale_inv and activation_scale; vLLM, per tensor, weight_scale and input_scale."""
     names = [name for name in ("weight_scale_inv", "weight_scale") if name in tensors]
@@ -234,7 +241,7 @@ def _fp8_scales(
     return found
 
 
-def _act_scales(subject: Subject, modules: dict[str, dict[str, TensorInfo]]) -> list[Finding]:
+def _act_scales(subject: Subject, modules: Modules) -> list[Finding]:
     """AutoAWQ keeps the scale of a gelu beside the layer, where only its own modules look for it."""
     names = sorted(name for name, tensors in modules.items() if leaf(name) == "act" and "scales" in tensors)
     if subject.method != "awq" or subject.engine not in FUSING or not names:
@@ -243,7 +250,7 @@ def _act_scales(subject: Subject, modules: dict[str, dict[str, TensorInfo]]) -> 
     return [error("awq-act-scales", some(names), message, "quantize without scaling down_proj's (fc2's) inputs")]
 
 
-def _no_g_idx(subject: Subject, modules: dict[str, dict[str, TensorInfo]]) -> list[Finding]:
+def _no_g_idx(subject: Subject, modules: Modules) -> list[Finding]:
     names = [n for n, (said, _) in subject.quantized.items() if said.layout == "gptq" and "g_idx" not in modules[n]]
     if not names:
         return []
@@ -252,7 +259,7 @@ def _no_g_idx(subject: Subject, modules: dict[str, dict[str, TensorInfo]]) -> li
     return [make("gptq-g-idx", some(sorted(names)), message, "store g_idx = k // group_size, int32 [K]")]
 
 
-def check_weight_shape(subject: Subject, checkpoint: Checkpoint, modules: dict[str, Any]) -> list[Finding]:
+def check_weight_shape(subject: Subject, modules: Modules) -> list[Finding]:
     """weight_shape must agree with what is packed; the other checks would mean nothing otherwise."""
     wrong = {}
     for name, (N, K) in subject.shapes.items():

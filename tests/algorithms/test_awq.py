@@ -9,12 +9,12 @@ from torch import Tensor
 
 from quantkit.algorithms import awq
 from quantkit.algorithms.awq import search_scale, storable
-from quantkit.algorithms.clip import search_clip
 from quantkit.errors import RunError, UserError
+from quantkit.grids.clip import search_clip
 from quantkit.grids.dequantize import (
     dequantize,
 )
-from quantkit.grids.integer import IntegerGrid, RangeSearch
+from quantkit.grids.integer import IntegerGrid
 from quantkit.types import TensorSpec
 
 SPECS = [TensorSpec(4, 16, False), TensorSpec(4, 32, True), TensorSpec(3, -1, True), TensorSpec(3, -1, False)]
@@ -28,7 +28,7 @@ def clip(w_NK: Tensor, hessian_KK: Tensor, grid: IntegerGrid) -> tuple[Tensor, T
 
 
 def grid_of(spec: TensorSpec, **options: object) -> IntegerGrid:
-    return replace(IntegerGrid(spec, torch.bfloat16, RangeSearch()), **options)
+    return replace(IntegerGrid(spec, torch.bfloat16, None), **options)
 
 
 def layer(N: int = 24, K: int = 64, *, loud: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -190,7 +190,7 @@ def test_options_are_frozen() -> None:
     assert options == {
         "convert": ["--format", "--json", "--requantize"],
         "plan": ["--json", "--model", "--recipe", "--set", "--trust-remote-code"],
-        "verify": ["--checksums", "--engine", "--json", "--tp"],
+        "verify": ["--checksums", "--engine", "--hardware", "--json", "--tp"],
         "quantize": [
             "--device",
             "--json",

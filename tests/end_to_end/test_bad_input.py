@@ -83,7 +83,7 @@ def test_the_good_case_works(model: Path, tmp_path: Path) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", tmp_path, "nowhere", "does not exist")
+    refused(tmp_path / "nowhere", tmp_path, "nowhere", "no such folder")
 
 
 def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:

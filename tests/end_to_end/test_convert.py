@@ -294,7 +294,7 @@ def poison(folder: Path, name: str, raw: bytes) -> None:
 
 def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
     write(tmp_path / "in", "awq", INT4, extra={f"{MODULES[0]}.pre_scale": torch.ones(3)})
-    refused(tmp_path / "in", "gptq", r"q_proj\.pre_scale is nothing that awq knows")
+    refused(tmp_path / "in", "gptq", r"q_proj\.pre_scale: unknown tensor for awq")
 
     def edit(**changes: Any) -> None:
         path = tmp_path / "in/config.json"
@@ -305,17 +305,21 @@ def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
     edit(version="gemv")
     refused(tmp_path / "in", "gptq", "gemv")
     edit(version="gemm", modules_to_not_convert=["down_proj"])
-    refused(tmp_path / "in", "gptq", r"down_proj is stored quantized, but quantization_config leaves it out")
+    refused(tmp_path / "in", "gptq", r"down_proj is packed, but quantization_config does not target it")
     edit(quant_method="exl3")
-    refused(tmp_path / "in", "gptq", r"quantized by 'exl3'; convert reads compressed-tensors, awq")
+    refused(
+        tmp_path / "in", "gptq", r"quantized by 'exl3', which quantkit does not read; it reads compressed-tensors, awq"
+    )
     (tmp_path / "in/config.json").write_text("{}")
-    refused(tmp_path / "in", "gptq", "this model is not quantized")
+    refused(tmp_path / "in", "gptq", "nothing describes its codes and scales")
 
 
 def test_group_size_the_tensors_do_not_have(tmp_path: Path) -> None:
     write(tmp_path / "in", "gptq", INT4)
     path = tmp_path / "in/config.json"
     path.write_text(path.read_text().replace('"group_size": 32', '"group_size": 64'))
+    refused(tmp_path / "in", "awq", r"contradict each other: group_size is 64 and 32")
+    (tmp_path / "in/quantize_config.json").unlink()
     refused(tmp_path / "in", "awq", r"down_proj: qzeros is .*\[4, 8\], expected .*\[2, 8\]")
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from quantkit.algorithms.gptq import gptq
+from quantkit.algorithms.gptq import factor, gptq
 from quantkit.algorithms.rtn import rtn
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
@@ -119,11 +119,11 @@ def reference_gptq(model: nn.Module, ids: Tensor, grid: IntegerGrid, *, refit: b
                 model(ids), original(ids)
             for handle in handles:
                 handle.remove()
-            hessian_KK = (seen["x"].T @ seen["x"]).float()
+            damped = factor((seen["x"].T @ seen["x"]).float(), tokens=ids.numel())
             for name in group:
                 linear = block.get_submodule(name)
                 drift = linear.weight.data.double() @ (seen["x0"] - seen["x"]).T @ seen["x"]
-                q, _ = gptq(linear.weight.data.float(), hessian_KK, grid, drift_NK=drift.float() if refit else None)
+                q, _ = gptq(linear.weight.data.float(), damped, grid, drift_NK=drift.float() if refit else None)
                 linear.weight.data = dequantize(q).float()
                 done[f"model.layers.{index}.{name}"] = q
     return done
@@ -192,7 +192,7 @@ def test_states_on_disk_give_the_same_bytes(
 ) -> None:
     weights = {"group_size": 16, "algorithm": "gptq"}
     quantize(llama, tmp_path / "memory", ids, weights=weights)
-    monkeypatch.setattr("quantkit.quantization.calibration.hidden_states.STATES_LIMIT", 100)
+    monkeypatch.setattr("quantkit.quantization.calibration.spill.STATES_LIMIT", 100)
     quantize(llama, tmp_path / "disk", ids, weights=weights)
     assert digest(tmp_path / "memory") == digest(tmp_path / "disk")
     assert not list((tmp_path / "disk").glob("*.states"))
@@ -294,12 +294,20 @@ def test_a_module_in_memory(llama: Path, ids: Tensor, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(llama)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     data = {"calibration": CALIBRATION, "weights": {"group_size": 16, "algorithm": "gptq"}}
-    report, quantized = quantkit.quantize(model, data, calibration_ids=ids, progress=False)
+    model.generation_config.temperature, model.generation_config.do_sample = (
+        0.6,
+        False,
+    )  # which transformers does not save
+    report, quantized = quantkit.quantize_module(model, data, calibration_ids=ids, progress=False)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     quantize(llama, tmp_path / "out", ids, weights={"group_size": 16, "algorithm": "gptq"})
     with torch.no_grad():
         assert torch.equal(quantized(ids).logits, load(tmp_path / "out")(ids).logits)
     assert len(report["linears"]) == 14
+    assert quantized.generation_config.temperature == model.generation_config.temperature == 0.6
+    kept = quantkit.quantize(model, data, tmp_path / "kept", calibration_ids=ids, progress=False)
+    assert kept["linears"] == report["linears"]
+    assert json.loads((tmp_path / "kept/generation_config.json").read_text())["temperature"] == 0.6
 
 
 def test_awq_with_readers_of_several_widths(llama: Path, ids: Tensor, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_round_trip(bits: int, symmetric: bool, groups: int, size: int, dtype: t
     grid = IntegerGrid(TensorSpec(bits, size, symmetric), dtype, RangeSearch(steps=3))
     q = grid.quantize(w_NK, *grid.fit(w_NK))
     zero_NG = torch.full_like(q.scale_NG, q.spec.levels // 2) if q.zero_NG is None else q.zero_NG
-    decoded_NGg = grid.decode(grouped(q.codes_NK, q.spec), q.scale_NG[..., None], zero_NG[..., None])
+    decoded_NGg = grid.values_of(grouped(q.codes_NK, q.spec), q.scale_NG[..., None], zero_NG[..., None])
     assert torch.equal(decoded_NGg.reshape(w_NK.shape), dequantize(q))
     if q.spec.levels * torch.finfo(dtype).eps < 2:  # 255 steps in bfloat16 are not exact to half a step
         assert torch.equal(grid.quantize(dequantize(q), q.scale_NG, zero_NG.to(torch.uint8)).codes_NK, q.codes_NK)

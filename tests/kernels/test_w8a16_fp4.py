@@ -59,7 +59,7 @@ def test_w8a16(element: str, group_size: int, M: int, device: torch.device) -> N
     weight = pack_w8a16(w_NK, scale, group_size=group_size, dtype=dtype)
     x = torch.randn(M, K, dtype=dtype, device=device)
     assert error(w8a16(x, weight), w8a16_reference(x, weight)) < LIMIT[dtype]
-    w = w_NK.double() * scale.double().repeat_interleave(K // G, 1)
+    w = (w_NK.double() * scale.double().repeat_interleave(K // G, 1)).to(dtype).double()
     assert error(w8a16_reference(x, weight), x.double() @ w.T) < 1e-6
 
 
@@ -70,8 +70,8 @@ def test_fp8_blocks(N: int, K: int, device: torch.device) -> None:
     weight = pack_w8a16(w_NK, scale, block=True, dtype=torch.bfloat16)
     x = torch.randn(7, K, dtype=torch.bfloat16, device=device)
     wanted = w8a16_reference(x, weight)
-    expanded = scale.bfloat16().double().repeat_interleave(128, 0)[:N].repeat_interleave(128, 1)[:, :K]
-    assert error(wanted, x.double() @ (w_NK.double() * expanded).T) < 1e-12
+    expanded = scale.repeat_interleave(128, 0)[:N].repeat_interleave(128, 1)[:, :K]
+    assert error(wanted, x.double() @ (w_NK.float() * expanded).bfloat16().double().T) < 1e-12
     assert error(w8a16(x, weight), wanted) < LIMIT[torch.bfloat16]
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from quantkit.errors import UserError
-from quantkit.quantization.calibration import data
+from quantkit.quantization.calibration import data, records
 from quantkit.quantization.calibration.data import data_fingerprint, token_batches
 from quantkit.recipe.sections import Calibration
 
@@ -86,8 +86,8 @@ def test_reading_only_what_is_needed_changes_nothing(
     path = text_file(tmp_path, words(6000))
     whole = plain(tokenizer, path.read_text(encoding="utf-8"))
     asked: list[int] = []
-    read = data._read_text
-    monkeypatch.setattr(data, "_read_text", lambda path, n=-1: (asked.append(n), read(path, n))[1])
+    read = records.read_text
+    monkeypatch.setattr(records, "read_text", lambda path, n=-1: (asked.append(n), read(path, n))[1])
     for guess in (1, 2, 3, 6):  # the text is cut before, in and after the last token that is kept
         monkeypatch.setattr(data, "GUESS", guess)
         for need in range(500, 2500, 37):
@@ -176,7 +176,9 @@ def test_document_packing_takes_the_start_of_each(tokenizer: Any, tmp_path: Path
     ):
         tokens = batches(tokenizer, path, samples=2, packing="document", seed=None, notes=notes)
         assert tokens.tolist() == [[0, *plain(tokenizer, texts[i])[:15]] for i in (1, 3)]
-        assert notes.pop() == "calibration: 2 documents shorter than 16 tokens were skipped"
+        assert notes[0] == "calibration: 2 documents shorter than 16 tokens were skipped"
+        assert notes[1].startswith("calibration: only 32 tokens (2 x 16)")
+        notes.clear()
     with pytest.raises(UserError, match="3 of 5 documents have 16 tokens, 4 are needed; the longest has"):
         batches(tokenizer, path, samples=4, packing="document")
 
@@ -231,7 +233,7 @@ REFUSED = {
     "not utf-8": (b"abc\xffdef" * 100, "not UTF-8 text: byte 0xff at offset 3"),
     "cut off": ("ab é".encode()[:-1], "not UTF-8 text: the last character is cut off at offset 4"),
     "too short": (b"one two three " * 3, r"\d+ tokens, 4 x 16 = 64 are needed; samples: 2 or seq_len: 9 would fit"),
-    "far too short": (b"x", r"1 tokens, 4 x 16 = 64 are needed$"),
+    "far too short": (b"x", r"1 tokens, 4 x 16 = 64 are needed; give a longer text, or lower"),
 }
 
 

@@ -107,7 +107,8 @@ def saved(model: PreTrainedModel, folder: Path) -> Path:
 def rotated(folder: Path, out: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, ModelRotation]:
     """The whole rotated model, put together from blocks filled one by one and from what lies outside of them."""
     streamed = skeleton_of(folder, dtype)
-    streamed.rotation = rotator = ModelRotation(streamed, trace_all(streamed, folds=True))
+    rotator = ModelRotation(streamed, trace_all(streamed, folds=True))
+    streamed = streamed.with_rewrite(rotator)
     state: dict[str, Tensor] = {}
     for index in range(len(streamed.blocks)):
         block = streamed.fill(index)
@@ -220,15 +221,19 @@ def test_filled_blocks_and_states_are_rotated(tmp_path: Path) -> None:
     ids = torch.arange(3, 19).reshape(1, -1)
     hidden, calls = streamed.first_call(ids)
     output = calls[0].run(streamed.fill(0), hidden)
-    streamed.rotation = ModelRotation(streamed, trace_all(streamed, folds=True))
-    turned, calls = streamed.first_call(ids)
-    torch.testing.assert_close(turned, apply_columns(hidden, streamed.rotation.rotation))
+    rotator = ModelRotation(streamed, trace_all(streamed, folds=True))
+    rewritten = streamed.with_rewrite(rotator)
+    turned, calls = rewritten.first_call(ids)
+    torch.testing.assert_close(turned, apply_columns(hidden, rotator.rotation))
     torch.testing.assert_close(
-        calls[0].run(streamed.fill(0), turned),
-        apply_columns(output, streamed.rotation.rotation),
+        calls[0].run(rewritten.fill(0), turned),
+        apply_columns(output, rotator.rotation),
         rtol=0,
         atol=1e-5,  # the norms compute in float32
     )
+    again, calls = streamed.first_call(ids)  # the original is still to be had from the same meta model
+    assert torch.equal(again, hidden)
+    assert torch.equal(calls[0].run(streamed.fill(0), again), output)
 
 
 def test_takes_planted_outliers_back(tmp_path: Path) -> None:
@@ -253,8 +258,7 @@ def test_proofs_hold_on_a_bfloat16_skeleton(tmp_path: Path) -> None:
     streamed = skeleton_of(saved(tiny_model("qwen3").bfloat16(), tmp_path / "in"), torch.bfloat16)
     rotator = ModelRotation(streamed, trace_all(streamed, folds=True))
     assert max(found.error for found in rotator.blocks) < 1e-12
-    streamed.rotation = rotator
-    assert {param.dtype for param in streamed.fill(0).parameters()} == {torch.bfloat16}
+    assert {param.dtype for param in streamed.with_rewrite(rotator).fill(0).parameters()} == {torch.bfloat16}
 
 
 REFUSED = {
@@ -276,7 +280,7 @@ def test_refuses_what_cannot_turn(tmp_path: Path, name: str) -> None:
     kind = CONFIGS[name]().model_type
     with pytest.raises(UserError, match=f"a {kind} model cannot be rotated: in block 0, .*{REFUSED[name]}"):
         ModelRotation(streamed, trace_all(streamed, folds=True))
-    assert streamed.rotation is None
+    assert streamed.rewrite is None
 
 
 def test_refuses_a_hidden_size_without_powers_of_two(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from quantkit.errors import UserError
-from quantkit.recipe.load import load, recipe_names, recipe_text, schema
+from quantkit.recipe.load import from_data, load, recipe_names, recipe_text, schema
 from quantkit.recipe.number_formats import Weights
 from quantkit.recipe.recipe import Recipe
 
@@ -322,18 +322,113 @@ def test_patterns_without_effect_are_named(tmp_path: Path) -> None:
 ignore: [lm_head, "re:.*down_prj", model.layers.0.self_attn.q_prj, Conv1D]
 overrides:
 - {match: "re:.*zzz", skip: true}
-- {match: lm_head, weights: {bits: 8}}
+- {match: Experts, weights: {bits: 8}}
 - {match: "re:.*(q|down)_proj", weights: {bits: 8}}
+- {match: "re:.*layers.1.mlp.down_proj", weights: {bits: 3}}
 """
-    found = good(tmp_path, text).unmatched(LINEARS)
+    found = good(tmp_path, text, "ignore.0=Experts").unmatched(LINEARS)
     assert found == [
         "ignore.1: 're:.*down_prj' matches no linear; did you mean 'down_proj'?",
         "ignore.2: 'model.layers.0.self_attn.q_prj' matches no linear; did you mean 'model.layers.0.self_attn.q_proj'?",
         "ignore.3: 'Conv1D' matches no linear",
         "overrides.0.match: 're:.*zzz' matches no linear; names end in down_proj, experts, lm_head, q_proj",
-        "overrides.1.match: 'lm_head' matches only what `ignore` leaves out (lm_head): take that out of `ignore`",
+        "overrides.1.match: 'Experts' matches only what `ignore` leaves out (model.layers.1.mlp.experts): "
+        "remove that from `ignore`",
+        "overrides.3.match: 're:.*layers.1.mlp.down_proj' matches only what overrides.2 already covers "
+        "(model.layers.1.mlp.down_proj): the first match counts",
     ]
     assert good(tmp_path, "weights: {bits: 4}").unmatched({"h.0.fc": "Linear"}) == []
+
+
+NEVER = {"lm_head": "outside the decoder blocks", "model.layers.0.mlp.gate": "router"}
+LIMIT = "quantkit quantizes the linears of the decoder blocks"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ignore: []", f"ignore: [] cannot have an effect: lm_head is never quantized ({NEVER['lm_head']}); {LIMIT}"),
+        ("overrides: [{match: lm_head, weights: {bits: 8}}]", f"lm_head is never quantized ({NEVER['lm_head']})"),
+        ("overrides: [{match: 're:.*gate$', scheme: FP8_DYNAMIC}]", "model.layers.0.mlp.gate is never quantized (rout"),
+        ("ignore: ['re:.*']\noverrides: [{match: lm_head, activations: {type: fp8}}]", LIMIT),
+    ],
+    ids=["ignore", "head", "router", "ignored too"],
+)
+def test_what_is_never_quantized_is_named_as_the_limit(tmp_path: Path, text: str, message: str) -> None:
+    (found,) = good(tmp_path, text).unmatched({"model.layers.0.mlp.up_proj": "Linear"}, NEVER)
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "weights: {bits: 4}",
+        "ignore: [lm_head, 're:.*gate$']",
+        "overrides: [{match: lm_head, skip: true}]",
+        "overrides: [{match: 're:.*(lm_head|up_proj)', weights: {bits: 8}}]",
+    ],
+)
+def test_patterns_that_agree_with_the_limit_are_fine(tmp_path: Path, text: str) -> None:
+    assert good(tmp_path, text).unmatched({"model.layers.0.mlp.up_proj": "Linear"}, NEVER) == []
+    assert good(tmp_path, "ignore: []").unmatched({"h.0.fc": "Linear"}) == []  # no head: nothing was promised
+
+
+CONTRADICTIONS = {
+    "bits": ("scheme: W4A16\nweights: {bits: 8}", [], "r.yaml:2: weights.bits: 8 contradicts `scheme: W4A16`, which m"),
+    "type": ("scheme: FP8\nweights: {type: int, group_size: 8}", [], "weights.type: int contradicts `scheme: FP8`"),
+    "zero points": ("scheme: W4A16_ASYM\nweights: {symmetric: true}", [], "which means symmetric: false"),
+    "blocks": ("scheme: FP8_BLOCK\nweights: {group_size: channel}", [], "which means group_size: block"),
+    "inputs": ("scheme: W4A16\nactivations: {type: int8}", [], "which means inputs in 16 bits"),
+    "no inputs": (
+        "scheme: W8A8\nactivations: null",
+        [],
+        "null contradicts `scheme: W8A8`, which means activations: int8",
+    ),
+    "static": ("scheme: FP8_DYNAMIC\nactivations: {dynamic: false}", [], "false contradicts `scheme: FP8_DYNAMIC`"),
+    "override": (
+        "overrides:\n- match: a\n  scheme: W4A16\n  weights:\n    bits: 3",
+        [],
+        "r.yaml:5: overrides.0.weights",
+    ),
+    "set over file": ("scheme: W4A16", ["weights.bits=8"], "--set weights.bits=8: weights.bits: 8 contradicts"),
+    "set and set": (
+        "weights: {bits: 4}",
+        ["weights.bits=8", "scheme=W4A16"],
+        "--set weights.bits=8: weights.bits: 8 co",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS, ids=str)
+def test_a_key_that_contradicts_the_scheme_beside_it(tmp_path: Path, case: str) -> None:
+    text, sets, message = CONTRADICTIONS[case]
+    found = errors(tmp_path, CALIBRATION + text.replace("r.yaml:2", ""), *sets)
+    expected = message.replace("r.yaml:2", "r.yaml:3").replace("r.yaml:5", "r.yaml:6")
+    assert any(expected in line for line in found), found
+    with pytest.raises(UserError, match="contradict"):
+        from_data({"scheme": "W4A16", "weights": {"bits": 8}})
+    with pytest.raises(ValidationError, match="contradicts"):
+        Recipe.model_validate({"overrides": [{"match": "a", "scheme": "W8A16", "weights": {"bits": 4}}]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "scheme: W4A16\nweights: {bits: 4, group_size: 32, symmetric: false}",
+        "scheme: W8A16\nweights: {group_size: 128}",
+        "scheme: W8A8\nactivations: {symmetric: false, observer: mse}",
+        "scheme: MXFP4\nactivations: null",
+        "scheme: FP8_DYNAMIC\nweights: {type: fp8, group_size: tensor, algorithm: gptq}",
+    ],
+)
+def test_a_key_that_agrees_with_the_scheme_or_that_it_leaves_open(tmp_path: Path, text: str) -> None:
+    recipe = good(tmp_path, CALIBRATION + text)
+    assert from_data(recipe.resolved()) == recipe
+
+
+def test_a_scheme_given_as_a_setting_replaces_the_files_format(tmp_path: Path) -> None:
+    recipe = good(tmp_path, "weights: {bits: 8, group_size: 32}\nactivations: {type: int8}", "scheme=W4A16")
+    assert (recipe.weights.bits, recipe.weights.group_size, recipe.activations) == (4, 128, None)
 
 
 def test_recipes_from_python_are_checked_too() -> None:

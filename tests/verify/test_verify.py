@@ -9,13 +9,15 @@ import pytest
 import torch
 from rich.console import Console
 
+from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.report.console import (
     render_verdict,
 )
-from quantkit.verify import ENGINES, file_hashes, preflight, verify_folder
+from quantkit.verify import ENGINES, file_hashes, preflight, verify_folder, verify_layout
 from quantkit.verify.config.other_methods import make_subject
 from quantkit.verify.engines.vllm_kernels import kernel_table
+from quantkit.verify.findings import Verdict
 from tests.tiny_folders import CONFIGS, DENSE, FP8_TOKEN, KV, MODEL, SHAPES, Folder, ct, floating, integer
 
 Q0, K0, O0, UP0, DOWN0 = (f"model.layers.0.{n}" for n in (
@@ -52,18 +54,19 @@ LOADS: dict[str, set[str]] = {
 }
 
 
-def rules_of(result: dict[str, Any], *levels: str) -> set[str]:
-    return {f["rule"] for f in result["findings"] if f["level"] in (levels or ("error", "warning", "info"))}
+def rules_of(result: Verdict, *levels: str) -> set[str]:
+    return {f.rule for f in result.findings if f.level in (levels or ("error", "warning", "info"))}
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_good_folders(kind: str, tmp_path: Path) -> None:
     result = verify_folder(Folder(kind).save(tmp_path / "model"))
-    verdicts = {name: one["verdict"] for name, one in result["engines"].items()}
+    assert result.engines is not None
+    verdicts = {name: one.verdict for name, one in result.engines.items()}
     expected = {engine: "loads" if engine in LOADS[kind] else "refused" for engine in ENGINES}
-    explained = {name: one["findings"] for name, one in result["engines"].items()}
+    explained = {name: one.findings for name, one in result.engines.items()}
     assert verdicts == expected, explained
-    json.dumps(result)
+    json.dumps(result.to_json())
 
 
 def edit_qc(**changes: Any) -> Callable[[Folder], None]:
@@ -254,13 +257,42 @@ def test_broken_folders(name: str, tmp_path: Path) -> None:
     folder = Folder(kind)
     break_it(folder)
     result = verify_folder(folder.save(tmp_path / "model"), engine)
-    levels = {f["rule"]: f["level"] for f in result["findings"]}
-    assert levels.get(rule) == level, result["findings"]
-    assert (result["verdict"] == "refused") == ("error" in levels.values())
-    assert all(f["message"] and (f["remedy"] or f["level"] == "info") for f in result["findings"])
+    levels = {f.rule: f.level for f in result.findings}
+    assert levels.get(rule) == level, result.findings
+    assert (result.verdict == "refused") == ("error" in levels.values())
+    assert all(f.message and (f.remedy or f.level == "info") for f in result.findings)
     good = verify_folder(Folder(kind).save(tmp_path / "good"), engine)
     if rule not in ("fp8-dialect", "ct-asymmetric", "ct-bits", "method"):
         assert rule not in rules_of(good)
+
+
+VALUES = {"fused-scales", "nvfp4-reciprocal", "scale-nan", "scale-negative", "scale-zero", "tied-head", "zero-points"}
+WRITER = {"no-tokenizer", "no-side-config"}  # what stands beside the tensors
+
+
+@pytest.mark.parametrize("name", [*BROKEN, *CONFIGS, "no lm_head", "no config"])
+def test_layout_is_judged_as_the_folder_is(name: str, tmp_path: Path) -> None:
+    """verify_layout says before writing what verify_folder says of the result, but for what only values can tell."""
+    kind, break_it, engine = BROKEN.get(name, (name, edit_qc(), "vllm"))[:3]
+    folder = Folder(kind if kind in CONFIGS else "W4A16")
+    break_it(folder)
+    if name == "no lm_head":
+        del folder.tensors["lm_head.weight"]
+    if name == "no config":
+        folder.qc = None
+    checkpoint = Checkpoint.open(folder.save(tmp_path / "model"))
+    said = {key: t for key, t in folder.tensors.items() if key.endswith(".weight_shape")}
+    shapes = {key.removesuffix(".weight_shape"): (int(t[0]), int(t[1])) for key, t in said.items()}
+    for each in (engine, "vllm", "sglang", "transformers"):
+        written = verify_folder(checkpoint.folder, each).findings
+        planned = verify_layout(checkpoint.tensors, shapes, checkpoint.config, each)
+        assert set(planned) == {finding for finding in written if finding.rule not in VALUES | WRITER}, each
+        assert planned == sorted(planned, key=lambda finding: ("error", "warning", "info").index(finding.level))
+
+
+def test_layout_needs_a_known_engine() -> None:
+    with pytest.raises(UserError, match="unknown engine 'llm'"):
+        verify_layout({}, {}, {"quantization_config": CONFIGS["W4A16"]}, "llm")
 
 
 def sharded(path: Path) -> Path:
@@ -277,8 +309,8 @@ def rewrite(folder: Path, index: dict[str, Any]) -> None:
 
 def test_sharded_folder_is_good(tmp_path: Path) -> None:
     result = verify_folder(sharded(tmp_path), "vllm")
-    assert result["verdict"] == "loads"
-    assert result["findings"] == []
+    assert result.verdict == "loads"
+    assert rules_of(result) == {"cpu-int8-inputs"}
 
 
 @pytest.mark.parametrize(
@@ -319,7 +351,7 @@ def test_files(rule: str, level: str, tmp_path: Path) -> None:
     elif rule == "unreadable":
         (folder / "config.json").write_text("{")
     result = verify_folder(folder, "vllm")
-    assert {f["rule"]: f["level"] for f in result["findings"]}.get(rule) == level, result["findings"]
+    assert {f.rule: f.level for f in result.findings}.get(rule) == level, result.findings
 
 
 @pytest.mark.parametrize("name", ["hf_quant_config.json", "quantize_config.json"])
@@ -343,7 +375,7 @@ def test_config_of_its_own_file(tmp_path: Path) -> None:
     path = folder.save(tmp_path / "model")
     quantization = {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]}
     (path / "hf_quant_config.json").write_text(json.dumps({"quantization": quantization}))
-    assert verify_folder(path, "vllm")["verdict"] == "loads"
+    assert verify_folder(path, "vllm").verdict == "loads"
     (path / "hf_quant_config.json").unlink()
     assert "no-config" in rules_of(verify_folder(path, "vllm"), "error")
 
@@ -355,7 +387,7 @@ def test_heads(tmp_path: Path) -> None:
     folder.tensors["lm_head.weight"] = folder.tensors["model.embed_tokens.weight"]
     assert "tied-head" not in rules_of(verify_folder(folder.save(tmp_path / "equal"), "vllm"))
     del folder.tensors["lm_head.weight"]
-    assert verify_folder(folder.save(tmp_path / "absent"), "transformers")["verdict"] == "loads"
+    assert verify_folder(folder.save(tmp_path / "absent"), "transformers").verdict == "loads"
     assert folder.qc is not None
     folder.qc["ignore"] = []
     assert "head" in rules_of(verify_folder(folder.save(tmp_path / "tied, not ignored"), "transformers"), "error")
@@ -365,13 +397,13 @@ def test_heads(tmp_path: Path) -> None:
 
 def test_dense_folder(tmp_path: Path) -> None:
     result = verify_folder(Folder("dense").save(tmp_path / "model"), "vllm")
-    assert (result["verdict"], rules_of(result)) == ("loads", {"dense"})
+    assert (result.verdict, rules_of(result)) == ("loads", {"dense"})
 
 
 def test_unknown_method_is_unknown(tmp_path: Path) -> None:
     folder = Folder("W4A16")
     folder.qc = {"quant_method": "torchao"}
-    assert verify_folder(folder.save(tmp_path / "model"), "vllm")["verdict"] == "unknown"
+    assert verify_folder(folder.save(tmp_path / "model"), "vllm").verdict == "unknown"
 
 
 def test_no_folder_and_bad_arguments(tmp_path: Path) -> None:
@@ -387,13 +419,13 @@ def test_checksums(tmp_path: Path) -> None:
     hashes = file_hashes(folder)
     assert sorted(hashes) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     (folder / "quantkit-report.json").write_text(json.dumps({"files": hashes}))
-    assert verify_folder(folder, "vllm", checksums=True)["findings"] == []
+    assert rules_of(verify_folder(folder, "vllm", checksums=True)) == {"cpu-int8-inputs"}
     path = folder / "model-00002-of-00002.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     assert rules_of(verify_folder(folder, "vllm", checksums=True), "error") == {"checksum"}
-    assert verify_folder(folder, "vllm")["verdict"] == "loads"  # sums are checked on request only
+    assert verify_folder(folder, "vllm").verdict == "loads"  # sums are checked on request only
 
 
 def errors_of(config: dict[str, Any], engine: str = "vllm", tp: int = 1, **changes: Any) -> set[str]:
@@ -446,7 +478,7 @@ def test_fused_names_may_be_ignored() -> None:
 def test_kernels(tmp_path: Path) -> None:
     def kernel(kind: str, machine: str) -> str:
         result = verify_folder(Folder(kind).save(tmp_path / f"{kind} {machine}"), "vllm")
-        return result["kernels"][0]["kernel"][machine]
+        return result.kernels[0].kernel[machine]
 
     assert kernel("W4A16", "Hopper") == "Machete"
     assert kernel("W4A16", "Ampere") == "Marlin"
@@ -454,7 +486,7 @@ def test_kernels(tmp_path: Path) -> None:
     assert kernel("W4A8-FP8", "Ampere") == "none"
     assert kernel("FP8", "Ampere") == "Marlin (weight-only)"
     result = verify_folder(Folder("W4A8-FP8").save(tmp_path / "model"), "vllm")
-    assert {name for name, how in result["hardware"].items() if how == "yes"} == {"Hopper"}
+    assert {name for name, how in result.hardware.items() if how == "yes"} == {"Hopper"}
 
 
 def test_kernels_of_merged_layers() -> None:
@@ -462,7 +494,7 @@ def test_kernels_of_merged_layers() -> None:
 
     def on_hopper(shapes: dict[str, tuple[int, int]], tp: int = 1) -> set[str]:
         subject = make_subject(CONFIGS["W4A16"], shapes, shapes, MODEL, "vllm", tp)
-        return {row["kernel"]["Hopper"] for row in kernel_table(subject)}
+        return {row.kernel["Hopper"] for row in kernel_table(subject)}
 
     assert on_hopper({"a.q_proj": (256, 256), "a.k_proj": (64, 256), "a.v_proj": (64, 256)}) == {"Machete"}
     assert on_hopper({"a.q_proj": (256, 256), "a.k_proj": (32, 256), "a.v_proj": (32, 256)}) == {"Marlin"}
@@ -512,7 +544,90 @@ def test_no_junk_raises(kind: str, tmp_path: Path) -> None:
                 preflight(config, SHAPES, SHAPES | DENSE, MODEL, engine, 2)
             if junk == "x":
                 (folder / "config.json").write_text(json.dumps(MODEL | {"quantization_config": config}))
-                json.dumps(verify_folder(folder))
+                json.dumps(verify_folder(folder).to_json())
+
+
+@pytest.mark.parametrize("kind", ["kv", "gptq", "dense"])
+def test_no_junk_in_config_raises(kind: str, tmp_path: Path) -> None:
+    folder = Folder(kind)
+    more = {"text_config": {"model_type": "x"}, "model_type": "falcon", "head_dim": 64, "torch_dtype": "float16"}
+    folder.config |= more | {"kv_lora_rank": 3}
+    path = folder.save(tmp_path / "model")
+    good = json.loads((path / "config.json").read_text())
+    for key in good:
+        for junk in JUNK:
+            (path / "config.json").write_text(json.dumps(good | {key: junk}))
+            json.dumps(verify_folder(path, hardware="cpu").to_json())
+
+
+def test_no_junk_in_files_raises(tmp_path: Path) -> None:
+    """Index, side files, report and header: whatever stands there, verify answers with findings."""
+    folder = Folder("gptq").save(tmp_path / "model", shards=2)
+    index = index_of(folder)
+    for junk in [*JUNK, *(index | {key: junk} for key in index for junk in JUNK)]:
+        rewrite(folder, junk)
+        json.dumps(verify_folder(folder).to_json())
+    for name in ("../x.safetensors", "a" * 300, "a\0b", "", ".", "\ud800"):
+        rewrite(folder, index | {"weight_map": dict.fromkeys(index["weight_map"], name)})
+        assert rules_of(verify_folder(folder, "vllm"), "error") == {"shard-missing"}, name
+    rewrite(folder, index)
+    for name in ("quantize_config.json", "hf_quant_config.json", "quant_config.json", "quantkit-report.json"):
+        for junk in [
+            *JUNK,
+            {"quantization": 3},
+            {"quantization": {"quant_algo": []}},
+            {"files": 3},
+            {"files": {"x": []}},
+        ]:
+            (folder / name).write_text(json.dumps(junk))
+            json.dumps(verify_folder(folder, checksums=True).to_json())
+        (folder / name).write_bytes(b"\xff\xfe{")
+        json.dumps(verify_folder(folder, checksums=True).to_json())
+        (folder / name).unlink()
+    for junk in JUNK:
+        header = json.dumps({"__metadata__": junk}).encode()
+        (folder / "model-00001-of-00002.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        json.dumps(verify_folder(folder).to_json())
+
+
+def named(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("{}")
+    return folder
+
+
+def test_what_is_no_model_folder(tmp_path: Path) -> None:
+    """Each gets one finding that says what it is and what to do, for every engine."""
+    file, gguf = tmp_path / "model.safetensors", tmp_path / "m.gguf"
+    file.write_bytes(b"")
+    gguf.write_bytes(b"GGUF....")
+    (tmp_path / "unnamed").write_bytes(b"GGUF....")
+    cases = {
+        file: "no-folder",
+        tmp_path / "absent": "no-folder",
+        gguf: "gguf",
+        tmp_path / "unnamed": "gguf",
+        named(tmp_path / "empty"): "no-folder",
+        named(tmp_path / "config only", "config.json", "tokenizer.json"): "no-weights",
+        named(tmp_path / "gguf folder", "config.json", "m-Q4_K_M.gguf", "README.md"): "gguf",
+        named(tmp_path / "adapter", "adapter_config.json", "adapter_model.safetensors"): "adapter",
+        named(tmp_path / "old adapter", "adapter_model.bin"): "adapter",
+        named(tmp_path / "shards without index", "config.json", "model-00001-of-00002.safetensors"): "no-weights",
+    }
+    for path, rule in cases.items():
+        result = verify_folder(path, checksums=True)
+        assert result.engines is not None
+        for engine, one in result.engines.items():
+            assert rules_of(one) - {"no-checksums"} == {rule}, (path, one.findings)
+            assert one.findings[0].remedy
+            assert one.verdict == ("unknown" if (rule, engine) == ("gguf", "llama.cpp") else "refused")
+
+
+def test_adapter_beside_a_model_is_a_model(tmp_path: Path) -> None:
+    folder = Folder("W4A16").save(tmp_path / "model")
+    (folder / "adapter_config.json").write_text("{}")
+    assert verify_folder(folder, "vllm").verdict == "loads"
 
 
 def test_experts_share_a_scheme() -> None:
@@ -541,7 +656,7 @@ def test_w4a8_fp8_shape() -> None:
 
 def test_render(tmp_path: Path) -> None:
     console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
-    render_verdict(verify_folder(Folder("W4A16 asym").save(tmp_path / "model")), console)
+    render_verdict(verify_folder(Folder("W4A16 asym").save(tmp_path / "model")).to_json(), console)
     text = console.export_text()
     assert "vllm" in text
     assert "[ct-asymmetric] (transformers)" in text

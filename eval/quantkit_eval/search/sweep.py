@@ -1,6 +1,6 @@
 """Quantize one model by several recipes, evaluate each result, print one table: how the README's figures are made.
 
-    python -m quantkit_eval.sweep --model M --calibration TEXT --eval TEXT [--recipe NAME[:key=value,...]]...
+    python -m quantkit_eval.search.sweep --model M --calibration TEXT --eval TEXT [--recipe NAME[:key=value,...]]...
 
 Each recipe that calibrates gets the given text, the first 128 x 256 tokens of it; each result is compared with the
 original on the first 16,384 tokens of the other text in windows of 256. No engine is asked whether it would load it.

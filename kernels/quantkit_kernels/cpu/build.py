@@ -95,7 +95,7 @@ def processor() -> str:
 def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     """Argument types, so that Python's integers arrive as 64-bit ones."""
     pointer, whole, number, small = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
-    weight = [small, pointer, pointer, small, pointer, small, small, number, whole, whole, whole, small]
+    weight = [small, pointer, pointer, small, pointer, small, small, small, number, whole, whole, whole, small]
     lib.quantkit_gemv.argtypes = [*weight, pointer, pointer, whole]
     lib.quantkit_gemv_int8.argtypes = [*weight, pointer, pointer, pointer, whole]
     lib.quantkit_decode.argtypes = [*weight, whole, whole, pointer, small]
@@ -118,7 +118,7 @@ def self_test(lib: ctypes.CDLL) -> str | None:
     packed = {"int4": codes[:, :64].contiguous(), "int8": codes}
     for format, values in (("int4", nibbles - 8), ("int8", codes.view(torch.int8).double())):
         middle = 8 if format == "int4" else 128
-        head = (FORMATS[format], address(packed[format]), address(scale), 0, None, middle, 0, 1.0, N, K, 64, 1)
+        head = (FORMATS[format], address(packed[format]), address(scale), 0, None, middle, 0, 0, 1.0, N, K, 64, 1)
         y, y_int8, decoded = torch.empty(3, N), torch.empty(3, N), torch.empty(N, K)
         lib.quantkit_gemv(*head, address(x), address(y), 3)
         lib.quantkit_gemv_int8(*head, address(x_codes), address(ones), address(y_int8), 3)

@@ -1,23 +1,24 @@
-"""y = x W^T on a CPU: for each product the fastest of the ways this machine has.
+"""y = x W^T on a CPU: for each product the fastest of the ways this machine has. All compute the same W (see `weight`).
 
     few tokens    `gemv`: weights decoded in registers, float32 sums. With int8 activations `gemv_int8`: exact int32
                   sums of codes, one dpbusd (VNNI) or maddubs (AVX2) for 32 weights
     more          `panel`: rows are decoded into a few MB that stay in the cache, and multiplied by torch
                   `qlinear`: oneDNN's u8 x s8 product, where VNNI makes it exact
 
-Without a compiler (see `build`) torch's own operators serve:
+Without a compiler (see `build`) torch's own operators serve: a `panel` decoded by torch, or `kept`: where the machine
+multiplies bfloat16 fast, the weight is decoded once to bfloat16 and kept, at that much memory.
 
-    few tokens    `int4pack`, `int8pack`: torch's weight-only products, for the formats they know
-    more          `panel` decoded by torch, or `kept`: where the machine multiplies bfloat16 fast, the weight is decoded
-                  once to bfloat16 and kept, at that much memory
+torch's weight-only products of int4 and int8 are not used: they multiply by codes and scales, which is another weight
+than the checkpoint's rounded one.
 
-Measured traps this avoids: torch's int4 product with float32 activations or many tokens, oneDNN's qlinear with signed
+Measured traps this avoids: oneDNN's qlinear with signed
 activations (a reference kernel) or without VNNI (pairs of products saturate: wrong results), float8 products and casts
 on a CPU, bfloat16 products where the CPU has no instruction for them.
 """
 
 import functools
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,12 +26,11 @@ import torch
 from torch import Tensor
 
 from quantkit_kernels.cpu.build import address, library
-from quantkit_kernels.cpu.weight import CHUNK, CpuWeight, decode_rows, nibbles, reference_weight
+from quantkit_kernels.cpu.weight import CHUNK, DENSE, CpuWeight, decode_rows, pack_cpu, reference_weight
 
-Way = Literal["gemv", "panel", "kept", "int4pack", "int8pack", "gemv_int8", "qlinear"]
+Way = Literal["gemv", "panel", "kept", "gemv_int8", "qlinear"]
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 PANEL_BYTES = 2 << 20
-INT4PACK_GROUPS = (32, 64, 128, 256)
 MAX_SUM = 65536  # columns of a group: 255 * 127 times as many still fit 32 bits
 
 
@@ -47,7 +47,14 @@ class Machine:
 def machine() -> Machine:
     """This one."""
     bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return Machine(library() is not None, bf16, torch.cpu._is_vnni_supported())
+    return Machine(library() is not None, bf16, torch.cpu._is_vnni_supported() and qlinear_is_exact())
+
+
+def qlinear_is_exact() -> bool:
+    """Tried out, because oneDNN may be told (ONEDNN_MAX_CPU_ISA) not to use what the processor has."""
+    weight = pack_cpu(torch.full((64, 256), 255, dtype=torch.uint8), torch.ones(64, 1), format="int8", group_size=-1)
+    x = torch.full((4, 256), 127, dtype=torch.int8)
+    return bool((_qlinear(x, weight) == 127 * 127 * 256).all())
 
 
 def few_tokens(weight: CpuWeight, here: Machine, eight: bool = False) -> int:
@@ -65,13 +72,8 @@ def few_tokens(weight: CpuWeight, here: Machine, eight: bool = False) -> int:
 def choose(weight: CpuWeight, M: int, dtype: torch.dtype, here: Machine) -> Way:
     """The way for M tokens of this dtype."""
     if here.compiled:
-        return "gemv" if few_tokens(weight, here) >= M else "panel"
-    if (2 if here.bf16 else 8) >= M and dtype != torch.float32 and weight.zero is None and weight.factor == 1:
-        whole = weight.in_features == weight.padded
-        if weight.format == "int4" and weight.group_size in INT4PACK_GROUPS and whole and weight.out_features % 64 == 0:
-            return "int4pack"
-        if weight.format == "int8" and weight.scale.shape[1] == 1 and weight.middle == 128 and whole:
-            return "int8pack"
+        most = 0 if weight.format in DENSE.values() else 1  # roundings that `gemv` knows
+        return "gemv" if few_tokens(weight, here) >= M and len(weight.rounds(dtype)) <= most else "panel"
     return "kept" if here.bf16 and dtype == torch.bfloat16 else "panel"
 
 
@@ -121,18 +123,13 @@ def product(x_MK: Tensor, weight: CpuWeight, way: Way) -> Tensor:
         return x_MK.new_empty(0, weight.out_features)
     if way == "gemv":
         y = _gemv(x_MK, weight)
-    elif way == "int4pack":
-        packed = _int4pack(weight)
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(x_MK.bfloat16(), packed, weight.group_size, weight.kept["scale"])
-    elif way == "int8pack":
-        codes, scale = weight.codes.view(torch.int8), weight.scale[:, 0].bfloat16()
-        y = torch.ops.aten._weight_int8pack_mm(x_MK.bfloat16(), codes, scale)
     elif way == "kept":
         if "weight" not in weight.kept:
             weight.kept["weight"] = _decode(weight, torch.bfloat16)
         y = torch.nn.functional.linear(x_MK, weight.kept["weight"])
     else:
-        y = _panel(x_MK, weight, torch.bfloat16 if machine().bf16 and x_MK.dtype == torch.bfloat16 else torch.float32)
+        dtype = torch.bfloat16 if machine().bf16 and x_MK.dtype == torch.bfloat16 else torch.float32
+        y = _panel(x_MK.to(dtype), weight, weight.rounds(x_MK.dtype))
     return y.to(x_MK.dtype)
 
 
@@ -149,51 +146,51 @@ def product_int8(x_MK: Tensor, scale_M: Tensor, weight: CpuWeight, way: Way) -> 
         y = torch.empty(len(x_MK), weight.out_features)
         lib.quantkit_gemv_int8(*weight.head(len(x_MK)), address(x_MK), address(scale_M), address(y), len(x_MK))
         return y
-    return _panel(x_MK.float(), weight, torch.float32).mul_(scale_M[:, None])
+    return _panel(x_MK.float(), weight, ()).mul_(scale_M[:, None])
 
 
 @torch.library.custom_op("quantkit_kernels::cpu_linear", mutates_args=())
 def cpu_linear_op(
     x_MK: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, middle: int, factor: float, format: str,
-    in_features: int, group_size: int, rounding: torch.dtype,
+    in_features: int, group_size: int, rounding: torch.dtype, exact: bool,
 ) -> Tensor:  # fmt: skip
     """The operator torch.compile and export see; `cpu_linear` is its checked front."""
-    weight = CpuWeight(codes, scale, zero, middle, factor, format, in_features, group_size, rounding)  # type: ignore
+    weight = CpuWeight(codes, scale, zero, middle, factor, format, in_features, group_size, rounding, exact)  # type: ignore
     way = choose(weight, len(x_MK), x_MK.dtype, machine())
     return product(x_MK, weight, way if way in ("gemv", "panel") else "panel")  # nothing can be kept here
 
 
 @cpu_linear_op.register_fake
-def _(x_MK, codes, scale, zero, middle, factor, format, in_features, group_size, rounding):
+def _(x_MK, codes, scale, zero, middle, factor, format, in_features, group_size, rounding, exact):
     return x_MK.new_empty(x_MK.shape[0], codes.shape[0])
 
 
 @torch.library.custom_op("quantkit_kernels::cpu_linear_int8", mutates_args=())
 def cpu_linear_int8_op(
     x_MK: Tensor, scale_M: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, middle: int, factor: float,
-    format: str, in_features: int, group_size: int, rounding: torch.dtype,
+    format: str, in_features: int, group_size: int, rounding: torch.dtype, exact: bool,
 ) -> Tensor:  # fmt: skip
     """The same for `cpu_linear_int8`."""
-    weight = CpuWeight(codes, scale, zero, middle, factor, format, in_features, group_size, rounding)  # type: ignore
+    weight = CpuWeight(codes, scale, zero, middle, factor, format, in_features, group_size, rounding, exact)  # type: ignore
     way = choose_int8(weight, len(x_MK), machine())
     return product_int8(x_MK, scale_M, weight, way if way in ("gemv_int8", "panel") else "panel")
 
 
 @cpu_linear_int8_op.register_fake
-def _(x_MK, scale_M, codes, scale, zero, middle, factor, format, in_features, group_size, rounding):
+def _(x_MK, scale_M, codes, scale, zero, middle, factor, format, in_features, group_size, rounding, exact):
     return scale_M.new_empty(x_MK.shape[0], codes.shape[0])
 
 
 def _parts(weight: CpuWeight) -> tuple:
     return (
         weight.codes, weight.scale, weight.zero, weight.middle, weight.factor, weight.format, weight.in_features,
-        weight.group_size, weight.rounding,
+        weight.group_size, weight.rounding, weight.exact,
     )  # fmt: skip
 
 
 def cpu_linear_reference(x: Tensor, weight: CpuWeight) -> Tensor:
-    """The definition, in float64."""
-    return x.double() @ reference_weight(weight).T
+    """The definition, in float64; of int8 inputs, before their scales."""
+    return x.double() @ reference_weight(weight, x.dtype if x.is_floating_point() else None).T
 
 
 def _rows(x: Tensor, dtypes: tuple[torch.dtype, ...], weight: CpuWeight) -> Tensor:
@@ -216,49 +213,38 @@ def _padded(x_MK: Tensor, weight: CpuWeight) -> Tensor:
 
 
 def _gemv(x_MK: Tensor, weight: CpuWeight) -> Tensor:
-    lib = library()
+    lib, rounds = library(), weight.rounds(x_MK.dtype)
     assert lib is not None
     x_MK = _padded(x_MK.float(), weight)
     y = torch.empty(len(x_MK), weight.out_features)
-    lib.quantkit_gemv(*weight.head(len(x_MK)), address(x_MK), address(y), len(x_MK))
+    lib.quantkit_gemv(*weight.head(len(x_MK), rounds), address(x_MK), address(y), len(x_MK))
     return y
 
 
 _local = threading.local()
 
 
-def _panel(x_MK: Tensor, weight: CpuWeight, dtype: torch.dtype) -> Tensor:
-    """A panel of decoded rows at a time, in memory of this thread that is used again and again."""
-    N, width = weight.out_features, weight.padded
+def _panel(x_MK: Tensor, weight: CpuWeight, rounds: Sequence[torch.dtype]) -> Tensor:
+    """A panel of decoded rows at a time, in x's dtype, in memory of this thread that is used again and again."""
+    N, width, dtype = weight.out_features, weight.padded, x_MK.dtype
     rows = min(N, max(CHUNK, PANEL_BYTES // (width * dtype.itemsize)))
     memory = getattr(_local, "memory", None)
     if memory is None or memory.nbytes < rows * width * dtype.itemsize:
         memory = _local.memory = torch.empty(rows * width * dtype.itemsize, dtype=torch.uint8)
     panel = memory[: rows * width * dtype.itemsize].view(dtype).view(rows, width)
-    x_MK = x_MK.to(dtype)
     if rows == N:
-        return torch.nn.functional.linear(x_MK, decode_rows(weight, 0, N, panel))
+        return torch.nn.functional.linear(x_MK, decode_rows(weight, 0, N, panel, rounds))
     y = torch.empty(len(x_MK), N, dtype=dtype)
     for begin in range(0, N, rows):
         end = min(begin + rows, N)
-        y[:, begin:end] = torch.nn.functional.linear(x_MK, decode_rows(weight, begin, end, panel[: end - begin]))
+        part = decode_rows(weight, begin, end, panel[: end - begin], rounds)
+        y[:, begin:end] = torch.nn.functional.linear(x_MK, part)
     return y
 
 
 def _decode(weight: CpuWeight, dtype: torch.dtype) -> Tensor:
     out = torch.empty(weight.out_features, weight.padded, dtype=dtype)
-    return decode_rows(weight, 0, weight.out_features, out).contiguous()
-
-
-def _int4pack(weight: CpuWeight) -> Tensor:
-    """torch's own packing of the codes, made once; it centers them on 8."""
-    if "int4pack" not in weight.kept:
-        codes = nibbles(weight.codes).int()
-        scale = weight.scale.bfloat16()
-        shift = scale * (8 - weight.middle)
-        weight.kept["int4pack"] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
-        weight.kept["scale"] = torch.stack([scale, shift], -1).transpose(0, 1).contiguous()  # [G, N, 2]
-    return weight.kept["int4pack"]
+    return decode_rows(weight, 0, weight.out_features, out, weight.rounds(dtype)).contiguous()
 
 
 def _qlinear(x_MK: Tensor, weight: CpuWeight) -> Tensor:

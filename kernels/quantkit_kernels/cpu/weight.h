@@ -14,7 +14,7 @@ struct Weight {
   long N, K, group, G;
   int scale_kind;          // 0 float32, 1 bfloat16, 2 float16, 3 e4m3
   int middle;
-  int rounding;            // what decoded weights are rounded to, like scale_kind
+  int rounding, second;    // what weights are rounded to, one after the other: 0 not, 1 bfloat16, 2 float16
   float factor;            // of all scales
   int threads;
 };
@@ -34,7 +34,7 @@ float e4m3(int8_t code) {
 std::vector<float> buffer(long floats) { return std::vector<float>(floats + V); }
 
 // The scales of row n by runs, times all factors; and, where decoded codes are not the values yet (true), what is to be
-// subtracted from scale * code: shift = scale * (zero point - base).
+// subtracted from scale * code: shift = scale * (zero point - base). Else shift is left as it is.
 bool row_scales(const Weight& w, long n, int base, float format_factor, float* scale, float* shift) {
   const long at = n * w.G, run = run_of(w), runs = (w.K + run - 1) / run, repeat = w.group / run;
   const float factor = w.factor * format_factor;
@@ -84,7 +84,7 @@ bool row_scales(const Weight& w, long n, int base, float format_factor, float* s
     case 5: return call(F16); \
     case 6: return call(F32); \
   }
-#define QK_WEIGHT Weight{codes, scale, zero, N, K, group, (K + group - 1) / group, scale_kind, middle, rounding, factor, threads}
+#define QK_WEIGHT Weight{codes, scale, zero, N, K, group, (K + group - 1) / group, scale_kind, middle, rounding, second, factor, threads}
 #define QK_ARGUMENTS                                                                                              \
   int format, const uint8_t *codes, const void *scale, int scale_kind, const uint8_t *zero, int middle, int rounding, \
-      float factor, long N, long K, long group, int threads
+      int second, float factor, long N, long K, long group, int threads

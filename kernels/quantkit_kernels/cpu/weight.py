@@ -4,10 +4,17 @@ Four-bit codes: byte j of a chunk's 32 holds column j in its low half and column
 vector of bytes is two vectors of neighbouring columns. Eight-bit integers lie as two's complement of code - 128. Rows
 are padded to whole chunks, whose columns meet zeros.
 
-W = (code - zero) * scale, rounded to `rounding` where the whole weight is decoded (a checkpoint's own definition of
-its weights); products of few tokens multiply sums by the scale and round nothing.
+The definition, which every product keeps for any number of tokens, on any processor, compiled or not:
+
+    x is float    y = x W^T with W = (code - zero) * scale, rounded to `rounding` (the dtype of the checkpoint's
+                  scales), then to x's dtype; sums in float32
+    x is int8     y = x_scale * sum over groups of scale * (exact sum of x * (code - zero)); W is never rounded
+
+`reference_weight` is W in float64.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -35,7 +42,8 @@ class CpuWeight:
     zero        uint8 [N, G], or None: `middle` is every zero point (0 for floats)
     factor      multiplies all scales
     group_size  columns that share a scale; all of a row's (K rounded up to chunks) where G is 1
-    rounding    what decoded weights are rounded to: float32 (not at all), bfloat16 or float16
+    rounding    what the weight is rounded to before x's dtype: float32 (not at all), bfloat16 or float16
+    exact       no product of a code and its scale needs more than bfloat16's 8 bits: W is its own rounding
     kept        what torch's own operators made of it and keep, by operator (see `linear`)
     """
 
@@ -48,6 +56,7 @@ class CpuWeight:
     in_features: int
     group_size: int
     rounding: torch.dtype
+    exact: bool = False
     kept: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -65,12 +74,20 @@ class CpuWeight:
         """Of codes, scales and zero points."""
         return self.codes.nbytes + self.scale.nbytes + (0 if self.zero is None else self.zero.nbytes)
 
-    def head(self, tokens: int) -> tuple:
+    def rounds(self, dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+        """What W is rounded to, one after the other, for inputs of this dtype; nothing where that changes nothing."""
+        if self.exact or self.rounding == dtype == torch.float32:
+            return ()
+        steps = dict.fromkeys((self.rounding, dtype))
+        return tuple(step for step in steps if step != torch.float32)
+
+    def head(self, tokens: int, rounds: Sequence[torch.dtype] = ()) -> tuple:
         """The arguments that every compiled function begins with; valid while this weight lives."""
+        first, second = [*map(SCALES.__getitem__, rounds), 0, 0][:2]
         threads = min(torch.get_num_threads(), 1 + tokens * self.codes.numel() // THREAD_BYTES)
         return (
             FORMATS[self.format], address(self.codes), address(self.scale), SCALES[self.scale.dtype],
-            address(self.zero), self.middle, SCALES[self.rounding], self.factor, self.out_features, self.padded,
+            address(self.zero), self.middle, first, second, self.factor, self.out_features, self.padded,
             self.group_size, threads,
         )  # fmt: skip
 
@@ -92,6 +109,7 @@ def pack_cpu(
     scale_NG    bfloat16, float16, float32, or float8 e4m3; kept as it is
     zero_NG     uint8 [N, G] for integers, None where all are `middle`
     middle      of the codes' range: 8 or 128 unless given
+    rounding    what the weight is rounded to, usually the dtype its scales have in the checkpoint
     group_size  a multiple of 16 that divides K, or -1 (channel); the last group of fp8 may be cut short
     ValueError where shapes, dtypes or the group size are not supported.
     """
@@ -113,7 +131,7 @@ def pack_cpu(
     check(integers or (zero_NG is None and not middle), f"{name}: floats have no zero points")
     if zero_NG is not None:
         check_tensor(f"{name} zero", zero_NG, (torch.uint8,), (N, G))
-    check(rounding in SCALES, f"{name}: decoded weights cannot be rounded to {rounding}")
+    check(rounding in DENSE, f"{name}: weights cannot be rounded to {rounding}")
     check_same_device(codes=codes_NK, scale=scale_NG, zero=zero_NG)
     check(codes_NK.device.type == "cpu", f"{name} is on {codes_NK.device}: these kernels read the CPU's memory")
     four = BYTES[format] == 32
@@ -140,8 +158,18 @@ def pack_cpu(
         zero_NG = None if zero_NG is None else torch.nn.functional.pad(zero_NG, (0, more))
     return CpuWeight(
         codes.reshape(N, -1), scale_NG.contiguous(), zero_NG, middle, factor, format, K,
-        padded if channel else group_size, rounding,
+        padded if channel else group_size, rounding, _is_exact(scale_NG, factor, format),
     )  # fmt: skip
+
+
+def _is_exact(scale_NG: Tensor, factor: float, format: Format) -> bool:
+    """Whether 8 bits hold every code times its scale; codes have 8 (int8) or 4, scales 4 or none (powers of two)."""
+    if math.frexp(factor)[0] != 0.5:
+        return False
+    if scale_NG.dtype == torch.float8_e4m3fn:
+        return format != "int8"
+    fraction = torch.frexp(scale_NG.float()).mantissa.abs()
+    return bool(((fraction == 0.5) | (fraction == 0)).all())
 
 
 def dense_cpu(w_NK: Tensor) -> CpuWeight:
@@ -151,16 +179,22 @@ def dense_cpu(w_NK: Tensor) -> CpuWeight:
     check(N > 0 and K > 0, f"dense weight of shape {N}x{K} is empty")
     padded_NK = torch.nn.functional.pad(w_NK, (0, -K % CHUNK)) if K % CHUNK else w_NK
     format, padded = DENSE[w_NK.dtype], padded_NK.shape[1]
-    return CpuWeight(padded_NK.view(torch.uint8), torch.ones(N, 1), None, 0, 1.0, format, K, padded, torch.float32)  # type: ignore
+    codes, exact = padded_NK.view(torch.uint8), format == "bf16"
+    return CpuWeight(codes, torch.ones(N, 1), None, 0, 1.0, format, K, padded, torch.float32, exact)  # type: ignore
 
 
-def decode_rows(weight: CpuWeight, begin: int, end: int, out: Tensor) -> Tensor:
-    """Rows begin:end as float32 or bfloat16 into out [end - begin, padded]; returned without the padding."""
-    lib = library()
+def decode_rows(
+    weight: CpuWeight, begin: int, end: int, out: Tensor, rounds: Sequence[torch.dtype] | None = None
+) -> Tensor:
+    """Rows begin:end as float32 or bfloat16 into out [end - begin, padded]; returned without the padding.
+
+    rounds  what they are rounded to, one after the other, at most two; None: `rounding`
+    """
+    rounds, lib = weight.rounds(torch.float32) if rounds is None else rounds, library()
     if lib is not None:
-        lib.quantkit_decode(*weight.head(1 << 20), begin, end, address(out), int(out.dtype == torch.bfloat16))
+        lib.quantkit_decode(*weight.head(1 << 20, rounds), begin, end, address(out), int(out.dtype == torch.bfloat16))
     else:
-        out.copy_(_decode_rows(weight, begin, end))
+        out.copy_(_decode_rows(weight, begin, end, rounds))
     return out[:, : weight.in_features]
 
 
@@ -170,17 +204,22 @@ def nibbles(codes: Tensor) -> Tensor:
     return torch.cat([chunks & 15, chunks >> 4], 2).view(len(codes), -1)
 
 
-def reference_weight(weight: CpuWeight) -> Tensor:
-    """The weight in float64 [N, K], by the definition: (code - zero) * scale, nothing rounded."""
+def reference_weight(weight: CpuWeight, dtype: torch.dtype | None = None) -> Tensor:
+    """W in float64 [N, K], as inputs of this dtype meet it; None: as int8 inputs do, not rounded."""
     rows = slice(0, weight.out_features)
-    return _values(weight, rows, torch.float64).mul_(_scales(weight, rows, torch.float64))[:, : weight.in_features]
+    w_NK = _values(weight, rows, torch.float64).mul_(_scales(weight, rows, torch.float64))[:, : weight.in_features]
+    for rounding in () if dtype is None else weight.rounds(dtype):
+        w_NK = w_NK.float().to(rounding).double()
+    return w_NK
 
 
-def _decode_rows(weight: CpuWeight, begin: int, end: int) -> Tensor:
-    """By torch's operators: [rows, padded] float32."""
+def _decode_rows(weight: CpuWeight, begin: int, end: int, rounds: Sequence[torch.dtype]) -> Tensor:
+    """By torch's operators: [rows, padded] float32, or what was rounded to last."""
     rows = slice(begin, end)
     values = _values(weight, rows, torch.float32).mul_(_scales(weight, rows, torch.float32))
-    return values if weight.rounding == torch.float32 else values.to(weight.rounding)
+    for rounding in rounds:
+        values = values.to(rounding)
+    return values
 
 
 def _values(weight: CpuWeight, rows: slice, dtype: torch.dtype) -> Tensor:

@@ -1,8 +1,8 @@
 """Calibration text -> token batches [samples, seq_len].
 
-What `data` may be: a text file (one stream of tokens, exactly `tokenizer(text, add_special_tokens=False)`), a .jsonl
-file (one document per line: `text`, or `messages` put through the chat template), a folder saved by
-`datasets.save_to_disk`, or a Hub data set NAME[:CONFIG[:SPLIT]] (streamed).
+A text file is one stream of tokens, exactly `tokenizer(text, add_special_tokens=False)`. A file of records (JSON, CSV,
+parquet), a folder saved by `datasets.save_to_disk` or a Hub data set NAME[:CONFIG[:SPLIT]] (streamed) gives one
+document per row: its `text`, or its `messages` put through the chat template.
 
 packing concat: documents follow each other, each closed by the tokenizer's end-of-text token where it has one, and are
 cut into consecutive windows. packing document: the first seq_len tokens of one document each, with the special tokens
@@ -13,13 +13,9 @@ Which windows: seed null takes the first ones and reads no further than that. An
 POOL times as many as are asked for, kept in their order. So a file of any size costs bounded time and memory.
 """
 
-import codecs
-import difflib
 import hashlib
 import itertools
-import json
 import random
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +25,8 @@ import torch
 from torch import Tensor
 
 from quantkit.errors import UserError
+from quantkit.quantization.calibration import records
+from quantkit.quantization.calibration.records import local_path
 from quantkit.recipe.sections import Calibration
 
 POOL = 16  # windows to draw from, per window asked for
@@ -36,7 +34,8 @@ GUESS = 6  # characters per token read at first
 TAIL = 256  # tokens before a cut in the text that the cut may have changed
 BATCH = 64  # documents tokenized at once
 SEPARATOR = "<|endoftext|>"
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+){0,2}")
+ROLES = {"human": "user", "gpt": "assistant"}
+FEW_TOKENS = 4096  # fewer are reported: statistics of so few depend on chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def token_batches(
         raise UserError(f"calibration.seq_len {seq_len} is above the model's longest sequence: at most {max_positions}")
     pool = samples if calibration.seed is None else samples * POOL
     path = local_path(calibration.data)
-    text_file = path is not None and path.is_file() and path.suffix.lower() not in (".jsonl", ".ndjson")
+    text_file = path is not None and not path.is_dir() and records.file_kind(path) == "text"
     notes = [] if notes is None else notes
     if calibration.packing == "document":
         documents = _text_documents(path) if text_file and path else _documents(calibration.data, path, tokenizer)
@@ -80,6 +79,11 @@ def token_batches(
     chosen = range(samples)
     if calibration.seed is not None:
         chosen = sorted(random.Random(calibration.seed).sample(range(len(windows)), samples))
+    if samples * seq_len < FEW_TOKENS:
+        notes.append(
+            f"calibration: only {samples * seq_len} tokens ({samples} x {seq_len}): what is measured on so few depends "
+            f"on chance; raise calibration.samples or seq_len to {FEW_TOKENS} tokens or more"
+        )
     return torch.tensor([windows[i] for i in chosen], dtype=torch.int64)
 
 
@@ -88,22 +92,6 @@ def data_fingerprint(tokens: Tensor) -> str:
     digest = hashlib.sha256(str(tuple(tokens.shape)).encode())
     digest.update(tokens.to("cpu", torch.int64).contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def local_path(data: str) -> Path | None:
-    """The file or folder `data` names; None where it can only be a Hub data set. UserError for a missing file."""
-    path = Path(data).expanduser()
-    if path.exists():
-        return path
-    looks_local = path.suffix.lower() in (".txt", ".jsonl", ".ndjson", ".json", ".md", ".py", ".csv", ".parquet")
-    if not looks_local and HUB_NAME.fullmatch(data):
-        return None
-    folder = path.parent
-    if not folder.is_dir():
-        raise UserError(f"calibration.data: no file {data!r}: there is no folder {str(folder)!r}")
-    near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=3, cutoff=0.4)
-    hint = f"; near by: {', '.join(sorted(near))}" if near else ""
-    raise UserError(f"calibration.data: no file {data!r}{hint}")
 
 
 def _encode(tokenizer: Any, texts: Any, special: bool) -> Any:
@@ -118,7 +106,7 @@ def _stream_ids(path: Path, tokenizer: Any, need: int) -> list[int]:
     """
     characters = GUESS * (need + TAIL)
     while True:
-        text = _read_text(path, characters)
+        text = records.read_text(path, characters)
         ids = _encode(tokenizer, text, special=False)
         if len(text) < characters:
             return ids
@@ -127,44 +115,15 @@ def _stream_ids(path: Path, tokenizer: Any, need: int) -> list[int]:
         characters *= 2
 
 
-def _read_text(path: Path, characters: int = -1) -> str:
-    """The first characters of a UTF-8 file (a byte order mark is dropped), all with -1. UserError if empty."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            text = file.read(characters)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {_bad_byte(path)} ({error.reason})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if not text.strip():
-        raise UserError(f"{path}: there is no text in it")
-    return text
-
-
-def _bad_byte(path: Path) -> str:
-    decoder, done = codecs.getincrementaldecoder("utf-8")(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            kept = len(decoder.getstate()[0])  # bytes of a character begun in the chunk before
-            try:
-                decoder.decode(chunk)
-            except UnicodeDecodeError as error:
-                offset = done - kept + error.start
-                return f"byte {error.object[error.start]:#04x} at offset {offset}"
-            done += len(chunk)
-    return f"the last character is cut off at offset {done}"
-
-
 def _text_documents(path: Path) -> Iterator[Document]:
-    for part in _read_text(path).split(SEPARATOR):
+    for part in records.read_text(path).split(SEPARATOR):
         if part.strip():
             yield Document(part.strip("\n"))
 
 
 def _documents(data: str, path: Path | None, tokenizer: Any) -> Iterator[Document]:
-    """Documents of a .jsonl file, a `datasets` folder or a Hub data set, in order; blank ones are left out."""
-    rows = _hub_rows(data) if path is None else _folder_rows(path) if path.is_dir() else _jsonl_rows(path)
-    for place, row in rows:
+    """Documents of a file of records, a `datasets` folder or a Hub data set, in order; blank ones are left out."""
+    for place, row in records.rows(data, path):
         document = _document(place, row, tokenizer)
         if document.text.strip():
             yield document
@@ -173,68 +132,36 @@ def _documents(data: str, path: Path | None, tokenizer: Any) -> Iterator[Documen
 def _document(place: str, row: Any, tokenizer: Any) -> Document:
     if not isinstance(row, dict):
         raise UserError(f'{place}: must be an object like {{"text": ...}} or {{"messages": [...]}}')
-    if isinstance(row.get("text"), str):
-        return Document(row["text"])
-    if not isinstance(row.get("messages"), list):
-        has = ", ".join(map(str, row)) or "no keys"
-        raise UserError(f"{place}: has neither `text` (text) nor `messages` (a list), only: {has}")
+    messages = next((row[key] for key in ("messages", "conversations") if isinstance(row.get(key), list)), None)
+    text, templated = row.get("text"), False
+    if text is None and messages is None and "text" in row:
+        text = ""
+    if not isinstance(text, str):
+        if messages is None:
+            has = ", ".join(map(str, row)) or "no keys"
+            raise UserError(f"{place}: has neither `text` (text) nor `messages` (a list), only: {has}")
+        text, templated = _templated(place, messages, tokenizer), True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{place}: the text holds half a character (a lone surrogate); repair or remove it") from None
+    return Document(text, templated)
+
+
+def _templated(place: str, messages: list[Any], tokenizer: Any) -> str:
+    """Messages as the model's chat template writes them; ShareGPT's from and value are role and content."""
     if getattr(tokenizer, "chat_template", None) is None:
         raise UserError(f"{place}: `messages` need a chat template, and the model's tokenizer has none: give `text`")
+    turns = [
+        {"role": ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")}
+        if isinstance(turn, dict) and isinstance(turn.get("from"), str)
+        else turn
+        for turn in messages
+    ]
     try:
-        return Document(tokenizer.apply_chat_template(row["messages"], tokenize=False), templated=True)
+        return tokenizer.apply_chat_template(turns, tokenize=False)
     except Exception as error:  # the template is the model's own program: whatever it raises is about this row
         raise UserError(f"{place}: the chat template refuses these messages: {error}") from error
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}:{number}", json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {_bad_byte(path)} ({error.reason})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError("reading data sets needs the datasets package: pip install 'quantkit[data]'") from None
-    return datasets
-
-
-def _folder_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
-        files = ", ".join(sorted(f.name for f in path.iterdir() if f.suffix in (".txt", ".jsonl"))[:8])
-        hint = f"; it holds {files}: name one of those" if files else ""
-        raise UserError(f"{path}: this folder was not saved by datasets' save_to_disk{hint}")
-    try:
-        table = _datasets().load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: the data set cannot be read: {error}") from error
-    if isinstance(table, dict):
-        table = table["train"] if "train" in table else next(iter(table.values()))
-    for number, row in enumerate(table):
-        yield f"{path} row {number}", row
-
-
-def _hub_rows(data: str) -> Iterator[tuple[str, Any]]:
-    name, config, split = [*data.split(":"), "", ""][:3]
-    datasets = _datasets()
-    try:
-        table = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
-        for number, row in enumerate(table):
-            yield f"{data} row {number}", row
-    except Exception as error:  # network, names, configs, splits: each layer below has its own classes
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        hint = f"no file of that name, and the Hub data set cannot be read: {why[0]}"
-        raise UserError(f"calibration.data {data!r}: {hint} (a data set is NAME, NAME:CONFIG or ...:SPLIT)") from error
 
 
 def _batches(documents: Iterable[Document], tokenizer: Any, special: bool) -> Iterator[list[int]]:
@@ -288,5 +215,5 @@ def _too_short(calibration: Calibration, have: int) -> str:
         fits.append(f"samples: {have // seq_len}")
     if have // samples >= 8:
         fits.append(f"seq_len: {have // samples}")
-    hint = f"; {' or '.join(fits)} would fit" if fits else ""
+    hint = f"; {' or '.join(fits)} would fit" if fits else "; give a longer text, or lower samples and seq_len"
     return f"{calibration.data}: {have} tokens, {samples} x {seq_len} = {samples * seq_len} are needed{hint}"

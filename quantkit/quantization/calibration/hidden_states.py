@@ -5,8 +5,6 @@ Shapes: S = samples, T = tokens of a sample, H = hidden size, M = tokens of one 
 """
 
 import copy
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,31 +14,11 @@ from torch import Tensor, nn
 from quantkit.errors import RunError
 from quantkit.model.block_graph import BlockGraph, run_until
 from quantkit.model.streamed_model import BlockCall, StreamedModel
+from quantkit.quantization.calibration.block_calls import BlockCalls
+from quantkit.quantization.calibration.spill import allocate
 
-STATES_LIMIT = 2 << 30  # bytes of one array of states kept in memory; a larger one is a memory-mapped file
 BATCH_FLOATS = 1 << 23  # hidden-state elements that run through a block at a time, so sums depend on the model alone
 BATCH_TOKENS = (2048, 8192)  # at least and at most this many tokens
-
-
-def allocate(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
-    """A zeroed array in memory, or in a memory-mapped file in `folder` where it is larger than STATES_LIMIT.
-
-    The file has no name from the start, so a killed run leaves nothing behind.
-    """
-    count = torch.Size(shape).numel()
-    if count * dtype.itemsize <= STATES_LIMIT:
-        return torch.zeros(shape, dtype=dtype)
-    handle, path = tempfile.mkstemp(suffix=".states", dir=folder)
-    try:
-        os.posix_fallocate(handle, 0, count * dtype.itemsize)
-        return torch.from_file(path, shared=True, size=count, dtype=dtype).reshape(shape)
-    except OSError as error:
-        raise RunError(
-            f"{folder}: no room for {count * dtype.itemsize / 2**30:.1f} GiB of calibration states"
-        ) from error
-    finally:
-        os.close(handle)
-        os.unlink(path)
 
 
 class HiddenStates:
@@ -53,10 +31,10 @@ class HiddenStates:
         tokens = min(max(BATCH_FLOATS // streamed.model.config.get_text_config().hidden_size, least), most)
         step = max(1, tokens // self.seq_len)
         self.slices = [slice(i, min(i + step, S)) for i in range(0, S, step)]
-        self.calls: dict[int, list[BlockCall]] = {}  # by batch size: all samples have one length and no padding
+        self.calls = BlockCalls(self.device, folder)
         for part in self.slices:
             hidden, calls = streamed.first_call(ids_ST[part])
-            self.calls.setdefault(part.stop - part.start, calls)
+            self.calls.add(part, calls)
             if part.start == 0:
                 self.hidden_STH = allocate((S, *hidden.shape[1:]), hidden.dtype, folder)
             self.hidden_STH[part] = hidden.cpu()
@@ -71,7 +49,7 @@ class HiddenStates:
     def batches(self, block: int) -> Iterator[tuple[slice, Tensor, BlockCall]]:
         """(samples, hidden states on the device, how to call the block) of every batch."""
         for part in self.slices:
-            yield part, self.hidden_STH[part].to(self.device), self.calls[part.stop - part.start][block]
+            yield part, self.hidden_STH[part].to(self.device), self.calls.of(part, block)
 
     def put(self, part: slice, output: Tensor, index: int) -> None:
         """Store block `index`'s output for these samples; RunError where it is NaN or infinite."""

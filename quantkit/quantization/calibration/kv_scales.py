@@ -22,7 +22,6 @@ from quantkit.model.streamed_model import (
     trial_ids,
 )
 from quantkit.quantization.calibration.hidden_states import HiddenStates
-from quantkit.quantization.targets import Targets
 from quantkit.recipe.number_formats import KVCache
 from quantkit.types import KVSpec
 
@@ -50,10 +49,11 @@ def cache_places(streamed: StreamedModel) -> list[int | str]:
     return places
 
 
-def scale_layouts(
-    spec: KVSpec, names: tuple[str, str] | None, targets: Targets, streamed: StreamedModel
-) -> list[TensorLayout]:
-    """Two scales per block, in block order; UserError where the format has no names, or attention no cache for them."""
+def scale_layouts(spec: KVSpec, names: tuple[str, str] | None, streamed: StreamedModel) -> list[TensorLayout]:
+    """Two scales per block, in block order; UserError where a block's attention is given no cache for them.
+
+    names: what the format calls the two within an attention module; None only for scales that are not stored.
+    """
     places = cache_places(streamed)
 
     def owner(index: int, block: nn.Module, hidden: Tensor, call: BlockCall) -> str:
@@ -65,26 +65,26 @@ def scale_layouts(
     paths = once_per_structure(streamed, owner)
     if spec.per == "token":
         return []
-    if names is None:
-        raise UserError(f"output.format cannot hold the scales of a {spec} cache; compressed-tensors and modelopt can")
+    assert names is not None, "resolve refuses formats without a place for the scales"
     shape = (1,)
     if spec.per == "head":
         text = streamed.model.config.get_text_config()
         shape = (getattr(text, "num_key_value_heads", None) or text.num_attention_heads, 1, 1)
     return [
         TensorLayout(f"{module}.{name}", torch.float32, shape)
-        for module in (_on_file(targets, streamed, index, path) for index, path in enumerate(paths))
+        for module in (_checkpoint_name(streamed, index, path) for index, path in enumerate(paths))
         for name in names
     ]
 
 
-def _on_file(targets: Targets, streamed: StreamedModel, index: int, path: str) -> str:
-    """The checkpoint's name of a block's attention module, as its own linears show it."""
-    for linear in targets.of_block(index):
-        rest = linear.site.name.removeprefix(f"{path}.")
-        if rest != linear.site.name and linear.name.endswith(f".{rest}"):
-            return linear.name.removesuffix(f".{rest}")
-    return f"{streamed.prefix(index)}{path}"
+def _checkpoint_name(streamed: StreamedModel, index: int, path: str) -> str:
+    """The checkpoint's name of a block's attention module, as the tensors of its parameters show it."""
+    inside = f"{streamed.prefix(index)}{path}."
+    for param, pieces in streamed.sources.items():
+        rest = param.removeprefix(inside)
+        if rest != param and pieces[0].name.endswith(f".{rest}"):
+            return pieces[0].name.removesuffix(f".{rest}")
+    return inside.removesuffix(".")
 
 
 def calibrate(

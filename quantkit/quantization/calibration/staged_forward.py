@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from quantkit.model.block_graph import BlockGraph
 from quantkit.model.matmul_tracing import TraceMatmuls, WeightKey
 from quantkit.model.streamed_model import BlockCall
-from quantkit.quantization.calibration.hidden_states import STATES_LIMIT, HiddenStates, Observer
+from quantkit.quantization.calibration.hidden_states import HiddenStates, Observer
+from quantkit.quantization.calibration.spill import STATES_LIMIT
 from quantkit.quantization.resources import (
     end_worker_threads,
 )

@@ -115,8 +115,11 @@ class ModelRotation:
         def find(index: int, block: nn.Module, hidden: Tensor, call: BlockCall) -> BlockRotation:
             try:
                 return find_rotation(block, self.graphs[index], (hidden, *call.args), call.kwargs, self.rotation, sizes)
-            except UserError as error:
-                raise UserError(f"in block {index}, {error}") from error
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                raise UserError(f"in block {index}, {reason}") from error
 
         return once_per_structure(streamed, find)
 
@@ -201,13 +204,9 @@ class ModelRotation:
         self, streamed: StreamedModel, norm: nn.Module, ids: Tensor, straight: tuple[Tensor, Tensor]
     ) -> None:
         """In float64: what leaves the turned embedding is x R, and the turned head reads what the original one did."""
-        streamed.rotation = self
-        try:
-            with wide_parameters(norm, {"weight"}), Float64():
-                norm.get_parameter("weight").data.fill_(neutral(self.norm_kind))
-                turned = streamed.ends(ids)
-        finally:
-            streamed.rotation = None
+        with wide_parameters(norm, {"weight"}), Float64():
+            norm.get_parameter("weight").data.fill_(neutral(self.norm_kind))
+            turned = streamed.with_rewrite(self).ends(ids)
         assert turned is not None
         entering = relative_change([turned[0]], [apply_columns(straight[0].double(), self.rotation)])
         if not entering < PROOF:

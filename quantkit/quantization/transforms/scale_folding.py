@@ -4,8 +4,7 @@ Shapes: C = channels of a fold's producer, K = input features of its readers.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from quantkit.quantization.calibration import hidden_states as cal
 from quantkit.quantization.calibration.statistics import Statistic, merged
 from quantkit.quantization.targets import LinearTarget
 from quantkit.recipe.algorithms import AwqOptions, SmoothquantOptions
+from quantkit.report.records import FoldRecord
 
 ALPHAS = tuple(i / 10 for i in range(10))  # tried for each fold; 0 stands for no scaling
 LOSS_TOKENS = 4096  # calibration tokens on which finalists are compared by the block's own output
@@ -34,7 +34,7 @@ LOSS_TOKENS = 4096  # calibration tokens on which finalists are compared by the 
 class TransformResult:
     """What a transform did: lines for the report, and by how much each input group of the block was divided [K]."""
 
-    records: list[dict[str, Any]] = field(default_factory=list)
+    records: list[FoldRecord] = field(default_factory=list)
     scales: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -81,8 +81,8 @@ def awq(
             snap=_snap(block, fold, readers[0].scale_dtype),
         )
         scale_C = result.scale_C
-        record = {"producer": fold.producer, "consumers": list(fold.consumers), "exponents": result.exponents}
-        done.records.append(record | {"loss_unscaled": result.loss_identity, "loss": result.loss_best})
+        record = FoldRecord(fold.producer, list(fold.consumers), exponents=result.exponents)
+        done.records.append(replace(record, loss_unscaled=result.loss_identity, loss=result.loss_best))
         if result.loss_best < result.loss_identity:
             apply_fold(block, graph, fold, scale_C)
             for group in groups:
@@ -118,15 +118,16 @@ def smoothquant(
         amax_K = torch.stack([amax[group] for group in groups]).amax(0)
         readers = [linear for name in fold.consumers for linear in by_site.get(name, [])]
         views, snap = [linear.view(block) for linear in readers], _snap(block, fold, readers[0].scale_dtype)
-        record: dict[str, Any] = {"producer": fold.producer, "consumers": list(fold.consumers)}
+        record = FoldRecord(fold.producer, list(fold.consumers))
         if isinstance(options.alpha, float | int):
             scale_C = smooth_scale(amax_K, views, options.alpha, fold.columns)
-            scale_C, record["alpha"] = (scale_C if snap is None else snap(scale_C)), options.alpha
+            scale_C = scale_C if snap is None else snap(scale_C)
+            record = replace(record, alpha=float(options.alpha))
         else:
             loss = _rounded_loss(states, block, graph, index, fold, readers, amax_K)
             found = search_alpha(amax_K, views, loss, columns_K=fold.columns, alphas=ALPHAS, snap=snap)
             scale_C = found.scale_C
-            record |= {"alpha": found.alpha, "loss_unscaled": found.loss_identity, "loss": found.loss_best}
+            record = replace(record, alpha=found.alpha, loss_unscaled=found.loss_identity, loss=found.loss_best)
         done.records.append(record)
         if bool((scale_C != 1).any()):
             apply_fold(block, graph, fold, scale_C)

@@ -202,7 +202,8 @@ def state(subject: Subject) -> None:
     subject.groups.extend(said for _, said in parsed)
     head = subject.head
     for name in sorted({*subject.linears, *subject.shapes, head}):
-        names = [name, *([fused_name(name) or name] if fusing else [])]
+        module = subject.head_module if name == head else name
+        names = [module, *([fused_name(name) or name] if fusing else [])]
         if any(matches(each, entry) for each in names for entry in ignore):
             continue
         by_name = (said for targets, said in parsed for target in targets if any(matches(n, target) for n in names))
@@ -237,7 +238,7 @@ def _is_linear(target: str, fusing: bool) -> bool:
 
 def _useless(ignore: list[str], subject: Subject) -> list[Finding]:
     """Ignored names that match nothing although they look like a part of a name: there is no substring matching."""
-    names = [*subject.linears, *subject.shapes, subject.head]
+    names = [*subject.linears, *subject.shapes, subject.head_module]
     found = []
     for entry in ignore:
         hit = any(matches(name, entry) or matches(fused_name(name) or name, entry) for name in names)

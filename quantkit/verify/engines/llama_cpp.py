@@ -1,5 +1,6 @@
 """What llama.cpp's converter from Hugging Face folders reads (of October 2026)."""
 
+from quantkit.verify.engines.shared_rules import conv1d
 from quantkit.verify.findings import (
     Finding,
     error,
@@ -7,6 +8,7 @@ from quantkit.verify.findings import (
 )
 from quantkit.verify.subject import (
     Subject,
+    some,
 )
 
 _REMEDY = "write a GGUF from the unquantized model instead"
@@ -41,6 +43,9 @@ def check(subject: Subject) -> list[Finding]:
     groups = subject.qc.get("config_groups")
     if subject.method == "compressed-tensors" and isinstance(groups, dict) and len(groups) > 1:
         found.append(error("ct-groups", "config_groups", "the converter reads a single config group", _REMEDY))
+    if wrong := conv1d(subject):
+        message = "the converter transposes Conv1D weights, but quantized ones are stored [out, in] already"
+        found.append(error("conv1d-transposed", some(wrong), message, _REMEDY))
     if subject.qc.get("kv_cache_scheme"):
         message = "the converter drops the scales of the KV cache"
         found.append(warning("kv-dropped", "kv_cache_scheme", message, "choose the cache's type when llama.cpp runs"))

@@ -1,7 +1,7 @@
 """What SGLang 0.5.23 accepts, by its source: compressed-tensors 0.18, the Marlin kernels, FP8 and ModelOpt."""
 
 from quantkit.verify.engines import shared_rules as rules
-from quantkit.verify.engines.vllm_kernels import family
+from quantkit.verify.engines.hardware import family
 from quantkit.verify.findings import (
     Finding,
     error,
@@ -33,7 +33,7 @@ def check(subject: Subject) -> list[Finding]:
         "fp8": lambda subject: rules.blocks(subject),
     }.get(subject.method)
     found = check_method(subject) if check_method else []
-    return found + rules.kv_static_fp8(subject, ("tensor",))
+    return found + rules.transposed(subject) + rules.kv_static_fp8(subject, ("tensor",))
 
 
 def _compressed_tensors(subject: Subject) -> list[Finding]:

@@ -20,6 +20,32 @@ from quantkit.verify.subject import (
     some,
 )
 
+# Linears that the architecture keeps as Conv1D, [in, out], where quantized checkpoints hold [out, in]; by model type.
+_CONV1D = {
+    "gpt2": ("c_attn", "q_attn", "c_proj", "c_fc"),
+    "jais": ("c_attn", "q_attn", "c_proj", "c_fc", "c_fc2"),
+    "openai-gpt": ("c_attn", "c_proj", "c_fc"),
+}
+
+
+def conv1d(subject: Subject) -> list[str]:
+    """The quantized modules that are Conv1D in this architecture, sorted."""
+    names = {last for kind in subject.model_types for last in _CONV1D.get(kind, ())}
+    return sorted(name for name in subject.quantized if leaf(name) in names)
+
+
+def transposed(subject: Subject) -> list[Finding]:
+    """vLLM's and SGLang's loaders of GPT-2 and Jais transpose the Conv1D tensors whose names end in .weight."""
+    wrong = [name for name in conv1d(subject) if subject.stated[name].keeps_weight]
+    if not wrong:
+        return []
+    message = (
+        f"a Conv1D layer of {'/'.join(sorted(subject.model_types))} is stored as weight [out, in]; "
+        f"{subject.engine} transposes every such weight while loading, so it would compute with the wrong matrix"
+    )
+    remedy = "use packed integers without input quantization (W4A16, W8A16), or leave these layers unquantized"
+    return [error("conv1d-transposed", some(wrong), message, remedy)]
+
 
 def common(subject: Subject) -> list[Finding]:
     """Everything that can be said without knowing the engine's kernels."""

@@ -2,7 +2,7 @@
 
 from quantkit.verify.config.other_methods import MODELOPT
 from quantkit.verify.engines import shared_rules as rules
-from quantkit.verify.engines.vllm_kernels import family
+from quantkit.verify.engines.hardware import family
 from quantkit.verify.findings import (
     Finding,
     error,

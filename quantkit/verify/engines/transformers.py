@@ -1,6 +1,7 @@
-"""What transformers 5.23 loads, with compressed-tensors 0.20: above all what it loads wrongly without a word."""
+"""What transformers 5.24 loads, with compressed-tensors 0.20: above all what it loads wrongly without a word."""
 
 from quantkit.verify.config.compressed_tensors import GROUP_KEYS
+from quantkit.verify.engines.shared_rules import conv1d, kv_scheme
 from quantkit.verify.findings import (
     Finding,
     error,
@@ -19,6 +20,19 @@ _KNOWN = {
 }
 
 
+# _init_weights of these types reads `weight` of layers (by last name; None: of all but the head), even of layers that
+# are loaded; packed layers have none and transformers 5.24 raises AttributeError. Each was seen in a run of it.
+_READS_WEIGHT: dict[str, tuple[str, ...] | None] = {
+    "falcon": None,
+    "falcon_mamba": ("out_proj",),
+    "gpt_bigcode": ("c_proj",),
+    "mamba": ("out_proj",),
+    "mamba2": ("out_proj",),
+    "nanochat": ("o_proj",),
+    "recurrent_gemma": None,
+}
+
+
 def check(subject: Subject) -> list[Finding]:
     """Why transformers would refuse this model or load wrong weights."""
     if subject.method == "modelopt":
@@ -30,7 +44,40 @@ def check(subject: Subject) -> list[Finding]:
     check_method = {"compressed-tensors": _compressed_tensors, "gptq": _gptq, "awq": _awq, "fp8": _fp8}.get(
         subject.method
     )
-    return check_method(subject) if check_method else []
+    found = check_method(subject) if check_method else []
+    return found + _conv1d(subject) + _without_weight(subject)
+
+
+def _conv1d(subject: Subject) -> list[Finding]:
+    """Only GPTQ's reader replaces Conv1D layers; the others leave them dense and [in, out]."""
+    names = conv1d(subject) if subject.method != "gptq" else []
+    if not names:
+        return []
+    stored = subject.stated[names[0]].keeps_weight
+    effect = "the stored [out, in] weight does not fit" if stored else "they keep random weights, with a warning only"
+    message = f"Conv1D layers are not replaced by quantized ones when {subject.method} is loaded: {effect}"
+    remedy = "load it with vLLM or quantkit.load, or quantize with format gptq"
+    return [error("conv1d", some(names), message, remedy)]
+
+
+def _without_weight(subject: Subject) -> list[Finding]:
+    """compressed-tensors' packed layers are torch Linears without `weight`, which some types' _init_weights reads."""
+    if subject.method != "compressed-tensors":
+        return []
+    wrong = []
+    for kind in sorted(subject.model_types & _READS_WEIGHT.keys()):
+        lasts = _READS_WEIGHT[kind]
+        wrong += [
+            name
+            for name, (said, _) in sorted(subject.quantized.items())
+            if not said.keeps_weight and (leaf(name) in lasts if lasts else name != subject.head)
+        ]
+    if not wrong:
+        return []
+    kind = "/".join(sorted(subject.model_types))
+    message = f"_init_weights of {kind} reads the weight of packed layers, which have none: AttributeError"
+    remedy = "use FP8 or W8A8 (stored as weight), leave these layers unquantized, or load with vLLM or quantkit.load"
+    return [error("init-weights", some(wrong), message, remedy)]
 
 
 def _compressed_tensors(subject: Subject) -> list[Finding]:
@@ -40,8 +87,9 @@ def _compressed_tensors(subject: Subject) -> list[Finding]:
         message = f"quantization_status is {status!r}: dense layers with random weights are built, without an error"
         found.append(error("ct-status", "quantization_config", message, 'write "quantization_status": "compressed"'))
     if subject.head in subject.stated and subject.head not in subject.shapes:
-        message = f"{subject.head} is not ignored: it becomes an empty quantized layer and all logits are NaN"
-        found.append(error("head", "ignore", message, f'add "{subject.head}" to ignore'))
+        head = subject.head_module
+        message = f"{head} is not ignored: it becomes an empty quantized layer and all logits are NaN"
+        found.append(error("head", "ignore", message, f'add "{head}" to ignore'))
     raw_groups = qc.get("config_groups")
     for name, raw in raw_groups.items() if isinstance(raw_groups, dict) else ():
         if isinstance(raw, dict) and (extra := sorted(raw.keys() - GROUP_KEYS)):
@@ -65,7 +113,7 @@ def _compressed_tensors(subject: Subject) -> list[Finding]:
             message = "mxfp6 came after compressed-tensors 0.17, so vLLM 0.33 cannot read it"
             found.append(warning("ct-newer", said.where, message, "use MXFP4 or MXFP8 for vLLM"))
         if said.layout == "pack-quantized" and not said.weights.symmetric:
-            message = "transformers 5.23 with compressed-tensors 0.20 refuses packed zero points (size mismatch)"
+            message = "transformers 5.24 with compressed-tensors 0.20 refuses packed zero points (size mismatch)"
             remedy = "load with CompressedTensorsConfig(dequantize=True); the file itself is right"
             found.append(warning("ct-asymmetric", said.where, message, remedy))
         if said.layout == "pack-quantized" and said.weights.bits in (3, 5, 6, 7):
@@ -75,6 +123,10 @@ def _compressed_tensors(subject: Subject) -> list[Finding]:
     if isinstance(transform, dict) and transform.get("config_groups"):
         message = "transformers ignores transform_config: weights that need a transform at run time come out wrong"
         found.append(error("ct-transform", "transform_config", message, "fold the rotation; write no transform_config"))
+    if kv_scheme(subject):
+        message = "compressed-tensors 0.20 finds no attention in transformers 5.24: the cache stays unquantized"
+        remedy = "load with vLLM or quantkit.load for a quantized cache; the weights load right"
+        found.append(warning("kv-ignored", "kv_cache_scheme", message, remedy))
     return [*found, info("needs", "", "compressed-tensors 0.15 or later is needed", "pip install compressed-tensors")]
 
 

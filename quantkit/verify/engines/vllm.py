@@ -8,6 +8,7 @@ from typing import Any
 
 from quantkit.verify.config.other_methods import METHODS
 from quantkit.verify.engines import shared_rules as rules
+from quantkit.verify.engines.hardware import amx_note
 from quantkit.verify.engines.vllm_schemes import ACTIVATION_FORMATS, scheme
 from quantkit.verify.findings import (
     Finding,
@@ -54,7 +55,7 @@ def check(subject: Subject) -> list[Finding]:
         "fp8": _fp8,
     }.get(subject.method)
     found = check_method(subject) if check_method else []
-    return found + rules.kv_static_fp8(subject, ("tensor", "attn_head"))
+    return found + rules.transposed(subject) + rules.kv_static_fp8(subject, ("tensor", "attn_head"))
 
 
 def _compressed_tensors(subject: Subject) -> list[Finding]:
@@ -236,7 +237,8 @@ def _modelopt(subject: Subject) -> list[Finding]:
 
 def notes(subject: Subject) -> list[Finding]:
     """What vLLM does without being asked."""
+    found = amx_note(subject)
     if rules.kv_scheme(subject) and subject.method == "compressed-tensors":
         message = "vLLM keeps the KV cache in fp8 because of kv_cache_scheme"
-        return [info("kv-auto", "kv_cache_scheme", message, "pass --kv-cache-dtype bfloat16 to keep it wide")]
-    return []
+        found.append(info("kv-auto", "kv_cache_scheme", message, "pass --kv-cache-dtype bfloat16 to keep it wide"))
+    return found
