@@ -30,7 +30,7 @@ FORMATS: dict[str, Format] = {
 
 
 def format_name(quantization_config: Mapping[str, Any]) -> str | None:
-    """Which of FORMATS a quantization_config speaks of: several share a quant_method. None: none of them."""
+    """Which of FORMATS a quantization_config describes (several share a quant_method); None: none of them."""
     method = quantization_config.get("quant_method")
     if method == "gptq":
         method = quantization_config.get("checkpoint_format") or "gptq"

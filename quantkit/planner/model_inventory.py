@@ -1,6 +1,6 @@
 """What a model consists of, from config.json alone: its parameters by kind, its matrices, its cache.
 
-Nothing runs and no weight is read, so which linears share an input is told from names here (a run finds it out by
+Nothing runs and no weight is read, so which linears share an input follows from names here (a run finds it out by
 tracing). Where the folder holds weights their headers say names and dtypes; else both follow from config.json.
 
 Shapes: N = out features, K = in features, E = experts.

@@ -133,7 +133,7 @@ class BlockQuantizer:
             if transform.name not in TRANSFORMS:
                 self._round_plain(block, index)
                 continue  # rotation: the block came rotated
-            assert self.states is not None, "the recipe saw to it that transforms have calibration"
+            assert self.states is not None, "transforms require calibration (validated in the recipe)"
             note(transform.name)
             done = TRANSFORMS[transform.name](transform.options, self.states, block, graph, index, linears)
             folds += done.records
@@ -178,7 +178,7 @@ class BlockQuantizer:
         """Write the static scales of the block's keys and values, as its quantized weights make them."""
         if not self.targets.kv_scales:
             return
-        assert self.states is not None, "the recipe saw to it that static caches have calibration"
+        assert self.states is not None, "static caches require calibration (validated in the recipe)"
         assert self.targets.kv is not None
         assert self.recipe.kv_cache is not None
         place = self._cache_places[index]

@@ -94,7 +94,7 @@ def _too_few_tokens(records: list[dict[str, Any]]) -> list[str]:
 
 
 def _stored_bits(format_: Format, linear: LinearTarget) -> int:
-    """Bits of one weight on file: codes, scales and zero points (not the two numbers of a weight_shape)."""
+    """Bits of one weight in the checkpoint: codes, scales and zero points (not the two numbers of a weight_shape)."""
     layout = format_.layout(linear.shape, linear.scheme, linear.scale_dtype)
     return sum(
         8 * dtype.itemsize * torch.Size(shape).numel()

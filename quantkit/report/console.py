@@ -55,7 +55,7 @@ def render_conversion(report: dict[str, Any], console: Console) -> None:
 
 
 def render_plan(result: dict[str, Any], console: Console) -> None:
-    """The estimate for people: what comes out, what it takes, and the verdict last."""
+    """Print an estimate: what comes out, what it takes, and the verdict last."""
     total = sum(result["params"].values())
     kinds = ", ".join(f"{kind} {_count(n)}" for kind, n in sorted(result["params"].items(), key=lambda kv: -kv[1]))
     seen = "headers" if result["weights_seen"] else "config.json alone"
@@ -121,7 +121,7 @@ def render_inspection(found: dict[str, Any], console: Console) -> None:
 
 
 def megabytes(count: int) -> str:
-    """Bytes for people, in powers of ten as disks count."""
+    """Bytes in human-readable form, in powers of ten as disks count."""
     return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
 
 
