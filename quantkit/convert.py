@@ -1,6 +1,6 @@
-"""Carry a quantized folder from one format to another: the same codes, scales and zero points, or no folder at all.
+"""Convert a quantized folder from one format to another: the same codes, scales and zero points, or no folder at all.
 
-Each module is unpacked, packed anew, unpacked once more and compared. What the target cannot hold exactly is refused,
+Each module is unpacked, packed again, unpacked once more and compared. What the target cannot hold exactly is refused,
 and formats that can are named; `requantize` lets scales be rounded to the target's numbers, and nothing else. One
 module is in memory at a time. A group whose weights are all zero has no scale to keep: it gets the target's least where
 its own does not fit.
@@ -29,8 +29,9 @@ from quantkit.checkpoint.output_folder import (
 from quantkit.checkpoint.quantization_config import without_quantization
 from quantkit.checkpoint.writer import ShardWriter, TensorLayout
 from quantkit.errors import UserError
-from quantkit.formats import FORMATS, Format, holders
+from quantkit.formats import FORMATS, holders
 from quantkit.formats.common import natural
+from quantkit.formats.interface import Format
 from quantkit.formats.quantized_folder import QuantizedFolder
 from quantkit.report.records import ConversionReport, RoundedScales
 from quantkit.types import QuantizedWeight, Scheme
@@ -45,7 +46,7 @@ def convert(source: Path, output: Path, format_name: str, *, requantize: bool = 
     hold what is there, or where `output` exists.
     """
     if format_name not in FORMATS:
-        raise UserError(f"there is no format {format_name!r}; choose from {', '.join(FORMATS)}")
+        raise UserError(f"unknown format {format_name!r}; choose from {', '.join(FORMATS)}")
     check_output(output)
     folder, target = QuantizedFolder.open(source), FORMATS[format_name]
     side_files(folder.checkpoint.folder)
@@ -228,7 +229,7 @@ def _change(before: Tensor, after: Tensor) -> Change:
 
 
 def _is_conversion(partial: Path) -> bool:
-    """Whether the folder was left by a conversion that was killed: it is begun anew."""
+    """Whether the folder was left by a conversion that was killed: it then starts again."""
     try:
         with (partial / JOURNAL).open(encoding="utf-8") as file:
             return "convert" in json.loads(file.readline())

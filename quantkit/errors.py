@@ -10,4 +10,4 @@ class RunError(RuntimeError):
 
 
 class DiskFullError(UserError, RunError):
-    """No room for the result: known before any work as a rule, and for the user to mend. Exit code 2."""
+    """No room for the result: usually known before any work, and for the user to fix. Exit code 2."""

@@ -1,4 +1,4 @@
-"""What evaluate() found, for people: a table on a console, a row of a Markdown table."""
+"""The results of evaluate() as a console table and as a row of a Markdown table."""
 
 from pathlib import Path
 from typing import Any

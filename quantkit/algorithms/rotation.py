@@ -55,7 +55,7 @@ def hadamard(size: int) -> Tensor:
 def rotation_of(size: int, seed: int = 0, *, smallest: int = SMALLEST) -> Rotation:
     """The random-sign Hadamard rotation of `size` channels, the same for the same seed.
 
-    A size that is no power of two gets blocks of its largest power-of-two divisor (3584 = 7 blocks of 512);
+    A size that is not a power of two gets blocks of its largest power-of-two divisor (3584 = 7 blocks of 512);
     UserError where that is below `smallest`.
     """
     block = size & -size

@@ -27,7 +27,7 @@ def locate_config(name: str | None) -> Path:
 def locate_model(name: str | None, *, weights: bool = True) -> Path:
     """The folder of a model, downloaded from the Hub where `name` is an id and not a folder.
 
-    UserError for a path that is no model folder, and for an id that the Hub does not give us.
+    UserError for a path that is not a model folder, and for an id that the Hub does not deliver.
     """
     if name is None:
         raise UserError("no model: pass --model FOLDER_OR_HUB_ID or set `model:` in the recipe")

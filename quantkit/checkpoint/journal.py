@@ -92,5 +92,5 @@ def _refuse_changed(old: dict[str, Any], new: dict[str, Any], folder: Path) -> N
         raise UserError(
             f"{folder} holds an unfinished run of something else; changed since then:\n  "
             + "\n  ".join(changed)
-            + "\nrun the old command to finish it, or pass --restart to throw it away and begin anew"
+            + "\nrun the old command to finish it, or pass --restart to discard it and start again"
         )

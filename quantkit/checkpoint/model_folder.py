@@ -43,7 +43,7 @@ def nearby(path: Path) -> str:
     try:
         names = [entry.name for entry in path.absolute().parent.iterdir()]
     except OSError:
-        return f"; there is no folder {str(path.parent)!r}"
+        return f"; the folder {str(path.parent)!r} does not exist"
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(str(path.with_name(name)) for name in sorted(near))}?" if near else ""
 

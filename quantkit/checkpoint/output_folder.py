@@ -15,7 +15,7 @@ from typing import Any
 from quantkit.checkpoint.model_folder import check_inside
 from quantkit.errors import RunError, UserError
 
-# Weights in any framework's form, what describes them, and what speaks of another quantization or of the source's repo.
+# Weights in any framework's form, what describes them, and what describes another quantization or the source's repo.
 WEIGHTS = (
     r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|ot|onnx|onnx_data|gguf|ggml|npz|npy|nemo|tflite|pkl)|.*\.index\.json"
 )

@@ -162,7 +162,7 @@ def _indexed_tensors(folder: Path, index: Path) -> dict[str, TensorInfo]:
 
 
 def _load_pickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .bin file, lazily mapped; loaded anew each time so that no pages stay resident."""
+    """The tensors of a .bin file, lazily mapped; loaded again each time so that no pages stay resident."""
     try:
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -157,7 +157,7 @@ class ShardWriter:
                 made.append(shard)
                 shard.fd = os.open(shard.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
                 _reserve(shard.fd, shard.size)
-                # A header counts once its length word is there, so a kill in between leaves a file that is made anew.
+                # A header counts once its length word is there, so a kill in between leaves a file that is made again.
                 write_bytes(shard.fd, memoryview(shard.header)[8:], 8)
                 os.fsync(shard.fd)
                 write_bytes(shard.fd, memoryview(shard.header)[:8], 0)

@@ -35,7 +35,7 @@ def convert(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Carry a quantized folder to another format: the same codes and scales exactly, or a refusal with the reason.
+    """Convert a quantized folder to another format: the same codes and scales exactly, or a refusal with the reason.
 
     Example: quantkit convert llama-w4-gptq llama-w4 --format compressed-tensors
     """

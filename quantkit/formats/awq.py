@@ -44,7 +44,7 @@ def layout(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> 
     if spec.group_size not in GROUP_SIZES:
         raise UserError(f"awq readers know the group sizes {', '.join(map(str, GROUP_SIZES))}, not {spec.group_size}")
     if N % 8:
-        raise UserError(f"awq packs 8 out features in a word, and {N} is no multiple of 8")
+        raise UserError(f"awq packs 8 out features in a word, and {N} is not a multiple of 8")
     if scale_dtype not in SCALE_DTYPES:
         raise UserError(f"awq scales are float16, not {scale_dtype}")
     G = spec.groups(K)

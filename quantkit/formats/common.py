@@ -99,7 +99,7 @@ def listed(module: str, entries: Iterable[str]) -> bool:
 
 
 def names_of(settings: Mapping[str, Any], *keys: str) -> list[str]:
-    """The list of module names under the first of the keys that has one; UserError where it is no list of strings."""
+    """The module names under the first of the keys that has any; UserError where it is not a list of strings."""
     found = next((settings[key] for key in keys if settings.get(key)), [])
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         raise UserError(f"quantization_config.{keys[0]} is not a list of module names")

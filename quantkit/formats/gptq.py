@@ -209,7 +209,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern.removeprefix("+:").removeprefix("-:"))
     except re.error as error:
-        raise UserError(f"quantization_config.dynamic: {pattern} is no regular expression: {error}") from error
+        raise UserError(f"quantization_config.dynamic: {pattern} is not a regular expression: {error}") from error
 
 
 FUSED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}

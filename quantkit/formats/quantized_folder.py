@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +16,9 @@ from torch import Tensor
 from quantkit.checkpoint.quantization_config import OWN_CACHE, quantization_config, quantized_tensor
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
-from quantkit.formats import FORMATS, Format, format_name
+from quantkit.formats import FORMATS, format_name
 from quantkit.formats.common import natural
+from quantkit.formats.interface import Format
 from quantkit.types import KVSpec, QuantizedWeight, Scheme
 
 SCALES = ("weight_scale", "scales", "weight_scale_inv")  # what formats call the plain scales of a module
@@ -157,7 +157,7 @@ def _readable() -> str:
     return ", ".join(FORMATS)
 
 
-def _packed_modules(names: Iterable[str], form: Any) -> list[str]:
+def _packed_modules(names: Iterable[str], form: Format) -> list[str]:
     """The modules that have a tensor which no plain linear has."""
     own = {suffix for suffix in form.SUFFIXES if suffix != "weight"}
     return list(dict.fromkeys(name.rpartition(".")[0] for name in names if name.rpartition(".")[2] in own))

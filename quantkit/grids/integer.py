@@ -191,7 +191,7 @@ class IntegerGrid:
         return scale_nG, zero_nG.to(torch.uint8)
 
     def _storable(self, scale: Tensor) -> Tensor:
-        """Round to the dtype on file, away from zero where it would vanish: an all-zero group gets the least scale."""
+        """Round to the stored dtype, away from zero where it would vanish: an all-zero group gets the least scale."""
         tiny = torch.finfo(self.scale_dtype).tiny
         magnitude = scale.abs().clamp_(min=tiny)
         return torch.where(scale < 0, -magnitude, magnitude).to(self.scale_dtype)

@@ -2,7 +2,7 @@
 
 Run the block in float64, multiply one producer's output by scales that all differ, and look at the input of every
 later product. Equal to the original: not affected. Original times one of the scales, column by column: a reader, and
-the scale a column shows says which channel it reads (so grouped-query attention, which repeats v, is no special case);
+the scale a column shows says which channel it reads (grouped-query attention, which repeats v, needs no special case);
 it is then given its original result, as if its columns had been divided. Anything else: no fold. All found are proved.
 
 Shapes: M = tokens, C = channels a fold scales, K = in features of its readers, N = out features of a producer.
@@ -274,7 +274,9 @@ class Search:
                 handle.remove()
         change = relative_change(outputs, reference.outputs)
         if change > PROOF:
-            how = "something that is no linear reads it as well" if found else "it goes there without meeting a linear"
+            how = (
+                "something other than a linear reads it as well" if found else "it goes there without meeting a linear"
+            )
             raise LeakError("block output", f"{how} (the output changes by {change:.1e})")
         if not found:
             raise LeakError("nothing", "no linear reads it")

@@ -61,7 +61,7 @@ def build_meta_model(config: PretrainedConfig, *, trust_remote_code: bool = Fals
 
 
 def refusal(config: PretrainedConfig, kind: str) -> str:
-    """The message for a model that is no decoder-only language model: what it is and what is supported."""
+    """The message for a model that is not a decoder-only language model: what it is and what is supported."""
     name = (getattr(config, "architectures", None) or [f"model_type {getattr(config, 'model_type', None)!r}"])[0]
     return f"{name} is {kind}, not supported yet: only decoder-only language models (…ForCausalLM) are"
 

@@ -85,7 +85,7 @@ def materialize(
     dtype: torch.dtype | None,
     device: torch.device,
 ) -> None:
-    """Fill the module's meta parameters from the checkpoint, as `dtype` (None: as on file) on `device`."""
+    """Fill the module's meta parameters from the checkpoint, as `dtype` (None: as stored) on `device`."""
     for name, param in list(module.named_parameters()):
         pieces = sources[f"{prefix}{name}"]
         set_param(module, name, read_param(checkpoint, pieces, param.shape, dtype).to(device))
@@ -231,7 +231,7 @@ class StreamedModel:
     def ends(self, ids: Tensor) -> tuple[Tensor, Tensor] | None:
         """What enters block 0 and, did the blocks change nothing, the head: both [..., hidden], for ids [batch, seq].
 
-        None where the head is no linear of those states.
+        None where the head is not a linear of those states.
         """
         self._fill_surroundings()
         head = self.model.get_output_embeddings()

@@ -8,7 +8,7 @@ from typing import Any
 
 from quantkit.errors import UserError
 from quantkit.planner.model_inventory import ModelInventory
-from quantkit.planner.output_size import _sizes, resolve
+from quantkit.planner.output_size import resolved, sizes
 from quantkit.planner.run_cost import need
 from quantkit.planner.this_machine import Machine
 from quantkit.recipe.load import from_data
@@ -19,32 +19,32 @@ KNOBS = 3  # that are named at most
 GIB = 1 << 30
 
 
-def _advice(recipe: Recipe, inventory: ModelInventory, machine: Machine, target: Path) -> list[str]:
+def advice(recipe: Recipe, inventory: ModelInventory, machine: Machine, target: Path) -> list[str]:
     """For memory and disk, where there is too little: changes of the recipe that help, or what else would."""
 
     def takes(changed: Recipe) -> tuple[float, float]:
-        jobs = resolve(changed, inventory)
+        jobs, _ = resolved(changed, inventory)
         needed = need(changed, inventory, jobs, machine.process)
-        return needed.peak, _sizes(changed, inventory, jobs)[0] + needed.spilled
+        return needed.peak, sizes(changed, inventory, jobs)[0] + needed.spilled
 
     tried: list[tuple[str, float, float]] = []
     for text, data in _knobs(recipe):
         with suppress(UserError):  # a format that cannot hold it
             tried.append((text, *takes(from_data(data))))
     peak, disk = takes(recipe)
-    advice = []
+    found_advice = []
     if peak > machine.free_memory:
         found = [f"memory: set {text}" for text, peak, _ in tried if peak <= machine.free_memory and "bits" not in text]
         least = min([peak, *(peak for _, peak, _ in tried)])
         lacking = f"memory: no setting needs less than {least / GIB:.1f} GiB: use a machine with that much free"
-        advice += found[:KNOBS] or [lacking]
+        found_advice += found[:KNOBS] or [lacking]
     if disk > machine.free_disk:
         found = [f"disk: set {text}" for text, _, disk in tried if disk <= machine.free_disk]
         lacking = (
             f"disk: free {(disk - machine.free_disk) / GIB:.1f} GiB more at {target.resolve()}, or write elsewhere"
         )
-        advice += found[:KNOBS] or [lacking]
-    return advice
+        found_advice += found[:KNOBS] or [lacking]
+    return found_advice
 
 
 def _knobs(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,6 +1,6 @@
 """`quantkit plan`: what a recipe will make of a model and what that takes here, before any weight is read.
 
-Sizes come from the very functions that lay out the files; memory and time from `footprint`, of this machine as it is
+Sizes come from the very functions that lay out the files; memory and time are those of this machine as it is
 now. Where it will not fit, changed recipes are estimated until some do: those are the knobs that are named.
 """
 
@@ -12,12 +12,15 @@ from typing import Any
 import torch
 
 from quantkit.algorithms.rtn import rtn
+from quantkit.checkpoint.header import read_json
 from quantkit.grids import RangeSearch, make_grid
-from quantkit.planner.advice import GIB, _advice
+from quantkit.planner.advice import GIB, advice
 from quantkit.planner.model_inventory import kv_bytes, take_inventory
-from quantkit.planner.output_size import _sizes, resolve
+from quantkit.planner.output_size import planned_targets, resolved, sizes
 from quantkit.planner.run_cost import PlannedLinear, need, seconds
 from quantkit.planner.this_machine import Machine, measure
+from quantkit.quantization.calibration.data import check_calibration
+from quantkit.quantization.engine_check import check_engine
 from quantkit.quantization.targets import kv_spec
 from quantkit.recipe.recipe import Recipe
 
@@ -34,14 +37,20 @@ def estimate(
 ) -> dict[str, Any]:
     """Sizes, memory, time and verdict for a folder with config.json, with or without weights.
 
-    target: the folder that will be written into (default: the current one). UserError for what `quantize` refuses too:
-    an unknown architecture, patterns without effect, a scheme the format cannot hold.
+    target: the folder that will be written into (default: the current one). UserError, in the same words, for what
+    `quantize` refuses too: an unknown architecture, patterns without effect, a scheme that the format or the engine
+    does not take, a missing calibration file.
     """
     inventory = take_inventory(config_folder, trust_remote_code=trust_remote_code)
     target = target or Path()
+    if recipe.calibration is not None:
+        longest = getattr(inventory.config.get_text_config(), "max_position_embeddings", None)
+        check_calibration(recipe.calibration, longest)
+    jobs, found = resolved(recipe, inventory)
+    planned, config = planned_targets(recipe, inventory, found), read_json(config_folder / "config.json", "")
+    warnings = check_engine(recipe, planned, inventory.tensors, config)
     machine = machine or measure(target)
-    jobs = resolve(recipe, inventory)
-    size, bits = _sizes(recipe, inventory, jobs)
+    size, bits = sizes(recipe, inventory, jobs)
     needed = need(recipe, inventory, jobs, machine.process)
     disk = size + needed.spilled
     weights = sum(job.matrix.numel for job in jobs)
@@ -78,7 +87,8 @@ def estimate(
         "machine": f"{machine.cores} cores, {machine.flops / 1e9:.0f} GFLOP/s, {machine.disk_rate / 1e9:.2f} GB/s",
         "fits": not problems,
         "problems": problems,
-        "advice": _advice(recipe, inventory, machine, target) if problems else [],
+        "advice": advice(recipe, inventory, machine, target) if problems else [],
+        "warnings": [*warnings, *found.notes],
     }
 
 

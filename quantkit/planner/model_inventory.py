@@ -1,6 +1,6 @@
 """What a model consists of, from config.json alone: its parameters by kind, its matrices, its cache.
 
-Nothing runs and no weight is read, so which linears share an input is told from names here (a run finds it out by
+Nothing runs and no weight is read, so which linears share an input follows from names here (a run finds it out by
 tracing). Where the folder holds weights their headers say names and dtypes; else both follow from config.json.
 
 Shapes: N = out features, K = in features, E = experts.
@@ -8,6 +8,7 @@ Shapes: N = out features, K = in features, E = experts.
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from quantkit.checkpoint.header import read_json
+from quantkit.checkpoint.header import TensorInfo, TensorLayout, read_json
 from quantkit.checkpoint.model_folder import check_model_folder
 from quantkit.checkpoint.quantization_config import refuse_quantized
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.errors import UserError
 from quantkit.model.block_graph import FEWEST_OUTPUTS
 from quantkit.model.matmul_tracing import LinearSite
 from quantkit.model.meta_model import (
@@ -27,7 +29,8 @@ from quantkit.model.meta_model import (
     find_blocks,
     read_config,
 )
-from quantkit.model.weight_sources import TensorSlice, linear_names, weight_sources
+from quantkit.model.weight_sources import TensorSlice, linear_names, weight_sources, written_tensor
+from quantkit.quantization.dense_modules import dense_modules
 from quantkit.types import KVSpec
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -38,7 +41,11 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 @dataclass(frozen=True, slots=True)
 class LinearShape:
-    """One linear of a block. group: linears with one input share it; expert: it is one of a layer's experts."""
+    """One linear of a block.
+
+    group   linears with one input share it; expert: it is one of a layer's experts
+    rows    of the site's matrix; limit: why it cannot be quantized yet, where it cannot
+    """
 
     name: str
     class_name: str
@@ -47,6 +54,9 @@ class LinearShape:
     shape: tuple[int, int]
     dtype: torch.dtype
     expert: bool
+    site: LinearSite
+    rows: slice
+    limit: str | None
 
     @property
     def numel(self) -> int:
@@ -59,6 +69,7 @@ class ModelInventory:
 
     active  share of an expert layer's experts that a token passes through
     head    (tied to the embedding, bytes it takes as a tensor of its own)
+    tensors  what the checkpoint holds or, without one, would hold; skipped: name there -> why it is never quantized
     """
 
     config: PretrainedConfig
@@ -70,7 +81,8 @@ class ModelInventory:
     active: float
     head: tuple[bool, int]
     from_headers: bool
-    skipped: list[str] = field(default_factory=list)
+    tensors: Mapping[str, TensorInfo | TensorLayout] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def hidden_size(self) -> int:
@@ -110,23 +122,48 @@ def take_inventory(folder: Path, *, trust_remote_code: bool = False) -> ModelInv
     )
     if checkpoint is not None:
         inventory.stored = sum(info.nbytes for info in checkpoint.tensors.values())
-    inventory.skipped += [
-        name
+    reasons = {
+        name: "outside the decoder blocks"
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and not name.startswith(path + ".")
-    ]
+    }
     for index, block in enumerate(blocks):
-        for site, shape in _sites(block, text, inventory.skipped, f"{path}.{index}."):
+        for site, shape in _sites(block, text, reasons, f"{path}.{index}."):
             for name, rows in _names(f"{path}.{index}", site, shape[0], sources):
-                own = dtype if checkpoint is None else _dtype_on_file(checkpoint, name, dtype)
+                own, limit = (dtype, None) if checkpoint is None else _stored(checkpoint, name, dtype)
                 expert = ".experts." in f".{name}."
                 parent, _, leaf = name.rpartition(".")
                 role = "write" if WRITES.search(leaf) else "read"
                 N = len(range(shape[0])[rows])
                 inventory.matrices.append(
-                    LinearShape(name, site.class_name, index, f"{parent} {role} {shape[1]}", (N, shape[1]), own, expert)
-                )
+                    LinearShape(
+                        name, site.class_name, index, f"{parent} {role} {shape[1]}", (N, shape[1]), own, expert,
+                        site, rows, limit,
+                    )
+                )  # fmt: skip
+    if checkpoint is not None and sources is not None:
+        inventory.tensors = checkpoint.tensors
+        names = {matrix.name for matrix in inventory.matrices}
+        inventory.skipped = dense_modules(model, sources, checkpoint.tensors, names, reasons)
+    else:
+        inventory.tensors = _as_written(model, inventory.matrices, dtype)
+        inventory.skipped = reasons
     return inventory
+
+
+def _as_written(model: nn.Module, matrices: list[LinearShape], dtype: torch.dtype) -> dict[str, TensorLayout]:
+    """The tensors a checkpoint of the model would hold, experts one by one."""
+    found = {f"{matrix.name}.weight": matrix.shape for matrix in matrices}
+    others = {name: tuple(param.shape) for name, param in model.named_parameters() if param.dim() < 3}
+    return {name: TensorLayout(name, dtype, shape) for name, shape in (others | found).items()}
+
+
+def _stored(checkpoint: Checkpoint, name: str, default: torch.dtype) -> tuple[torch.dtype, str | None]:
+    """A linear's dtype in the checkpoint, and why it cannot be quantized yet, where it cannot."""
+    try:
+        return written_tensor(checkpoint.tensors, name).dtype, None
+    except UserError as refusal:
+        return default, str(refusal)
 
 
 def kv_bytes(config: PretrainedConfig, spec: KVSpec | None, dtype: torch.dtype) -> float:
@@ -179,7 +216,9 @@ def _count(model: nn.Module, path: str, text: Any, head: nn.Module | None) -> Co
     return counted
 
 
-def _sites(block: nn.Module, text: Any, skipped: list[str], prefix: str) -> list[tuple[LinearSite, tuple[int, int]]]:
+def _sites(
+    block: nn.Module, text: Any, skipped: dict[str, str], prefix: str
+) -> list[tuple[LinearSite, tuple[int, int]]]:
     """The matrices of a block that would be quantized, by what parameters look like."""
     found = []
     for path, module in block.named_modules():
@@ -197,7 +236,7 @@ def _sites(block: nn.Module, text: Any, skipped: list[str], prefix: str) -> list
                 swapped = type(module).__name__ == "Conv1D"
                 N, K = param.shape if not swapped else (param.shape[1], param.shape[0])
                 if N < FEWEST_OUTPUTS or _is_router(name, N, text):
-                    skipped.append(prefix + path)
+                    skipped[prefix + path] = "a router, or too few outputs"
                     continue
                 found.append((LinearSite(path, name, None, swapped, type(module).__name__), (N, K)))
     return found
@@ -220,11 +259,6 @@ def _names(
         halves = (("gate_proj", slice(0, rows // 2)), ("up_proj", slice(rows // 2, rows)))
         return [(f"{prefix}.{stem}.{site.index}.{half}", cut) for half, cut in halves]
     return [(f"{prefix}.{stem}.{site.index}.{leaf}", slice(None))]
-
-
-def _dtype_on_file(checkpoint: Checkpoint, name: str, default: torch.dtype) -> torch.dtype:
-    info = checkpoint.tensors.get(f"{name}.weight")
-    return default if info is None else info.dtype
 
 
 def _dtype(config: PretrainedConfig) -> torch.dtype:

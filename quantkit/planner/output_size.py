@@ -1,55 +1,40 @@
 """Bytes and bits of what a recipe makes of a model."""
 
-from collections import Counter
 from typing import Any
 
 import torch
 
-from quantkit.errors import UserError
+from quantkit.checkpoint.header import TensorLayout
 from quantkit.formats import FORMATS
 from quantkit.planner.model_inventory import ModelInventory
 from quantkit.planner.run_cost import PlannedLinear
-from quantkit.quantization.targets import activation_spec, smaller_group, weight_spec
+from quantkit.quantization.dense_modules import ignored_names
+from quantkit.quantization.targets import Candidate, Resolved, Targets, resolve
 from quantkit.recipe.recipe import Recipe
-from quantkit.types import Scheme
 
 
-def resolve(recipe: Recipe, inventory: ModelInventory) -> list[PlannedLinear]:
-    """The linears the recipe quantizes, each with its scheme; UserError with every misfit, as `quantize` has it."""
-    classes = {m.name: m.class_name for m in inventory.matrices} | dict.fromkeys(inventory.skipped, "Linear")
-    if unmatched := recipe.unmatched(classes):
-        raise UserError("\n".join(unmatched))
-    format_ = FORMATS[recipe.output.format]
-    jobs: list[PlannedLinear] = []
-    misfits: Counter[tuple[int, int]] = Counter()
-    checked: set[Any] = set()
-    for matrix in inventory.matrices:
-        weights = recipe.weights_for(matrix.name, matrix.class_name)
-        if weights is None:
-            continue
-        N, K = matrix.shape
-        spec, size = weight_spec(weights), weights.group_columns
-        if size != -1 and K % size and spec.scale_rows == 1:
-            if weights.on_misfit == "error":
-                misfits[size, K] += 1
-            if weights.on_misfit in ("error", "skip"):
-                continue
-            spec = weight_spec(weights, -1 if weights.on_misfit == "channel" else smaller_group(K, size))
-        scheme = Scheme(spec, activation_spec(recipe.activations_for(matrix.name, matrix.class_name)))
-        scale_dtype = format_.scale_dtype(scheme, matrix.dtype)
-        if (key := (matrix.shape, scheme, scale_dtype)) not in checked:
-            format_.layout((N, K), scheme, scale_dtype)
-            checked.add(key)
-        jobs.append(PlannedLinear(matrix, weights, scheme, scale_dtype))
-    if misfits:
-        shown = ", ".join(f"{size} does not divide {K} ({count} linears)" for (size, K), count in misfits.items())
-        raise UserError(f"weights.group_size {shown}; set weights.group_size: channel, or weights.on_misfit")
-    if not jobs:
-        raise UserError("no linear is left to quantize")
-    return jobs
+def resolved(recipe: Recipe, inventory: ModelInventory) -> tuple[list[PlannedLinear], Resolved]:
+    """The linears the recipe quantizes, resolved as a run resolves them; UserError in the same words."""
+    candidates = [Candidate(m.name, m.block, m.site, m.rows, m.shape, m.dtype, m.limit) for m in inventory.matrices]
+    found = resolve(recipe, candidates, inventory.skipped)
+    matrices = {matrix.name: matrix for matrix in inventory.matrices}
+    return [PlannedLinear(matrices[t.name], t.weights, t.scheme, t.scale_dtype) for t in found.linears], found
 
 
-def _sizes(recipe: Recipe, inventory: ModelInventory, jobs: list[PlannedLinear]) -> tuple[int, int]:
+def planned_targets(recipe: Recipe, inventory: ModelInventory, found: Resolved) -> Targets:
+    """What a run would have as its targets; where an attention keeps its cache is told by the names of its linears."""
+    names, scales = FORMATS[recipe.output.format].KV_NAMES, []
+    if found.kv is not None and found.kv.per != "token" and names is not None:
+        attention = {m.block: m.name.rpartition(".")[0] for m in reversed(inventory.matrices) if "attn" in m.name}
+        scales = [
+            TensorLayout(f"{module}.{name}", torch.float32, (1,)) for module in attention.values() for name in names
+        ]
+    quantized = {linear.name for linear in found.linears}
+    ignored = ignored_names(dict(found.skipped), inventory.tensors, quantized)
+    return Targets(found.linears, found.skipped, ignored, found.notes, found.kv, scales)
+
+
+def sizes(recipe: Recipe, inventory: ModelInventory, jobs: list[PlannedLinear]) -> tuple[int, int]:
     """Bytes of all tensors of the output, and bits of the quantized weights among them."""
     format_ = FORMATS[recipe.output.format]
     known: dict[Any, tuple[int, int]] = {}

@@ -180,7 +180,7 @@ def _activations(recipe: Recipe, blocks: list[list[Group]], M: int, H: int, wide
 
 
 def _stages(recipe: Recipe, groups: list[Group], refits: bool) -> float:
-    """The dearest stage of a block: all statistics of the stage at once, and the work on one group after the other."""
+    """Bytes of the stage that needs most memory: all its statistics at once, and the work on one group."""
     staged = recipe.propagate == "quantized" and any(group.gptq for group in groups)
     stages = [[g] for g in groups if not g.expert] + [[g for g in groups if g.expert]] if staged else [groups]
     return max(

@@ -29,7 +29,7 @@ def dense_modules(
 
     sources     parameter of the model -> the checkpoint tensors it is made of
     tensors     all that the output's source holds; candidates: names of the matrices a recipe may quantize
-    reasons     why a module or parameter of the model is no candidate, by its path there
+    reasons     why a module or parameter of the model is not a candidate, by its path there
     """
     embeddings = {
         piece.name

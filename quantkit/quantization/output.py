@@ -11,7 +11,7 @@ from quantkit.algorithms.gptq import FEW_TOKENS
 from quantkit.checkpoint.output_folder import REPORT, copy_side_files, write_json
 from quantkit.checkpoint.quantization_config import OWN_CACHE
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.formats import Format
+from quantkit.formats.interface import Format
 from quantkit.quantization.output_layout import quantization_config
 from quantkit.quantization.run_context import RunContext
 from quantkit.quantization.targets import LinearTarget, Targets
@@ -100,7 +100,7 @@ def _bits_per_weight(run: RunContext) -> float:
 
 
 def _stored_bits(format_: Format, linear: LinearTarget) -> int:
-    """Bits of one weight on file: codes, scales and zero points (not the two numbers of a weight_shape)."""
+    """Bits of one weight in the checkpoint: codes, scales and zero points (not the two numbers of a weight_shape)."""
     layout = format_.layout(linear.shape, linear.scheme, linear.scale_dtype)
     return sum(
         8 * dtype.itemsize * torch.Size(shape).numel()

@@ -101,7 +101,7 @@ def quantize(
     try:
         writer = ShardWriter(partial, units, int(recipe.output.max_shard_gb * 1e9))
         if begun and writer.created:
-            raise UserError(f"{partial}: files of the unfinished run are gone; pass --restart to begin anew")
+            raise UserError(f"{partial}: files of the unfinished run are gone; pass --restart to start again")
         run = RunContext(recipe, streamed, graphs, targets, format_, writer, partial, timer, rotation)
         with closing(BlockQuantizer(run)) as blocks, Progress(len(streamed.blocks), enabled=progress) as bar:
             _resume(blocks, journal, ids_ST, bar)

@@ -31,7 +31,7 @@ class StageTimer:
 def reuse_pages() -> None:
     """Tell glibc to serve tensors of up to 32 MiB from its heap. Elsewhere nothing happens.
 
-    By default each of them is mapped anew and every page of it faulted in: an element-wise operation then spends most
+    By default each of them is mapped again and every page of it faulted in: an element-wise operation then spends most
     of its time in the kernel. Measured on two cores, GPTQ of a 6M-parameter model: 40 s without, 18 s with it.
     """
     if sys.platform != "linux":
@@ -49,7 +49,7 @@ def return_pages() -> None:
 
 
 def end_worker_threads() -> None:
-    """End the OpenMP workers of the calling thread; its next parallel operation starts them anew, in microseconds.
+    """End the OpenMP workers of the calling thread; its next parallel operation starts them again, in microseconds.
 
     Each thread that computes has workers of its own. As soon as there are more of them than cores, sleeping ones
     included, GNU's OpenMP puts every worker to sleep between two operations, and waking it takes longer than a small

@@ -179,7 +179,7 @@ def _candidates(graphs: list[BlockGraph], streamed: StreamedModel) -> tuple[list
             for name, rows in linear_names(streamed.sources, prefix.rstrip("."), site):
                 try:
                     info = written_tensor(streamed.checkpoint.tensors, name)
-                except UserError as refusal:  # of no account where the recipe leaves this matrix as it is
+                except UserError as refusal:  # irrelevant where the recipe leaves this matrix as it is
                     shape, dtype, limit = (
                         _own_shape(streamed, block, site, rows),
                         streamed.checkpoint.dtype,

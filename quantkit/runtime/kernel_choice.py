@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
     run      x [..., K] -> x @ W^T [..., N] in x's dtype; x is quantized first where the scheme says so
     decode   () -> W [N, K]; in float32 where it is not rounded before it meets x
     device   where it lies
-    name     of the kernel, for people
+    name     of the kernel, human-readable
     """
 
     run: Callable[[Tensor], Tensor]

@@ -127,7 +127,7 @@ def _check_index(folder: Path, index: Path) -> list[Finding]:
         for name in tensors:
             if name in home:
                 message = f"{name} is in {home[name]} too: one of the two files is stale"
-                found.append(error("tensor-twice", file, message, "delete the stale file and mend the index"))
+                found.append(error("tensor-twice", file, message, "delete the stale file and fix the index"))
             home[name] = file
     if any(finding.level == "error" for finding in found):
         return found
@@ -137,12 +137,12 @@ def _check_index(folder: Path, index: Path) -> list[Finding]:
         found.append(error("index-mismatch", wrong[0], message, _FETCH))
     if extra := sorted(home.keys() - weight_map.keys()):
         message = f"the index does not list it ({len(extra)} such tensors), so readers that follow it never see it"
-        found.append(warning("index-extra", extra[0], message, "write the index anew"))
+        found.append(warning("index-extra", extra[0], message, "write the index again"))
     metadata = content.get("metadata")
     stated = metadata.get("total_size") if isinstance(metadata, dict) else None
     if stated is not None and stated != total:
         message = f"total_size says {stated} bytes, the shards hold {total}"
-        found.append(warning("total-size", index.name, message, "write the index anew"))
+        found.append(warning("total-size", index.name, message, "write the index again"))
     return found
 
 

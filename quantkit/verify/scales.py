@@ -47,7 +47,7 @@ def check_values(checkpoint: Checkpoint) -> list[Finding]:
             wrong[level, text].append(name)
     for (level, text), bad in wrong.items():
         rule = {"not finite": "scale-nan", "negative": "scale-negative"}.get(text, "scale-zero")
-        remedy = "quantize again; if the model itself holds NaN, mend that first"
+        remedy = "quantize again; if the model itself holds NaN, fix that first"
         if rule == "scale-zero":
             remedy = "clamp scales to a tiny positive number when quantizing"
         make = error if level == "error" else warning

@@ -205,7 +205,7 @@ def check_tensors(subject: Subject, modules: Modules) -> list[Finding]:
     found = []
     for rule, names in wrong.items():
         make = warning if rule == "tensor-extra" else error
-        remedy = remedies.get(rule, "the config does not describe these tensors: mend it or export again")
+        remedy = remedies.get(rule, "the config does not describe these tensors: fix it or export again")
         found += [make(rule, some(modules_), text, remedy) for text, modules_ in grouped(names)]
     found += _act_scales(subject, modules)
     return found + _no_g_idx(subject, modules)

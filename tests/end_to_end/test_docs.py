@@ -1,4 +1,4 @@
-"""The README speaks of what is there."""
+"""The README describes what is there."""
 
 import ast
 import re

@@ -227,7 +227,7 @@ def test_packing_leaves_the_weight_alone() -> None:
     [
         (awq, (8, 64), Scheme(TensorSpec(3, 32)), "4-bit integers .* not int3 sym g32"),
         (awq, (8, 64), PRESETS["NVFP4A16"], "4-bit integers .* not nvfp4"),
-        (awq, (12, 64), INT4, "12 is no multiple of 8"),
+        (awq, (12, 64), INT4, "12 is not a multiple of 8"),
         (awq, (8, 48), INT4, "does not divide"),
         (awq, (8, 48), Scheme(TensorSpec(4, 24)), "group sizes -1, 16, 32, 64, 128, not 24"),
         (awq, (8, 128), PRESETS["W4A8"], "no quantized inputs"),

@@ -46,7 +46,8 @@ LLAMA_405B = LLAMA_8B | {
     "num_hidden_layers": 126,
     "num_attention_heads": 128,
 }
-TEXT = {"data": "some.txt", "samples": 16, "seq_len": 256}
+FILE = Path(__file__).parents[2] / "examples/tiny-llama/calibration.txt"
+TEXT = {"data": str(FILE), "samples": 16, "seq_len": 256}
 
 
 def config_folder(tmp_path: Path, config: dict[str, Any]) -> Path:
@@ -213,7 +214,7 @@ def test_rotation_unties_the_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"weights": {"group_size": 96}}, "group_size 96 does not divide 4096 .192 linears., 96 does not divide 14336"),
+        ({"weights": {"group_size": 96}}, "group_size 96 does not divide the input features of 224 of 224 linears"),
         ({"ignore": ["re:.*q_prj"]}, "matches no linear"),
         ({"ignore": ["re:.*"]}, "no linear is left"),
     ],
@@ -244,3 +245,43 @@ def test_shown_with_the_verdict_last(tmp_path: Path) -> None:
     assert "405.85B parameters" in text
     assert "882 x int4 sym g128; sizes from config.json alone" in text
     assert text.index("peak memory") < text.index("it does not fit") < text.index("memory: set weights.algorithm")
+
+
+SHORT = TEXT | {"seq_len": 32}
+SAME: dict[str, dict[str, Any]] = {
+    "ranges and order": {
+        "weights": {"algorithm": {"gptq": {"ranges": "updated", "act_order": True}}},
+        "calibration": TEXT,
+    },
+    "a misfit of small floats": {"scheme": "MXFP4", "calibration": SHORT},
+    "a misfit of groups": {"weights": {"bits": 4, "group_size": 128}},
+    "the format": {"weights": {"bits": 3, "group_size": 16}, "output": {"format": "awq"}},
+    "the format's cache": {
+        "weights": {"group_size": 16},
+        "kv_cache": "fp8",
+        "calibration": TEXT,
+        "output": {"format": "gptq"},
+    },
+    "the engine": {"weights": {"bits": 8, "group_size": 16}, "output": {"format": "gptq", "engine": "vllm", "tp": 3}},
+    "no effect": {"weights": {"group_size": 16}, "overrides": [{"match": "nothing", "weights": {"bits": 8}}]},
+    "no text": {"weights": {"group_size": 16, "algorithm": "gptq"}, "calibration": SHORT | {"data": "./nope.txt"}},
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_what_one_refuses_the_other_refuses_in_the_same_words(tmp_path: Path, case: str) -> None:
+    tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "m")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "m" / name).write_bytes((FILE.parent / name).read_bytes())
+    data = {"output": {"engine": None}} | SAME[case] | {"model": str(tmp_path / "m")}
+    data["output"] = {"engine": None} | data["output"]
+    words = []
+    for run in (
+        lambda recipe: quantize(recipe, tmp_path / "out", progress=False),
+        lambda recipe: estimate(recipe, tmp_path / "m", machine=MACHINE),
+    ):
+        with pytest.raises(UserError) as failure:
+            run(from_data(data))
+        words.append(str(failure.value))
+    assert words[0] == words[1]
+    assert not (tmp_path / "out.partial").exists()

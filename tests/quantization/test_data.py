@@ -284,7 +284,7 @@ def test_data_that_is_not_there(tokenizer: Any, tmp_path: Path) -> None:
     text_file(tmp_path, "x", "calibration.txt")
     with pytest.raises(UserError, match=r"no file '.*calibratoin\.txt'; near by: calibration\.txt"):
         batches(tokenizer, tmp_path / "calibratoin.txt")
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match="does not exist"):
         batches(tokenizer, tmp_path / "nowhere" / "x.txt")
     with pytest.raises(UserError, match=r"not saved by datasets' save_to_disk; it holds calibration\.txt"):
         batches(tokenizer, tmp_path)

@@ -217,7 +217,7 @@ def _compiled(entry: str) -> re.Pattern[str]:
     try:
         return re.compile(entry.removeprefix("re:"))
     except re.error as error:
-        raise UserError(f"quantization_config: {entry} is no regular expression: {error}") from error
+        raise UserError(f"quantization_config: {entry} is not a regular expression: {error}") from error
 
 
 def _read_group(name: str, group: Any, outer_format: Any) -> Scheme:

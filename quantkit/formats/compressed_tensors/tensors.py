@@ -3,7 +3,7 @@ what it writes into config.json. Which layout a scheme gets is `layout_name`.
 
 pack-quantized        integers of 2 to 8 bits: weight_packed int32 [N, ceil(K * bits / 32)], weight_scale [N, G],
                       weight_shape int64 [2] = (N, K); asymmetric: weight_zero_point int32 [ceil(N * bits / 32), G].
-                      The format speaks of signed codes and zero points but stores both with 2**(bits - 1) added: the
+                      The format defines signed codes and zero points but stores both with 2**(bits - 1) added: the
                       very unsigned numbers of a QuantizedWeight. Codes are packed along a row, zero points along a
                       column, both as in `bitstream`
 int-quantized         weight int8 [N, K] (signed), weight_scale [N, 1] or [1]

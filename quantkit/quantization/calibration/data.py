@@ -59,10 +59,8 @@ def token_batches(
     Raises UserError for missing, empty, too short, non-UTF-8 or malformed data, naming file and line or byte.
     """
     samples, seq_len = calibration.samples, calibration.seq_len
-    if max_positions is not None and seq_len > max_positions:
-        raise UserError(f"calibration.seq_len {seq_len} is above the model's longest sequence: at most {max_positions}")
+    path = check_calibration(calibration, max_positions)
     pool = samples if calibration.seed is None else samples * POOL
-    path = local_path(calibration.data)
     text_file = path is not None and not path.is_dir() and records.file_kind(path) == "text"
     notes = [] if notes is None else notes
     if calibration.packing == "document":
@@ -85,6 +83,17 @@ def token_batches(
             f"on chance; raise calibration.samples or seq_len to {FEW_TOKENS} tokens or more"
         )
     return torch.tensor([windows[i] for i in chosen], dtype=torch.int64)
+
+
+def check_calibration(calibration: Calibration, max_positions: int | None) -> Path | None:
+    """The local file or folder of the calibration text; None for a Hub data set.
+
+    UserError where it is missing, or seq_len is above max_positions, the model's longest sequence.
+    """
+    seq_len = calibration.seq_len
+    if max_positions is not None and seq_len > max_positions:
+        raise UserError(f"calibration.seq_len {seq_len} is above the model's longest sequence: at most {max_positions}")
+    return local_path(calibration.data)
 
 
 def data_fingerprint(tokens: Tensor) -> str:

@@ -113,7 +113,7 @@ class LayerSeen(NamedTuple):
 class ObservingCache(DynamicCache):
     """A cache that leaves keys and values as they are and adds them to `seen` by layer index.
 
-    Made anew for each batch of sequences, around the same `seen`.
+    Use a new one for each batch of sequences, around the same `seen`.
     """
 
     def __init__(self, seen: dict[int, LayerSeen], config: PretrainedConfig | None = None) -> None:

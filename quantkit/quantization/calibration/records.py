@@ -91,7 +91,7 @@ def local_path(data: str) -> Path | None:
         return None
     folder = path.parent
     if not folder.is_dir():
-        raise UserError(f"calibration.data: no file {data!r}: there is no folder {str(folder)!r}")
+        raise UserError(f"calibration.data: no file {data!r}: the folder {str(folder)!r} does not exist")
     near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=3, cutoff=0.4)
     hint = f"; near by: {', '.join(sorted(near))}" if near else ""
     raise UserError(f"calibration.data: no file {data!r}{hint}")

@@ -1,6 +1,6 @@
 """One run of a block instead of one per stage: all batches halt before a stage's first product and go on from there.
 
-GPTQ wants each group of linears to see the quantized ones before it. Running the block anew for every group computes
+GPTQ wants each group of linears to see the quantized ones before it. Running the block again for every group computes
 its beginning again and again; here each batch runs in a thread of its own, halted inside the block where the next
 group's input is ready, while the group is quantized. One thread runs at a time and always in the same order, so the
 sums are the very same, bit by bit. The price is what a halted batch holds: its live activations.

@@ -151,7 +151,7 @@ class ModelRotation:
             for handle in handles:
                 handle.remove()
         if straight is None or head is None:
-            raise UserError("its head is no linear that reads the hidden states")
+            raise UserError("its head is not a linear that reads the hidden states")
         if len(norms) != 1 or len(runs := next(iter(norms.values()))) != 1:
             raise UserError(f"between the embedding and the head {len(norms)} norms run beside the blocks, not one")
         path, module = next(iter(norms)), outside[next(iter(norms))]

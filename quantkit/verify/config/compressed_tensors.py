@@ -76,7 +76,7 @@ def numbers(raw: Any, where: str, found: list[Finding], newer: bool = False) -> 
     for key in ("scale_dtype", "zp_dtype"):
         name = raw.get(key)
         if name is not None and not isinstance(getattr(torch, str(name).removeprefix("torch."), None), torch.dtype):
-            bad(f"{key} {name!r} is no torch dtype")
+            bad(f"{key} {name!r} is not a torch dtype")
     if order is True or (isinstance(order, str) and order.lower() in ORDERS):
         order = "group" if order is True else ORDERS[order.lower()]
     elif order in (None, False):
@@ -122,7 +122,7 @@ def numbers(raw: Any, where: str, found: list[Finding], newer: bool = False) -> 
 
 
 def groups(subject: Subject) -> list[tuple[list[str], DeclaredScheme]]:
-    """(targets, what they are stored as) of each valid config group; the rest is told in subject.problems."""
+    """(targets, what they are stored as) of each valid config group; the rest is in subject.problems."""
     found, qc = subject.problems, subject.qc
     newer = subject.engine == "transformers"
     formats = FORMATS | ({"mxfp6-pack-quantized"} if newer else set())
@@ -177,12 +177,12 @@ def _bad_regex(pattern: str, where: str) -> list[Finding]:
         try:
             re.compile(pattern[3:])
         except re.error as problem:
-            return [error("ct-regex", where, f"{pattern!r} is not a regex: {problem}", "mend the pattern")]
+            return [error("ct-regex", where, f"{pattern!r} is not a regex: {problem}", "fix the pattern")]
     return []
 
 
 def ignored(subject: Subject) -> list[str]:
-    """The ignore list; anything else than a list of strings is told in subject.problems."""
+    """The ignore list; anything but a list of strings is in subject.problems."""
     raw = subject.qc.get("ignore", [])
     if raw is None and subject.engine not in ("vllm", "sglang"):
         return []

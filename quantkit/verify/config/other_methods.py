@@ -158,7 +158,7 @@ def gptq_override(subject: Subject, dynamic: Mapping[str, Any], name: str) -> Ma
         try:
             hit = re.match(regex, name)
         except re.error as problem:
-            finding = error("gptq-dynamic", "dynamic", f"{pattern!r} is not a regex: {problem}", "mend the pattern")
+            finding = error("gptq-dynamic", "dynamic", f"{pattern!r} is not a regex: {problem}", "fix the pattern")
             if finding not in subject.problems:
                 subject.problems.append(finding)
             continue
@@ -206,7 +206,7 @@ def _modelopt(subject: Subject) -> None:
     inner = subject.qc.get("quantization", subject.qc)
     if not isinstance(inner, dict):
         message = f"quantization is {type(inner).__name__}, not an object"
-        subject.problems.append(error("modelopt-algo", "hf_quant_config.json", message, "export it anew"))
+        subject.problems.append(error("modelopt-algo", "hf_quant_config.json", message, "export it again"))
         return
     algo = str(inner.get("quant_algo") or "").upper()
     keys = ("exclude_modules",) if "quantization" in subject.qc else ("ignore",)

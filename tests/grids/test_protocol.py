@@ -16,6 +16,7 @@ from torch import Tensor
 
 from quantkit.algorithms.gptq import factor, gptq
 from quantkit.algorithms.rtn import rtn
+from quantkit.grids import ColumnGrid
 
 SUPER, GROUP = 32, 8
 PER = SUPER // GROUP
@@ -236,3 +237,17 @@ def test_a_parameter_that_cannot_go_where_it_should_is_put_back(
     walked, swept = run(layer)[0], run(layer, sweeps=1)
     assert (error(layer, swept[0]) <= error(layer, walked) * (1 + 1e-6)).all()
     torch.testing.assert_close(swept[1].error_N, error(layer, swept[0]), rtol=1e-4, atol=1e-6)
+
+
+def test_values_are_linear_in_each_parameter_that_moves(layer: tuple[Tensor, Tensor]) -> None:
+    columns: ColumnGrid = KGrid().by_column(KGrid().fit(layer[0]), 96, torch.float64)
+    step_gN = torch.arange(SUPER).double()[:, None].remainder(LEVELS + 1).repeat(1, len(layer[0]))
+    value_gN, moved = columns.values(step_gN, SUPER), 0
+    for i, slope_gN in enumerate(columns.slopes(step_gN, SUPER)):
+        old_N = columns.shift(SUPER, i, torch.full((len(layer[0]),), -2.0, dtype=torch.float64))
+        by_N = columns._movable(SUPER, i)[0][columns._movable(SUPER, i)[1]] - old_N  # type: ignore[attr-defined]
+        torch.testing.assert_close(columns.values(step_gN, SUPER) - value_gN, by_N * slope_gN)
+        moved += int(by_N.count_nonzero())
+        columns.put_back(SUPER, i, old_N, torch.ones_like(old_N, dtype=torch.bool))
+        assert torch.equal(columns.values(step_gN, SUPER), value_gN)
+    assert moved > len(layer[0])
