@@ -20,5 +20,5 @@ RECIPE = {
 
 if __name__ == "__main__":
     report = quantkit.quantize(HERE / "tiny-llama", RECIPE, OUTPUT)
-    print(f"{report['coverage']}; {report['bits_per_weight']:.2f} bits per weight, {report['seconds_total']:.1f} s")
+    print(f"{report.coverage}; {report.bits_per_weight:.2f} bits per weight, {report.seconds_total:.1f} s")
     print(f"the checkpoint and its quantkit-report.json are in {OUTPUT}")

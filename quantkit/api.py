@@ -13,6 +13,7 @@ from quantkit.errors import UserError
 from quantkit.quantization import pipeline
 from quantkit.recipe import load as recipes
 from quantkit.recipe.recipe import Recipe
+from quantkit.report.records import Report
 from quantkit.runtime.load import load
 
 
@@ -27,7 +28,7 @@ def quantize(
     restart: bool = False,
     trust_remote_code: bool = False,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> Report:
     """The report of quantizing `model` by `recipe` (a shipped name, a file, plain data or a Recipe) into `output`.
 
     model   folder or Hub id (None: the recipe's own). A module is quantized as by `quantize_module`, of which the
@@ -57,7 +58,7 @@ def quantize_module(
     tokenizer: Any = None,
     trust_remote_code: bool = False,
     **options: Any,
-) -> tuple[dict[str, Any], PreTrainedModel]:
+) -> tuple[Report, PreTrainedModel]:
     """The report, and the quantized module with packed weights, of a transformers module; it is left as it was.
 
     output     folder for the checkpoint; None: it is not kept

@@ -11,7 +11,6 @@ import shutil
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,16 +29,16 @@ from quantkit.checkpoint.output_folder import (
 from quantkit.checkpoint.quantization_config import without_quantization
 from quantkit.checkpoint.writer import ShardWriter, TensorLayout
 from quantkit.errors import UserError
-from quantkit.formats import FORMATS, holders
+from quantkit.formats import FORMATS, Format, holders
 from quantkit.formats.common import natural
-from quantkit.formats.interface import Format
 from quantkit.formats.quantized_folder import QuantizedFolder
+from quantkit.report.records import ConversionReport, RoundedScales
 from quantkit.types import QuantizedWeight, Scheme
 
 SHARD_BYTES = 5_000_000_000
 
 
-def convert(source: Path, output: Path, format_name: str, *, requantize: bool = False) -> dict[str, Any]:
+def convert(source: Path, output: Path, format_name: str, *, requantize: bool = False) -> ConversionReport:
     """Write the quantized folder `source` as `output` in another of FORMATS; returns the report that lies in it.
 
     UserError, with nothing left behind, where the folder is not quantized, foreign or damaged, where the target cannot
@@ -61,21 +60,23 @@ def convert(source: Path, output: Path, format_name: str, *, requantize: bool = 
         writer = ShardWriter(partial, units, SHARD_BYTES)
         rounded = _write(folder, target, writer, requantize)
         copy_side_files(folder.checkpoint.folder, partial)
-        report = {
-            "converted": {"source": str(source), "from": folder.name, "to": format_name},
-            "modules": len(folder.schemes),
-            "schemes": dict(Counter(str(scheme) for scheme in folder.schemes.values())),
-            "kv_cache": None if folder.kv is None else str(folder.kv),
-            "rounded": rounded,
-            "versions": versions(),
-        }
         for name, content in target.files(settings).items():
             write_json(partial / name, content)
         config = without_quantization(folder.checkpoint.config)
         write_json(partial / "config.json", config | {"quantization_config": settings})
         writer.finish()
-        report["files"] = file_hashes(partial)
-        write_json(partial / REPORT, report)
+        report = ConversionReport(
+            str(source),
+            folder.name,
+            format_name,
+            modules=len(folder.schemes),
+            schemes=dict(Counter(str(scheme) for scheme in folder.schemes.values())),
+            kv_cache=None if folder.kv is None else str(folder.kv),
+            rounded=rounded,
+            versions=versions(),
+            files=file_hashes(partial),
+        )
+        write_json(partial / REPORT, report.to_json())
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -143,6 +144,7 @@ def _renamed(folder: QuantizedFolder, target: Format) -> dict[str, str]:
         raise UserError(
             f"the format has no place for the scales of a KV cache ({folder.kv}); compressed-tensors has one"
         )
+    assert folder.form.KV_NAMES is not None, "a cache of static scales was read from them"
     moved = {
         name: name.removesuffix(here) + there
         for here, there in zip(folder.form.KV_NAMES, target.KV_NAMES, strict=True)
@@ -154,7 +156,7 @@ def _renamed(folder: QuantizedFolder, target: Format) -> dict[str, str]:
     return names | moved
 
 
-def _write(folder: QuantizedFolder, target: Format, writer: ShardWriter, requantize: bool) -> dict[str, Any]:
+def _write(folder: QuantizedFolder, target: Format, writer: ShardWriter, requantize: bool) -> RoundedScales:
     total, touched = Change(), 0
     for module, scheme in folder.schemes.items():
         q = folder.weight(module)
@@ -172,7 +174,7 @@ def _write(folder: QuantizedFolder, target: Format, writer: ShardWriter, requant
             writer.write(f"{module}.{suffix}", tensor)
     for name, new in _renamed(folder, target).items():
         writer.copy_from(folder.checkpoint, name, new)
-    return {"modules": touched, "scales": total.scales, "largest_change": total.largest}
+    return RoundedScales(touched, total.scales, total.largest)
 
 
 def _elsewhere(folder: QuantizedFolder, module: str) -> str:

@@ -29,8 +29,8 @@ def main() -> None:
     report = pipeline.quantize(loaded, a.output, calibration_ids=ids, device="cpu", progress=False)
     result = {
         "seconds": time.perf_counter() - begin,
-        "peak_bytes": report["peak_memory_bytes"],
-        "stages": report["seconds"],
+        "peak_bytes": report.peak_memory_bytes,
+        "stages": report.seconds,
     }
     print(json.dumps(result))
 

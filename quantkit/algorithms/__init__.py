@@ -18,5 +18,5 @@ from quantkit.algorithms.interface import Quantized as Quantized
 
 ALGORITHMS: dict[str, Algorithm] = {
     "rtn": Algorithm(rtn.needs, rtn.quantize),
-    "gptq": Algorithm(gptq.needs, gptq.quantize),
+    "gptq": Algorithm(gptq.needs, gptq.quantize, gptq.refusal),
 }

@@ -320,8 +320,16 @@ def _probe(target_NK: Tensor, factor: Factor, grid: Grid, columns: ColumnGrid) -
 
 
 def needs(options: Mapping[str, Any], spec: TensorSpec) -> Needs:
-    """The Hessian, as it is behind everything quantized before; for the re-fit the original inputs too."""
-    return Needs(hessian=True, original_inputs=options["refit"], sequence=True)
+    """The Hessian; for the re-fit the original inputs too."""
+    return Needs(hessian=True, original_inputs=options["refit"])
+
+
+def refusal(options: Mapping[str, Any], spec: TensorSpec) -> str | None:
+    """Why a number format cannot have ranges that are updated during the walk; None where it can."""
+    if options["ranges"] == "updated" and (options["act_order"] or spec.scale_rows != 1):
+        needs = "act_order: false" if options["act_order"] else f"a scale for each row, which {spec} has not"
+        return f"gptq: ranges: updated needs {needs}"
+    return None
 
 
 def quantize(weights: Sequence[Tensor], evidence: Evidence, grid: Grid, options: Mapping[str, Any]) -> list[Quantized]:

@@ -17,30 +17,29 @@ from quantkit.types import QuantizedWeight, TensorSpec
 class Needs:
     """What an algorithm asks calibration for.
 
-    hessian          X^T X of the input
+    hessian          X^T X of the input, as it is behind everything quantized before, within its block too
     block            0, or columns of the Hessian's diagonal blocks that are enough
     original_inputs  the inputs the original model has there, to undo what was lost in the layers before
-    sequence         inputs as they are behind the layers quantized before, within a block too
     """
 
     hessian: bool = False
     block: int = 0
     original_inputs: bool = False
-    sequence: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What calibration found out about an input; None: not gathered.
 
+    tokens        that reached it
     importance_K  E[x^2] of each feature, float32 [K]
-    hessian_KK    X^T X over all `tokens`; `consume` lets an algorithm use its memory
-    drift         for each weight what its outputs lack, (Y0 - X W^T)^T X [N_i, K]; None: nothing to undo
+    hessian_KK    X^T X over all tokens; `consume` lets an algorithm use its memory
+    drift         for each weight what its outputs lack, (Y0 - X W^T)^T X [N_i, K]; None: there is nothing to undo
     """
 
+    tokens: int = 0
     importance_K: Tensor | None = None
     hessian_KK: Tensor | None = None
-    tokens: int | None = None
     drift: Sequence[Tensor] | None = None
     consume: bool = False
 
@@ -68,9 +67,11 @@ class Algorithm:
     needs     needs(options, spec): what it asks for with these options on this number format
     quantize  quantize(weights, evidence, grid, options): weights [N_i, K] with one common input, one result for each;
               RunError where a weight or the evidence holds NaN or Inf
+    refusal   refusal(options, spec): why such options are impossible on this number format; None: they are possible
 
     options are those of the recipe's section, by name.
     """
 
     needs: Callable[[Mapping[str, Any], TensorSpec], Needs]
     quantize: Callable[[Sequence[Tensor], Evidence, Grid, Mapping[str, Any]], list[Quantized]]
+    refusal: Callable[[Mapping[str, Any], TensorSpec], str | None] = lambda *_: None

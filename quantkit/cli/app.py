@@ -7,7 +7,7 @@ traceback shows with `quantkit --debug VERB ...` or QUANTKIT_DEBUG=1. Progress a
 import functools
 import json
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 
@@ -90,9 +90,19 @@ def root(
     _shown["tracebacks"] = debug
 
 
-def show_result(result: dict[str, Any], render: Callable[[dict[str, Any], Any], None], as_json: bool) -> None:
+class Record(Protocol):
+    """A result that becomes JSON."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+R = TypeVar("R", bound=dict[str, Any] | Record)
+
+
+def show_result(result: R, render: Callable[[R, Any], None], as_json: bool) -> None:
+    """Print a result as a table, or as JSON."""
     if as_json:
-        print_json(result)
+        print_json(result if isinstance(result, dict) else result.to_json())
     else:
         from rich.console import Console
 

@@ -1,6 +1,6 @@
 """How codes and scales lie in a file: one module per format, pure functions, no files opened here.
 
-interface.py         what every format has
+interface.py         class Format: the names every value of FORMATS has
 compressed_tensors/ awq.py gptq.py fp8.py modelopt.py   one module per format
 bitstream.py         codes of any width in words
 common.py            what several formats share

@@ -40,8 +40,8 @@ class Fp8:
     SUFFIXES: tuple[str, ...]
     schemes: Mapping[str, Scheme]
 
-    SIGNED_SCALES = False  # floats have a sign of their own: nothing would be gained
-    KV_NAMES = None
+    SIGNED_SCALES: bool = False  # floats have a sign of their own: nothing would be gained
+    KV_NAMES: tuple[str, str] | None = None
 
     def scale_dtype(self, scheme: Scheme, dtype: torch.dtype) -> torch.dtype:
         """float32, whatever the weight was stored as."""

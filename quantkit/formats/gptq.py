@@ -40,10 +40,10 @@ class Gptq:
     name: str
     shift: int
 
-    MARK = "qweight"
-    SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
-    SIGNED_SCALES = True
-    KV_NAMES = None
+    MARK: str = "qweight"
+    SUFFIXES: tuple[str, ...] = ("qweight", "qzeros", "scales", "g_idx")
+    SIGNED_SCALES: bool = True
+    KV_NAMES: tuple[str, str] | None = None
 
     def scale_dtype(self, scheme: Scheme, dtype: torch.dtype) -> torch.dtype:
         """float16, whatever the weight was stored as."""

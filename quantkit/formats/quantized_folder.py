@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +16,8 @@ from torch import Tensor
 from quantkit.checkpoint.quantization_config import OWN_CACHE, quantization_config, quantized_tensor
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
-from quantkit.formats import FORMATS, format_name
+from quantkit.formats import FORMATS, Format, format_name
 from quantkit.formats.common import natural
-from quantkit.formats.interface import Format
 from quantkit.types import KVSpec, QuantizedWeight, Scheme
 
 SCALES = ("weight_scale", "scales", "weight_scale_inv")  # what formats call the plain scales of a module
@@ -76,7 +74,7 @@ class QuantizedFolder:
         return opened
 
     @property
-    def form(self) -> Any:
+    def form(self) -> Format:
         """The format: a value of FORMATS."""
         return FORMATS[self.name]
 

@@ -19,7 +19,7 @@ from quantkit.quantization.calibration.staged_forward import RESIDUALS
 from quantkit.quantization.resources import (
     KEPT,
 )
-from quantkit.recipe.algorithms import GptqOptions, RtnOptions
+from quantkit.recipe.algorithms import Algorithm, GptqOptions
 from quantkit.recipe.number_formats import Weights
 from quantkit.recipe.recipe import Recipe
 from quantkit.types import Scheme
@@ -43,14 +43,14 @@ class Group:
 
     K: int
     expert: bool
-    options: GptqOptions | RtnOptions
+    algorithm: Algorithm
     columns: int
     N: int = 0
     largest: int = 0
 
     @property
     def gptq(self) -> GptqOptions | None:
-        return self.options if isinstance(self.options, GptqOptions) else None
+        return self.algorithm.gptq
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ def grouped(jobs: Iterable[PlannedLinear]) -> dict[int, list[Group]]:
         N, K = job.matrix.shape
         spec = job.scheme.weights
         group = found.setdefault(
-            (job.matrix.block, job.matrix.group), Group(K, job.matrix.expert, job.weights.options, spec.columns(K))
+            (job.matrix.block, job.matrix.group), Group(K, job.matrix.expert, job.weights.choice, spec.columns(K))
         )
         group.N += N
         group.largest = max(group.largest, N * K)
@@ -193,7 +193,7 @@ def _stages(recipe: Recipe, groups: list[Group], refits: bool) -> float:
 def _held(group: Group, refits: bool) -> float:
     """Statistics of a group, and the drift of its outputs with the weights it is computed with."""
     if group.gptq is None:
-        return 4 * group.K * group.columns if group.options.range == "output" else 8 * group.K
+        return 4 * group.K * group.columns if group.algorithm.options.range == "output" else 8 * group.K
     drift = 4 * group.K * (group.N + min(group.N, group.K)) if refits and _refits(group) else 0
     return 4 * group.K**2 + drift
 
@@ -224,7 +224,7 @@ def _passes(recipe: Recipe, blocks: list[list[Group]], halted: bool) -> float:
 def _statistics(group: Group, tokens: float) -> float:
     if group.gptq is not None:
         return tokens * group.K**2  # half of the product: the other half is its mirror
-    return 2 * tokens * group.K * group.columns if group.options.range == "output" else 2 * tokens * group.K
+    return 2 * tokens * group.K * group.columns if group.algorithm.options.range == "output" else 2 * tokens * group.K
 
 
 def _algorithm(recipe: Recipe, group: Group, tokens: float) -> float:

@@ -2,7 +2,9 @@
 
 pipeline.py          the straight line: targets, blocks one by one, report
 targets.py           what is done to each linear, decided before any work; the files' layout
-block_quantizer.py   one block: transform, quantize, write, pass on
+run_context.py       what a run, and one of its blocks, consist of
+block_quantizer.py   one block: transform, quantize, calibrate the cache, pass on, write the rest
+block_files.py       the output's tensors: copied, written, read back
 linear_quantizer.py  the linears that share one input
 dense_modules.py     what stays dense, by the checkpoint's names
 output_layout.py     what the output will hold

@@ -3,17 +3,21 @@
 Shapes: N = rows of a linear, K = input features.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
-from quantkit.algorithms import ALGORITHMS, Evidence, Needs
+from quantkit.algorithms import ALGORITHMS, Evidence, Needs, Quantized
 from quantkit.errors import RunError
-from quantkit.grids import RangeSearch, make_grid
+from quantkit.grids import Grid, RangeSearch, make_grid
 from quantkit.quantization.calibration.statistics import Statistic
 from quantkit.quantization.targets import LinearTarget
-from quantkit.report.records import LinearRecord
+from quantkit.report.records import GptqErrors, LinearRecord
 from quantkit.types import QuantizedWeight
+
+NO_TOKEN = "no calibration token reached it: rounded on the range of its weights alone"
 
 
 def needs_of(linear: LinearTarget) -> Needs:
@@ -21,8 +25,19 @@ def needs_of(linear: LinearTarget) -> Needs:
     return ALGORITHMS[linear.weights.algorithm].needs(linear.weights.options.model_dump(), linear.spec)
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+def needs_hessian(linears: Sequence[LinearTarget]) -> bool:
+    """Whether any of the linears asks for the Hessian of its input."""
+    return any(needs_of(linear).hessian for linear in linears)
+
+
+def block_columns(linears: Sequence[LinearTarget]) -> int | None:
+    """Columns of the Hessian's diagonal blocks that serve all linears of one input; None where none asks for them."""
+    sizes = [size for linear in linears if (size := needs_of(linear).block)]
+    common = math.lcm(*sizes)
+    return common if sizes and linears[0].shape[1] % common == 0 else max(sizes, default=None)
+
+
+class Result(NamedTuple):
     """A linear with its quantized weight and its line for the report."""
 
     linear: LinearTarget
@@ -37,68 +52,63 @@ def quantize_group(
     drift: dict[str, Tensor],
     *,
     signed: bool,
+    calibrated: bool = False,
 ) -> list[Result]:
     """Quantize the [N_i, K] weights (by name) of linears with one common input.
 
-    Linears of equal settings go to the algorithm together: what they share is then computed once.
-    statistic is None where there is no calibration or no token came (an expert): then rounding on the plain grid.
-    RunError naming the linears where a weight or the statistic holds NaN or Inf.
+    Linears of equal settings go to their algorithm together. RunError, naming them, where it fails.
+    statistic   None where there is no calibration or no token came (an expert): then they are rounded
+    drift       what the outputs of a linear lack, [N_i, K], where its algorithm undoes it
+    signed      whether scales may be negative
+    calibrated  whether the run has calibration: without a statistic the record then says so
     """
-    alike: dict[tuple, list[LinearTarget]] = {}
+    stacks: dict[tuple, list[LinearTarget]] = {}
     for linear in linears:
         key = (linear.scheme, linear.scale_dtype, linear.weights.model_dump_json())
-        alike.setdefault(key, []).append(linear)
-    results = []
-    for position, members in enumerate(alike.values()):
-        last = position == len(alike) - 1
+        stacks.setdefault(key, []).append(linear)
+    results, note = [], NO_TOKEN if calibrated and statistic is None else None
+    for position, members in enumerate(stacks.values()):
+        first = members[0]
+        name = first.weights.algorithm
+        if needs_of(first).hessian and statistic is None:
+            name = "rtn"
+        evidence = _evidence(members, statistic, drift, last=position == len(stacks) - 1)
+        grid = _grid(first, statistic, signed)
+        options = first.weights.options.model_dump()
         try:
-            results += _quantize(members, weights, statistic, drift, signed=signed, consume=last)
+            done = ALGORITHMS[name].quantize([weights[linear.name] for linear in members], evidence, grid, options)
         except RunError as error:
             raise RunError(f"{', '.join(linear.name for linear in members)}: {error}") from error
+        results += [
+            Result(linear, one.weight, _record(linear, name, one, evidence, note))
+            for linear, one in zip(members, done, strict=True)
+        ]
     return results
 
 
-def _quantize(
-    members: list[LinearTarget],
-    weights: dict[str, Tensor],
-    statistic: Statistic | None,
-    drift: dict[str, Tensor],
-    *,
-    signed: bool,
-    consume: bool,
-) -> list[Result]:
-    """Quantize linears of equal settings; consume: the Hessian's memory is not needed after them."""
-    first, needs = members[0], needs_of(members[0])
-    hessian_KK = None if statistic is None or not needs.hessian else statistic.hessian_KK
-    name = first.weights.algorithm if hessian_KK is not None or not needs.hessian else "rtn"
-    blocks_Ggg = importance_K = None
-    if statistic is not None:
-        importance_K = (statistic.square_sum_K / statistic.count).float()
-        blocks_Ggg = statistic.diagonal_blocks(first.spec.columns(first.shape[1])) if needs.block else None
-    options = first.weights.options.model_dump()
-    search = None if options["range"] == "minmax" else RangeSearch()
-    grid = make_grid(first.spec, first.scale_dtype, search, signed=signed, blocks_Ggg=blocks_Ggg)
-    moved = [drift[linear.name] for linear in members if linear.name in drift]
-    evidence = Evidence(
-        importance_K, hessian_KK, None if statistic is None else statistic.count, moved or None, consume=consume
-    )
-    found = ALGORITHMS[name].quantize([weights[linear.name] for linear in members], evidence, grid, options)
-    return [
-        Result(
-            linear,
-            done.weight,
-            LinearRecord(
-                linear.name,
-                str(linear.scheme),
-                list(linear.shape),
-                name,
-                done.error,
-                done.error_rounding,
-                done.damping,
-                statistic.count if statistic is not None and hessian_KK is not None else None,
-                done.dead_columns or None,
-                f"the Hessian did not factor: damping raised to {done.damping:g}" if done.raised else None,
-            ),
-        )
-        for linear, done in zip(members, found, strict=True)
-    ]
+def _evidence(
+    members: list[LinearTarget], statistic: Statistic | None, drift: dict[str, Tensor], *, last: bool
+) -> Evidence:
+    """What is known of the input; the last algorithm to see it may use the Hessian's memory."""
+    if statistic is None:
+        return Evidence()
+    lost = [drift[linear.name] for linear in members if linear.name in drift]
+    return Evidence(statistic.count, statistic.mean_square(), statistic.hessian_KK, lost or None, consume=last)
+
+
+def _grid(linear: LinearTarget, statistic: Statistic | None, signed: bool) -> Grid:
+    search = None if linear.weights.options.range == "minmax" else RangeSearch()
+    size = needs_of(linear).block
+    blocks_Ggg = statistic.diagonal_blocks(size) if statistic is not None and size else None
+    return make_grid(linear.spec, linear.scale_dtype, search, signed=signed, blocks_Ggg=blocks_Ggg)
+
+
+def _record(
+    linear: LinearTarget, algorithm: str, done: Quantized, evidence: Evidence, note: str | None
+) -> LinearRecord:
+    gptq = None
+    if done.damping is not None and done.error_rounding is not None:
+        gptq = GptqErrors(done.error_rounding, done.damping, evidence.tokens, done.dead_columns)
+    if done.raised:
+        note = f"the Hessian did not factor: damping raised to {done.damping:g}"
+    return LinearRecord(linear.name, str(linear.scheme), linear.shape, algorithm, done.error, gptq, note)

@@ -1,5 +1,6 @@
 """Where a run reads from and what it leaves beside the weights: config, tokenizer files, report."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -7,20 +8,15 @@ from typing import Any
 import torch
 
 from quantkit.algorithms.gptq import FEW_TOKENS
-from quantkit.checkpoint.output_folder import (
-    REPORT,
-    copy_side_files,
-    write_json,
-)
-from quantkit.checkpoint.quantization_config import (
-    OWN_CACHE,
-)
+from quantkit.checkpoint.output_folder import REPORT, copy_side_files, write_json
+from quantkit.checkpoint.quantization_config import OWN_CACHE
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.formats.interface import Format
-from quantkit.quantization.block_quantizer import BlockQuantizer
+from quantkit.formats import Format
 from quantkit.quantization.output_layout import quantization_config
+from quantkit.quantization.run_context import RunContext
 from quantkit.quantization.targets import LinearTarget, Targets
 from quantkit.quantization.transforms.rotation import ModelRotation
+from quantkit.report.records import BlockRecord, LinearRecord, RejectedFold, Report, SkippedLinear
 
 
 def write_side_files(
@@ -41,47 +37,51 @@ def write_side_files(
     write_json(folder / "config.json", config)
 
 
-def write_report(folder: Path, report: dict[str, Any]) -> None:
+def write_report(folder: Path, report: Report) -> None:
     """quantkit-report.json beside the checkpoint."""
-    write_json(folder / REPORT, report)
+    write_json(folder / REPORT, report.to_json())
 
 
 def make_report(
-    key: dict[str, Any], run: BlockQuantizer, blocks: list[dict[str, Any]], size: int, advice: list[str]
-) -> dict[str, Any]:
-    """quantkit-report.json: what was done to which linear, what was not and why, at which cost."""
-    targets, checkpoint, timer = run.targets, run.streamed.checkpoint, run.timer
-    records = [record for block in blocks for record in block["linears"]]
-    total = len(targets.linears) + sum(1 for _, reason in targets.skipped)
-    weights = sum(linear.shape[0] * linear.shape[1] for linear in targets.linears)
-    bits = sum(_stored_bits(run.format, linear) for linear in targets.linears)
+    run: RunContext,
+    key: Mapping[str, Any],
+    blocks: Sequence[BlockRecord],
+    advice: Sequence[str],
+    bytes_after: int,
+    files: dict[str, str],
+) -> Report:
+    """What was done to which linear, what was not and why, at which cost.
+
+    key     of the run (recipe, model, calibration, versions, device); files: sha256 by name
+    advice  remarks on what was given, first among the warnings
+    """
+    targets, checkpoint = run.targets, run.streamed.checkpoint
+    records = [record for block in blocks for record in block.linears]
     rejected = {reason for graph in run.graphs for reason in graph.rejected}
-    remarks = [f"{record['name']}: {record['note']}" for record in records if "note" in record]
-    return {
-        "quantkit": key["versions"]["quantkit"],
-        "model": str(checkpoint.folder),
+    remarks = [f"{record.name}: {record.note}" for record in records if record.note is not None]
+    return Report(
+        quantkit=key["versions"]["quantkit"],
         **key,
-        "coverage": f"{len(targets.linears)} of {total} linears quantized",
-        "weights_quantized": 1.0 if targets.coverage is None else targets.coverage.share,
-        "bits_per_weight": bits / weights,
-        "bytes_before": sum(info.nbytes for info in checkpoint.tensors.values()),
-        "bytes_after": size,
-        "linears": records,
-        "skipped": [{"name": name, "reason": reason} for name, reason in targets.skipped],
-        "folds": [{"block": block["block"], **fold} for block in blocks for fold in block["folds"]],
-        "rotation": None if run.rotation is None else run.rotation.report(),
-        "kv_cache": None if targets.kv is None else str(targets.kv),
-        "folds_rejected": [{"pair": pair, "reason": reason} for pair, reason in sorted(rejected)],
-        "warnings": [*advice, *targets.notes, *_too_few_tokens(records), *remarks],
-        "seconds": {stage: round(seconds, 3) for stage, seconds in timer.stages.items()},
-        "seconds_total": round(sum(timer.stages.values()), 3),
-        "peak_memory_bytes": timer.peak_bytes(),
-    }
+        coverage=f"{len(targets.linears)} of {len(targets.linears) + len(targets.skipped)} linears quantized",
+        weights_quantized=1.0 if targets.coverage is None else targets.coverage.share,
+        bits_per_weight=_bits_per_weight(run),
+        bytes_before=sum(info.nbytes for info in checkpoint.tensors.values()),
+        bytes_after=bytes_after,
+        blocks=tuple(blocks),
+        skipped=tuple(SkippedLinear(name, reason) for name, reason in targets.skipped),
+        rotation=None if run.rotation is None else run.rotation.report(),
+        kv_cache=None if targets.kv is None else str(targets.kv),
+        folds_rejected=tuple(RejectedFold(pair, reason) for pair, reason in sorted(rejected)),
+        warnings=(*advice, *targets.notes, *_too_few_tokens(records), *remarks),
+        seconds=dict(run.timer.stages),
+        peak_memory_bytes=run.timer.peak_bytes(),
+        files=files,
+    )
 
 
-def _too_few_tokens(records: list[dict[str, Any]]) -> list[str]:
+def _too_few_tokens(records: Sequence[LinearRecord]) -> list[str]:
     """One warning if any linear was quantized by GPTQ with fewer than FEW_TOKENS tokens per input feature, or none."""
-    counted = [(record["tokens"], record["shape"][1], record["name"]) for record in records if "tokens" in record]
+    counted = [(record.gptq.tokens, record.shape[1], record.name) for record in records if record.gptq is not None]
     few = [(tokens / K, tokens, K, name) for tokens, K, name in counted if tokens < FEW_TOKENS * K]
     if not few:
         return []
@@ -91,6 +91,12 @@ def _too_few_tokens(records: list[dict[str, Any]]) -> list[str]:
         f"(fewest: {name}, {tokens} tokens for {K} features), so GPTQ was damped and gains less; "
         "raise calibration.samples or calibration.seq_len"
     ]
+
+
+def _bits_per_weight(run: RunContext) -> float:
+    linears = run.targets.linears
+    bits = sum(_stored_bits(run.format, linear) for linear in linears)
+    return bits / sum(linear.shape[0] * linear.shape[1] for linear in linears)
 
 
 def _stored_bits(format_: Format, linear: LinearTarget) -> int:

@@ -52,9 +52,11 @@ from quantkit.quantization.resources import (
     StageTimer,
     reuse_pages,
 )
+from quantkit.quantization.run_context import RunContext
 from quantkit.quantization.targets import resolve_targets
 from quantkit.quantization.transforms.rotation import ModelRotation
 from quantkit.recipe.recipe import Recipe
+from quantkit.report.records import BlockRecord, Report
 from quantkit.verify import file_hashes
 
 
@@ -67,7 +69,7 @@ def quantize(
     trust_remote_code: bool = False,
     progress: bool = True,
     calibration_ids: Tensor | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Quantize recipe.model into the new folder `output`; returns the report that lies beside the checkpoint.
 
     calibration_ids, [samples, seq] token ids, stand in for the recipe's calibration text.
@@ -100,13 +102,13 @@ def quantize(
         writer = ShardWriter(partial, units, int(recipe.output.max_shard_gb * 1e9))
         if begun and writer.created:
             raise UserError(f"{partial}: files of the unfinished run are gone; pass --restart to start again")
-        run = BlockQuantizer(recipe, streamed, graphs, targets, format_, writer, partial, timer, rotation)
-        with closing(run), Progress(len(streamed.blocks), enabled=progress) as bar:
-            _resume(run, journal, ids_ST, bar)
+        run = RunContext(recipe, streamed, graphs, targets, format_, writer, partial, timer, rotation)
+        with closing(BlockQuantizer(run)) as blocks, Progress(len(streamed.blocks), enabled=progress) as bar:
+            _resume(blocks, journal, ids_ST, bar)
             for index in range(len(journal.entries) - 1, len(streamed.blocks)):
-                entry = run.quantize_block(index, bar.note)
+                record = blocks.quantize_block(index, bar.note)
                 writer.sync()
-                journal.append({"block": index, **entry})
+                journal.append(record.to_json())
                 bar.advance(f"block {index}")
         writer.finish()
         timer.mark("write")
@@ -117,23 +119,23 @@ def quantize(
         raise
     write_side_files(checkpoint, partial, format_, targets, rotation)
     timer.mark("write")
-    report = make_report(key, run, journal.entries[1:], output_bytes(units), advice)
-    report["files"] = file_hashes(partial)
+    records = [BlockRecord.from_json(entry) for entry in journal.entries[1:]]
+    report = make_report(run, key, records, advice, output_bytes(units), file_hashes(partial))
     write_report(partial, report)
     check_result(recipe, partial)
     journal.publish(output)
     return report
 
 
-def _resume(run: BlockQuantizer, journal: Journal, ids_ST: Tensor | None, bar: Progress) -> None:
+def _resume(blocks: BlockQuantizer, journal: Journal, ids_ST: Tensor | None, bar: Progress) -> None:
     """Copy what lies outside the blocks, and replay the blocks in the journal, so that the next one can start."""
     if not journal.entries:
-        run.copy_unquantized()
-        run.writer.sync()
+        blocks.copy_unquantized()
+        blocks.run.writer.sync()
         journal.append({"block": None})
-    run.start_states(ids_ST)
+    blocks.start_states(ids_ST)
     for entry in journal.entries[1:]:
-        run.replay(entry["block"])
+        blocks.replay(entry["block"])
         bar.advance(f"block {entry['block']} was done")
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from quantkit.algorithms import ALGORITHMS
 from quantkit.checkpoint.header import TensorLayout
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, holders
@@ -21,7 +22,6 @@ from quantkit.model.streamed_model import StreamedModel
 from quantkit.model.weight_sources import linear_names, written_tensor
 from quantkit.quantization.calibration.kv_scales import scale_layouts
 from quantkit.quantization.dense_modules import Coverage, coverage, dense_modules, ignored_names
-from quantkit.recipe.algorithms import GptqOptions
 from quantkit.recipe.number_formats import Activations, KVCache, Weights
 from quantkit.recipe.recipe import Recipe
 from quantkit.types import BLOCK, ActivationSpec, KVSpec, Scheme, TensorSpec
@@ -271,10 +271,9 @@ def resolve(recipe: Recipe, candidates: Iterable[Candidate], never: Mapping[str,
 
 def _refusal(weights: Weights, scheme: Scheme, candidate: Candidate, format_name: str) -> str | None:
     """Why a scheme is not possible for a weight in this format, None where it is."""
-    options, spec, format_ = weights.options, scheme.weights, FORMATS[format_name]
-    if isinstance(options, GptqOptions) and options.ranges == "updated" and (options.act_order or spec.scale_rows != 1):
-        needs = "act_order: false" if options.act_order else f"a scale for each row, which {spec} has not"
-        return f"gptq: ranges: updated needs {needs}"
+    format_ = FORMATS[format_name]
+    if reason := ALGORITHMS[weights.algorithm].refusal(weights.options.model_dump(), scheme.weights):
+        return reason
     try:
         format_.layout(candidate.shape, scheme, format_.scale_dtype(scheme, candidate.dtype))
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What a run and a conversion print: the few figures that matter; quantkit-report.json has the rest."""
+"""Every table the command prints: the few figures that matter; reports and --json have the rest."""
 
 import re
 from collections import Counter
@@ -8,48 +8,49 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from quantkit.report.records import ConversionReport, Report
+
 _COLOUR = {"loads": "green", "refused": "red", "unknown": "yellow", "error": "red", "warning": "yellow", "info": "dim"}
 
 MAX_WARNINGS = 10
 GIB = 1 << 30
 
 
-def render_quantization(report: dict[str, Any], console: Console) -> None:
+def render_quantization(report: Report, console: Console) -> None:
     """A table of a quantization run's report."""
-    transforms, weights = report["recipe"]["transforms"], report["recipe"]["weights"]
+    transforms, weights = report.recipe["transforms"], report.recipe["weights"]
     steps = [name for item in (*transforms, weights["algorithm"]) for name in item]
-    counts = Counter(record["scheme"] for record in report["linears"])
+    counts = Counter(record.scheme for record in report.linears)
     schemes = "; ".join(f"{scheme} ({count})" if len(counts) > 1 else scheme for scheme, count in counts.most_common())
-    before, after = report["bytes_before"], report["bytes_after"]
+    before, after = report.bytes_before, report.bytes_after
     table = Table(show_header=False)
     for label, value in {
-        "model": report["model"],
+        "model": report.model,
         "scheme": f"{' + '.join(steps)}, {schemes}",
-        "cache": report["kv_cache"],
-        "coverage": report["coverage"],
+        "cache": report.kv_cache,
+        "coverage": report.coverage,
         "size": f"{before / 1e6:.1f} MB -> {after / 1e6:.1f} MB ({after / before:.0%})",
-        "bits per weight": f"{report['bits_per_weight']:.2f}",
-        "seconds": f"{report['seconds_total']:.1f}",
-        "peak memory": f"{report['peak_memory_bytes'] / 2**20:.0f} MiB",
+        "bits per weight": f"{report.bits_per_weight:.2f}",
+        "seconds": f"{report.seconds_total:.1f}",
+        "peak memory": f"{report.peak_memory_bytes / 2**20:.0f} MiB",
     }.items():
         if value is not None:
             table.add_row(label, escape(value))
     console.print(table)
-    for warning in report["warnings"][:MAX_WARNINGS]:
+    for warning in report.warnings[:MAX_WARNINGS]:
         console.print(f"warning: {warning}", markup=False, highlight=False)
-    if (more := len(report["warnings"]) - MAX_WARNINGS) > 0:
+    if (more := len(report.warnings) - MAX_WARNINGS) > 0:
         console.print(f"and {more} more warnings in quantkit-report.json")
 
 
-def render_conversion(report: dict[str, Any], console: Console) -> None:
+def render_conversion(report: ConversionReport, console: Console) -> None:
     """A few lines of a conversion's report."""
-    done = report["converted"]
-    console.print(f"{done['source']}: {done['from']} -> {done['to']}, {report['modules']} modules", markup=False)
-    for scheme, count in report["schemes"].items():
+    console.print(f"{report.source}: {report.source_format} -> {report.format}, {report.modules} modules", markup=False)
+    for scheme, count in report.schemes.items():
         console.print(f"{count} x {scheme}", markup=False)
-    rounded = report["rounded"]
-    if rounded["scales"]:
-        console.print(f"{rounded['scales']} scales rounded, by up to {rounded['largest_change']:.1e} of their size")
+    rounded = report.rounded
+    if rounded.scales:
+        console.print(f"{rounded.scales} scales rounded, by up to {rounded.largest_change:.1e} of their size")
     else:
         console.print("codes, scales and zero points are exactly the same")
 
@@ -82,8 +83,6 @@ def render_plan(result: dict[str, Any], console: Console) -> None:
         console.print(f"  {line}", markup=False)
     for line in result["advice"]:
         console.print(f"  {line}", markup=False)
-    for line in result["warnings"]:
-        console.print(f"warning: {line}", markup=False, highlight=False)
 
 
 def _count(number: int) -> str:
@@ -121,7 +120,7 @@ def render_inspection(found: dict[str, Any], console: Console) -> None:
 
 
 def megabytes(count: int) -> str:
-    """Bytes in human-readable form, in powers of ten as disks count."""
+    """Bytes in powers of ten, as disks count."""
     return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
 
 

@@ -1,50 +1,259 @@
-"""The lines of a run's report as dataclasses; what is None has nothing to say and is left out of the JSON."""
+"""What a run and a conversion leave to be read: records that become JSON once, in quantkit-report.json.
 
-from dataclasses import asdict, dataclass
+Fields that are None in a record are left out of its JSON. A journal stores the JSON of a block's record and reads it
+back.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A line of the report."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Field name -> value, of those that are not None."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class LinearRecord(Record):
-    """One quantized linear.
+class GptqErrors:
+    """How GPTQ went.
 
-    error  squared output error over output energy, on the calibration inputs where there are any; error_rounding: that
-           of rounding alone, where it was measured
-    damping, tokens, dead_columns  of the Hessian: its ridge, the calibration tokens behind it, inputs never active
+    rounding      the error that rounding to nearest would have had, as LinearRecord.error
+    damping       of the Hessian, over its mean diagonal; tokens: how many it saw; dead_columns: inputs never active
+    """
+
+    rounding: float
+    damping: float
+    tokens: int
+    dead_columns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LinearRecord:
+    """What was done to one linear.
+
+    shape  (N, K); error: squared output error over output energy, from the calibration inputs where there were any
     """
 
     name: str
     scheme: str
-    shape: list[int]
+    shape: tuple[int, int]
     algorithm: str
     error: float
-    error_rounding: float | None = None
-    damping: float | None = None
-    tokens: int | None = None
-    dead_columns: int | None = None
+    gptq: GptqErrors | None = None
     note: str | None = None
+
+    def to_json(self) -> Json:
+        """Its line of the report."""
+        found: Json = {"name": self.name, "scheme": self.scheme, "shape": list(self.shape), "algorithm": self.algorithm}
+        if self.gptq is not None:
+            found["error_rounding"] = self.gptq.rounding
+        found["error"] = self.error
+        if self.gptq is not None:
+            found |= {"damping": self.gptq.damping, "tokens": self.gptq.tokens}
+        if self.note is not None:
+            found["note"] = self.note
+        if self.gptq is not None and self.gptq.dead_columns:
+            found["dead_columns"] = self.gptq.dead_columns
+        return found
+
+    @staticmethod
+    def from_json(line: Mapping[str, Any]) -> "LinearRecord":
+        """The inverse of `to_json`."""
+        gptq = None
+        if "error_rounding" in line:
+            dead = line.get("dead_columns", 0)
+            gptq = GptqErrors(line["error_rounding"], line["damping"], line["tokens"], dead)
+        N, K = line["shape"]
+        return LinearRecord(
+            line["name"], line["scheme"], (N, K), line["algorithm"], line["error"], gptq, line.get("note")
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class FoldRecord(Record):
-    """One fold that a transform scaled: from its producer into its consumers.
+class FoldRecord:
+    """The scale an algorithm folded into a producer of channels and the linears that read it.
 
-    alpha, exponents      what SmoothQuant or AWQ chose
-    loss_unscaled, loss   of the search, without and with the scale
+    exponents  (a, b) of AWQ's scale x^a / w^b; alpha: SmoothQuant's. Losses are absent where nothing was searched.
     """
 
     producer: str
-    consumers: list[str]
-    exponents: tuple[float, ...] | None = None
+    consumers: tuple[str, ...]
+    exponents: tuple[float, float] | None = None
     alpha: float | None = None
     loss_unscaled: float | None = None
     loss: float | None = None
+
+    def to_json(self) -> Json:
+        """Its line of the report, less the block."""
+        found: Json = {"producer": self.producer, "consumers": list(self.consumers)}
+        if self.exponents is not None:
+            found["exponents"] = list(self.exponents)
+        for name in ("alpha", "loss_unscaled", "loss"):
+            if (value := getattr(self, name)) is not None:
+                found[name] = value
+        return found
+
+    @staticmethod
+    def from_json(line: Mapping[str, Any]) -> "FoldRecord":
+        """The inverse of `to_json`; a block's number is ignored."""
+        a_b = line.get("exponents")
+        return FoldRecord(
+            line["producer"],
+            tuple(line["consumers"]),
+            None if a_b is None else (a_b[0], a_b[1]),
+            *(line.get(name) for name in ("alpha", "loss_unscaled", "loss")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRecord:
+    """What was done to one decoder block: an entry of the journal."""
+
+    block: int
+    folds: tuple[FoldRecord, ...]
+    linears: tuple[LinearRecord, ...]
+
+    def to_json(self) -> Json:
+        """Its entry of the journal."""
+        folds, linears = ([record.to_json() for record in records] for records in (self.folds, self.linears))
+        return {"block": self.block, "folds": folds, "linears": linears}
+
+    @staticmethod
+    def from_json(entry: Mapping[str, Any]) -> "BlockRecord":
+        """The inverse of `to_json`."""
+        folds, linears = map(FoldRecord.from_json, entry["folds"]), map(LinearRecord.from_json, entry["linears"])
+        return BlockRecord(entry["block"], tuple(folds), tuple(linears))
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedLinear:
+    """A weight matrix that stays as it is, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedFold:
+    """Two modules, "producer -> reader", between which no scale can be folded, and why."""
+
+    pair: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a quantization run did: to which linear, what it left out and why, and at which cost.
+
+    model               fingerprint of the source checkpoint; calibration that of the token ids, None without any
+    recipe              resolved, less model and calibration; versions of quantkit and the libraries below it
+    weights_quantized   share of the decoder's linear weights; bits_per_weight of these, scales and zero points included
+    bytes_before, bytes_after   tensor data of the source and of the output
+    rotation            what the rotation turned and proved, None without one; kv_cache the cache's scheme, None: as is
+    seconds             by stage; files: sha256 of every file of the output
+    """
+
+    quantkit: str
+    model: str
+    recipe: Json
+    calibration: str | None
+    versions: dict[str, str]
+    device: str
+    coverage: str
+    weights_quantized: float
+    bits_per_weight: float
+    bytes_before: int
+    bytes_after: int
+    blocks: tuple[BlockRecord, ...]
+    skipped: tuple[SkippedLinear, ...]
+    rotation: Json | None
+    kv_cache: str | None
+    folds_rejected: tuple[RejectedFold, ...]
+    warnings: tuple[str, ...]
+    seconds: dict[str, float]
+    peak_memory_bytes: int
+    files: dict[str, str]
+
+    @property
+    def linears(self) -> tuple[LinearRecord, ...]:
+        """Every quantized linear, in the order of the run."""
+        return tuple(record for block in self.blocks for record in block.linears)
+
+    @property
+    def folds(self) -> tuple[FoldRecord, ...]:
+        """Every fold, in the order of the run."""
+        return tuple(record for block in self.blocks for record in block.folds)
+
+    @property
+    def seconds_total(self) -> float:
+        """Seconds of the whole run, of its last process where it was resumed."""
+        return round(sum(self.seconds.values()), 3)
+
+    def to_json(self) -> Json:
+        """The content of quantkit-report.json."""
+        return {
+            "quantkit": self.quantkit,
+            "model": self.model,
+            "recipe": self.recipe,
+            "calibration": self.calibration,
+            "versions": self.versions,
+            "device": self.device,
+            "coverage": self.coverage,
+            "weights_quantized": self.weights_quantized,
+            "bits_per_weight": self.bits_per_weight,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "linears": [record.to_json() for record in self.linears],
+            "skipped": [{"name": one.name, "reason": one.reason} for one in self.skipped],
+            "folds": [{"block": block.block, **fold.to_json()} for block in self.blocks for fold in block.folds],
+            "rotation": self.rotation,
+            "kv_cache": self.kv_cache,
+            "folds_rejected": [{"pair": one.pair, "reason": one.reason} for one in self.folds_rejected],
+            "warnings": list(self.warnings),
+            "seconds": {stage: round(spent, 3) for stage, spent in self.seconds.items()},
+            "seconds_total": self.seconds_total,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "files": self.files,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedScales:
+    """Scales that a conversion could not keep: in how many modules, how many, and the largest relative change."""
+
+    modules: int
+    scales: int
+    largest_change: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionReport:
+    """What a conversion did.
+
+    source_format, format  before and after; schemes: how many modules each has; files: sha256 by name
+    """
+
+    source: str
+    source_format: str
+    format: str
+    modules: int
+    schemes: dict[str, int]
+    kv_cache: str | None
+    rounded: RoundedScales
+    versions: dict[str, str]
+    files: dict[str, str]
+
+    def to_json(self) -> Json:
+        """The content of quantkit-report.json."""
+        rounded = self.rounded
+        return {
+            "converted": {"source": self.source, "from": self.source_format, "to": self.format},
+            "modules": self.modules,
+            "schemes": self.schemes,
+            "kv_cache": self.kv_cache,
+            "rounded": {
+                "modules": rounded.modules,
+                "scales": rounded.scales,
+                "largest_change": rounded.largest_change,
+            },
+            "versions": self.versions,
+            "files": self.files,
+        }

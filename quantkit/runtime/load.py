@@ -107,6 +107,7 @@ def _simulate_cache(model: PreTrainedModel, folder: QuantizedFolder) -> None:
         return
     ranges: dict[int, KVRange] = {}
     if spec.per != "token":
+        assert folder.form.KV_NAMES is not None, "a cache of static scales was read from them"
         k_name, v_name = folder.form.KV_NAMES
         for name in (name for name in checkpoint.tensors if name.endswith(f".{k_name}")):
             layer = next(int(part) for part in name.split(".") if part.isdigit())

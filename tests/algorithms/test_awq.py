@@ -14,7 +14,7 @@ from quantkit.grids.clip import search_clip
 from quantkit.grids.dequantize import (
     dequantize,
 )
-from quantkit.grids.integer import IntegerGrid
+from quantkit.grids.integer import IntegerGrid, RangeSearch
 from quantkit.types import TensorSpec
 
 SPECS = [TensorSpec(4, 16, False), TensorSpec(4, 32, True), TensorSpec(3, -1, True), TensorSpec(3, -1, False)]
@@ -28,7 +28,7 @@ def clip(w_NK: Tensor, hessian_KK: Tensor, grid: IntegerGrid) -> tuple[Tensor, T
 
 
 def grid_of(spec: TensorSpec, **options: object) -> IntegerGrid:
-    return replace(IntegerGrid(spec, torch.bfloat16, None), **options)
+    return replace(IntegerGrid(spec, torch.bfloat16), **options)
 
 
 def layer(N: int = 24, K: int = 64, *, loud: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -299,7 +299,7 @@ def test_clip_counts_correlations(spec: TensorSpec, gain: float) -> None:
     """The grid's own search knows E[x^2] only: on correlated inputs the group's Hessian must do better in sum."""
     w_NK, x_MK = layer(N=64)
     x_MK = x_MK + 1.5 * x_MK[:, :1]
-    grid = grid_of(spec)
+    grid = grid_of(spec, search=RangeSearch())
     ours_NG = group_errors(w_NK, *clip(w_NK, x_MK.mT @ x_MK, grid), x_MK, grid)
     theirs_NG = group_errors(w_NK, *grid.fit(w_NK, x_MK.square().sum(0)), x_MK, grid)
     assert ours_NG.sum() < gain * theirs_NG.sum()

@@ -21,6 +21,7 @@ from quantkit.grids.dequantize import (
 from quantkit.grids.integer import IntegerGrid, RangeSearch
 from quantkit.quantization import output, pipeline
 from quantkit.recipe import load as recipe
+from quantkit.report.records import GptqErrors, LinearRecord
 from quantkit.types import TensorSpec
 
 N, K = 20, 96
@@ -376,9 +377,8 @@ def test_sweep_never_turns_a_scale_around() -> None:
     grid = grid_for(TensorSpec(4, -1, True), signed=False)
     target_KN = torch.full((6, 1), -1.0, dtype=torch.float64)
     codes_KN = torch.full((6, 1), 9, dtype=torch.uint8)  # each decodes to +1
-    fitted = GroupScales(torch.ones(1, 1, dtype=grid.scale_dtype), torch.full((1, 1), 8, dtype=torch.uint8))
-    columns = grid.by_column(fitted, 6, torch.float64)
-    error_KN = target_KN - 1
+    fitted = GroupScales(torch.ones(1, 1), torch.full((1, 1), 8, dtype=torch.uint8))
+    columns, error_KN = grid.by_column(fitted, 6, torch.float64), target_KN - 1
     sweep(error_KN, codes_KN, columns, torch.eye(6).double(), torch.arange(6))
     assert columns.parameters().scale_NG.item() > 0
     assert codes_KN.flatten().tolist() == [7] * 6
@@ -406,7 +406,7 @@ def few_tokens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[floa
             recipe.from_data(settings), folder / name, calibration_ids=ids_ST[:2], progress=False
         )
         kl_WT = (reference_WTV.exp() * (reference_WTV - log_probabilities(folder / name))).sum(-1)
-        result[name] = kl_WT.mean().item(), report["warnings"]
+        result[name] = kl_WT.mean().item(), report.warnings
     return result
 
 
@@ -426,9 +426,9 @@ def test_few_tokens_are_one_warning(few_tokens: dict[str, tuple[float, list[str]
 @pytest.mark.parametrize("tokens", [767, 768])
 def test_the_warning_counts_the_tokens_of_each_linear(tokens: int) -> None:
     records = [
-        {"name": "a", "shape": [500, 96], "tokens": tokens},
-        {"name": "expert", "shape": [8, 16], "tokens": 127},
-        {"name": "rounded", "shape": [8, 4000]},
+        LinearRecord("a", "int4", (500, 96), "gptq", 0.1, GptqErrors(0.2, 0.01, tokens)),
+        LinearRecord("expert", "int4", (8, 16), "gptq", 0.1, GptqErrors(0.2, 0.01, 127)),
+        LinearRecord("rounded", "int4", (8, 4000), "rtn", 0.1),
     ]
     (warning,) = output._too_few_tokens(records)
     assert warning.startswith("2 of 2" if tokens == 767 else "1 of 2")

@@ -14,24 +14,35 @@ from typer.testing import CliRunner
 
 from quantkit.cli import main as cli
 from quantkit.errors import RunError, UserError
+from quantkit.report.records import BlockRecord, GptqErrors, LinearRecord, Report
 
 ROOT = Path(__file__).resolve().parents[2]
-REPORT = {
-    "model": "some/model",
-    "recipe": {
+GPTQ = GptqErrors(rounding=0.02, damping=0.01, tokens=4096)
+REPORT = Report(
+    quantkit="1.0",
+    model="some/model",
+    recipe={
         "weights": {"bits": 4, "group_size": 128, "symmetric": False, "algorithm": {"gptq": {}}},
         "transforms": [{"awq": {}}],
     },
-    "linears": [{"scheme": "int4 asym g128"}],
-    "kv_cache": None,
-    "coverage": "7 of 8 linears quantized",
-    "bytes_before": 12_000_000,
-    "bytes_after": 4_000_000,
-    "bits_per_weight": 4.25,
-    "seconds_total": 3.21,
-    "peak_memory_bytes": 300 << 20,
-    "warnings": [f"layer {i} [odd]: damping raised" for i in range(12)],
-}
+    calibration=None,
+    versions={"quantkit": "1.0"},
+    device="cpu",
+    coverage="7 of 8 linears quantized",
+    weights_quantized=0.9,
+    bits_per_weight=4.25,
+    bytes_before=12_000_000,
+    bytes_after=4_000_000,
+    blocks=(BlockRecord(0, (), (LinearRecord("q_proj", "int4 asym g128", (8, 128), "gptq", 0.01, GPTQ),)),),
+    skipped=(),
+    rotation=None,
+    kv_cache=None,
+    folds_rejected=(),
+    warnings=tuple(f"layer {i} [odd]: damping raised" for i in range(12)),
+    seconds={"quantize": 3.21},
+    peak_memory_bytes=300 << 20,
+    files={},
+)
 
 
 class Pipeline:
@@ -41,7 +52,7 @@ class Pipeline:
         self.call: tuple[Any, ...] | None = None
         self.raises: BaseException | None = None
 
-    def quantize(self, recipe: Any, output: Path, **options: Any) -> dict[str, Any]:
+    def quantize(self, recipe: Any, output: Path, **options: Any) -> Report:
         self.call = (recipe, output, options)
         if self.raises is not None:
             raise self.raises
@@ -86,7 +97,7 @@ def test_table_of_a_run(pipeline: Pipeline) -> None:
 
 def test_json_is_all_there_is_on_stdout(pipeline: Pipeline) -> None:
     result = quantize("--json")
-    assert json.loads(result.stdout) == REPORT
+    assert json.loads(result.stdout) == REPORT.to_json()
     assert result.stderr == ""
 
 
@@ -140,7 +151,7 @@ def test_eval_and_inspect_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Module:
         @staticmethod
-        def evaluate(path: Path, **options: Any) -> dict[str, Any]:
+        def evaluate(path: Path, **options: Any) -> Report:
             calls.append((path, options))
             return {"perplexity": 1.5}
 

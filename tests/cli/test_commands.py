@@ -52,7 +52,7 @@ def test_convert_refuses(packed: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     assert invoke("convert", MODEL, tmp_path / "o", "--format", "awq").exit_code == 2  # not quantized
     assert invoke("convert", packed, packed, "--format", "awq").exit_code == 2  # exists
-    assert "no format" in invoke("convert", packed, tmp_path / "o", "--format", "awk").output
+    assert "unknown format" in invoke("convert", packed, tmp_path / "o", "--format", "awk").output
 
 
 def test_verify_tells_engines_apart(packed: Path) -> None:
@@ -138,4 +138,4 @@ def test_a_scheme_on_the_command_line_replaces_the_files(tmp_path: Path) -> None
     loaded = recipe.load("rtn-w4a16", ["scheme=FP8_DYNAMIC", "calibration=null"], str(tmp_path / "m"))
     assert (loaded.weights.type, loaded.weights.group_size) == ("fp8", "channel")
     report = pipeline.quantize(loaded, tmp_path / "o")
-    assert {record["scheme"] for record in report["linears"]} == {"fp8 channel, input fp8 dynamic token"}
+    assert {record.scheme for record in report.linears} == {"fp8 channel, input fp8 dynamic token"}

@@ -16,6 +16,7 @@ from quantkit.convert import Change, carry, convert
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, gptq
 from quantkit.formats.quantized_folder import QuantizedFolder
+from quantkit.report.records import RoundedScales
 from quantkit.types import PRESETS, KVSpec, QuantizedWeight, Scheme, TensorSpec
 from tests.formats.test_formats import INT4, INT4_ASYM, TOKEN, assert_same, make
 
@@ -115,10 +116,10 @@ def test_same_codes_and_scales(tmp_path: Path, here: str, there: str, scheme: Sc
     weights = write(tmp_path / "in", here, scheme)
     report = convert(tmp_path / "in", tmp_path / "out", there)
     assert_holds(tmp_path / "out", there, weights, tmp_path / "in")
-    assert report == json.loads((tmp_path / "out/quantkit-report.json").read_text())
-    assert report["converted"] == {"source": str(tmp_path / "in"), "from": here, "to": there}
-    assert report["schemes"] == {str(scheme): 4}
-    assert report["rounded"] == {"modules": 0, "scales": 0, "largest_change": 0.0}
+    assert report.to_json() == json.loads((tmp_path / "out/quantkit-report.json").read_text())
+    assert (report.source, report.source_format, report.format) == (str(tmp_path / "in"), here, there)
+    assert report.schemes == {str(scheme): 4}
+    assert report.rounded == RoundedScales(modules=0, scales=0, largest_change=0.0)
 
 
 def test_dense_linears_are_named(tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_groups_of_zeros_have_no_scale_to_keep(tmp_path: Path) -> None:
 
     write(tmp_path / "in", "compressed-tensors", INT4, change=idle)
     report = convert(tmp_path / "in", tmp_path / "out", "awq")
-    assert report["rounded"]["scales"] == 0
+    assert report.rounded.scales == 0
     q = QuantizedFolder.open(tmp_path / "out").weight(MODULES[0])
     assert q.scale_NG[3, 0] == torch.finfo(torch.float16).tiny
     assert (q.codes_NK[3, :32] == 8).all()
@@ -217,7 +218,7 @@ def refused(folder: Path, there: str, message: str, **options: bool) -> None:
         (PRESETS["MXFP4"], "modelopt", r"held by: compressed-tensors$"),
         (Scheme(PRESETS["FP8_DYNAMIC"].weights), "modelopt", r"fp8 channel; held by: compressed-tensors$"),
         (PRESETS["W8A8"], "gptq", "no quantized inputs"),
-        (INT4, "gguf", "no format 'gguf'; choose from compressed-tensors, awq"),
+        (INT4, "gguf", "unknown format 'gguf'; choose from compressed-tensors, awq"),
     ],
     ids=str,
 )
@@ -233,9 +234,9 @@ def test_scales_are_rounded_only_when_asked(tmp_path: Path) -> None:
     refused(tmp_path / "in", "awq", message)
     report = convert(tmp_path / "in", tmp_path / "out", "awq", requantize=True)
     assert_holds(tmp_path / "out", "awq", weights, tmp_path / "in")  # to the nearest float16
-    assert report["rounded"]["modules"] == 4
-    assert 1000 < report["rounded"]["scales"] <= 4 * 256
-    assert 2**-13 < report["rounded"]["largest_change"] <= 2**-11
+    assert report.rounded.modules == 4
+    assert 1000 < report.rounded.scales <= 4 * 256
+    assert 2**-13 < report.rounded.largest_change <= 2**-11
 
 
 @pytest.mark.parametrize("value", [1e-9, 1e6])
@@ -267,7 +268,7 @@ def test_global_scales_without_an_exact_reciprocal(tmp_path: Path) -> None:
     write(tmp_path / "in", "modelopt", PRESETS["NVFP4A16"], change=odd)
     refused(tmp_path / "in", "compressed-tensors", "held exactly by: modelopt")
     report = convert(tmp_path / "in", tmp_path / "out", "compressed-tensors", requantize=True)
-    assert report["rounded"]["largest_change"] < 2**-22
+    assert report.rounded.largest_change < 2**-22
 
 
 @pytest.mark.parametrize(("here", "scheme"), [("compressed-tensors", INT4), ("gptq", INT4), ("fp8_tensor", TOKEN)])

@@ -35,6 +35,7 @@ from quantkit.model.weight_sources import weight_sources
 from quantkit.quantization import pipeline
 from quantkit.quantization.block_quantizer import BlockQuantizer
 from quantkit.recipe import load as recipe
+from quantkit.report.records import Report
 from quantkit.runtime.load import load
 from quantkit.types import QuantizedWeight, TensorSpec
 from tests.tiny_models import CONFIGS, random_tokens, tiny_model
@@ -59,7 +60,7 @@ def ids(llama: Path) -> Tensor:
     return random_tokens(AutoModelForCausalLM.from_pretrained(llama), 5, 24, seed=1)
 
 
-def quantize(model: Path, output: Path, ids: Tensor | None, **data: Any) -> dict[str, Any]:
+def quantize(model: Path, output: Path, ids: Tensor | None, **data: Any) -> Report:
     data = {"model": str(model), "weights": {"group_size": 16}} | data
     if ids is not None:
         data["calibration"] = CALIBRATION
@@ -92,7 +93,7 @@ def test_rounding_without_calibration(llama: Path, tmp_path: Path) -> None:
     source, result = load_file(llama / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     grid = IntegerGrid(TensorSpec(3, 16, True), torch.bfloat16)
     found = unpacked(tmp_path / "out")
-    assert len(found) == len(report["linears"]) == 14
+    assert len(found) == len(report.linears) == 14
     for name, q in found.items():
         expected = rtn(source.pop(f"{name}.weight"), grid)
         assert torch.equal(q.codes_NK, expected.codes_NK)
@@ -241,7 +242,7 @@ def test_goes_on_where_it_stopped(
     report = quantize(llama, tmp_path / "out", ids, **recipe_data)
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
     whole = json.loads((tmp_path / "whole" / "quantkit-report.json").read_text())
-    assert report["linears"] == whole["linears"]
+    assert report.to_json()["linears"] == whole["linears"]
 
 
 def test_refuses_to_go_on_with_another_recipe(
@@ -269,8 +270,8 @@ def test_every_architecture_end_to_end(name: str, tmp_path: Path) -> None:
     ids = random_tokens(model, 4, 16)
     weights = {"bits": 8, "group_size": 8, "symmetric": False, "algorithm": "gptq"}
     report = quantize(folder, tmp_path / "out", ids, transforms=["awq"], weights=weights)
-    assert report["linears"]
-    assert all(line["reason"] for line in report["skipped"])
+    assert report.linears
+    assert all(line.reason for line in report.skipped)
     with torch.no_grad():
         expected, found = model(ids).logits, load(tmp_path / "out", dtype=torch.float32)(ids).logits
     assert ((found - expected).norm() / expected.norm()).item() < 0.02  # 8-bit weights: a wrong row order gives about 1
@@ -280,12 +281,12 @@ def test_experts_are_written_under_their_own_names(tmp_path: Path) -> None:
     folder = save("qwen3_moe", tmp_path / "model")
     ids = random_tokens(AutoModelForCausalLM.from_pretrained(folder), 1, 3)  # so few that some experts see none
     report = quantize(folder, tmp_path / "out", ids, weights={"group_size": 8, "algorithm": "gptq"})
-    names = {line["name"] for line in report["linears"]}
+    names = {line.name for line in report.linears}
     for expert in range(4):
         for projection in ("gate_proj", "up_proj", "down_proj"):
             assert f"model.layers.1.mlp.experts.{expert}.{projection}" in names
-    assert any("no calibration token" in warning for warning in report["warnings"])
-    assert "model.layers.0.mlp.gate" in {line["name"] for line in report["skipped"]}
+    assert any("no calibration token" in warning for warning in report.warnings)
+    assert "model.layers.0.mlp.gate" in {line.name for line in report.skipped}
 
 
 def test_a_module_in_memory(llama: Path, ids: Tensor, tmp_path: Path) -> None:
@@ -303,10 +304,10 @@ def test_a_module_in_memory(llama: Path, ids: Tensor, tmp_path: Path) -> None:
     quantize(llama, tmp_path / "out", ids, weights={"group_size": 16, "algorithm": "gptq"})
     with torch.no_grad():
         assert torch.equal(quantized(ids).logits, load(tmp_path / "out")(ids).logits)
-    assert len(report["linears"]) == 14
+    assert len(report.linears) == 14
     assert quantized.generation_config.temperature == model.generation_config.temperature == 0.6
     kept = quantkit.quantize(model, data, tmp_path / "kept", calibration_ids=ids, progress=False)
-    assert kept["linears"] == report["linears"]
+    assert kept.linears == report.linears
     assert json.loads((tmp_path / "kept/generation_config.json").read_text())["temperature"] == 0.6
 
 
@@ -314,9 +315,11 @@ def test_awq_with_readers_of_several_widths(llama: Path, ids: Tensor, tmp_path: 
     """The coarsest grid of a fold's readers decides its scale; the others are folded alike and stay right."""
     overrides = [{"match": "re:.*[kv]_proj", "weights": {"bits": 8}}]
     report = quantize(llama, tmp_path / "o", ids, transforms=["awq"], overrides=overrides)
-    attention = next(fold for fold in report["folds"] if "self_attn.q_proj" in fold["consumers"])
-    assert set(attention["consumers"]) == {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
-    assert attention["loss"] <= attention["loss_unscaled"]
+    attention = next(fold for fold in report.folds if "self_attn.q_proj" in fold.consumers)
+    assert set(attention.consumers) == {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
+    assert attention.loss is not None
+    assert attention.loss_unscaled is not None
+    assert attention.loss <= attention.loss_unscaled
     bits = {name.rpartition(".")[2]: q.spec.bits for name, q in unpacked(tmp_path / "o").items()}
     assert (bits["q_proj"], bits["k_proj"], bits["v_proj"]) == (4, 8, 8)
     with torch.no_grad():

@@ -79,7 +79,7 @@ def test_the_advice_leaves_such_experts_as_they_are(name: str, tmp_path: Path) -
         run(model, tmp_path / "out")
     pattern = str(refused.value).partition("ignore: ['")[2].partition("']")[0]
     report = run(model, tmp_path / "out", ignore=["lm_head", pattern])
-    names = {linear["name"] for linear in report["linears"]}
+    names = {linear.name for linear in report.linears}
     assert "model.layers.0.self_attn.q_proj" in names
     assert not any("experts." in name or "block_sparse_moe" in name for name in names)
 
@@ -95,12 +95,12 @@ def test_what_is_no_decoder_is_named(name: str, tmp_path: Path) -> None:
 
 def test_a_bert_that_was_trained_as_a_decoder_is_none_of_them(tmp_path: Path) -> None:
     model = saved(t.BertConfig(**SMALL_BERT, intermediate_size=48, is_decoder=True), tmp_path / "in")
-    assert run(model, tmp_path / "out")["linears"]
+    assert run(model, tmp_path / "out").linears
 
 
 def test_gpt_neox_says_is_decoder_false_and_is_one(tmp_path: Path) -> None:
     tiny_model("gpt_neox").save_pretrained(tmp_path / "in")
-    assert run(tmp_path / "in", tmp_path / "out")["linears"]
+    assert run(tmp_path / "in", tmp_path / "out").linears
 
 
 def test_parameters_shared_between_blocks_are_named(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_every_scheme_end_to_end(llama: Path, ids: Tensor, tmp_path: Path, case:
     report = quantize(
         llama, tmp_path / "out", ids, **data | {"weights": data.get("weights", {}) | {"algorithm": algorithm}}
     )
-    assert len(report["linears"]) == 14
+    assert len(report.linears) == 14
     if data.keys() == {"scheme"}:
         found = quantized(tmp_path / "out")
         assert {scheme for _, scheme in found.values()} == {PRESETS[case]}
@@ -188,10 +188,11 @@ def test_every_scheme_end_to_end(llama: Path, ids: Tensor, tmp_path: Path, case:
     exact = logits(AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32), tokens)
     four = "4" in case or case == "W8A8 tensor"
     assert 1e-4 < relative(ours, exact) < (0.8 if four else 0.3)
-    for record in report["linears"]:
-        assert 0 < record["error"] < (0.02 if four else 0.001), record
+    for record in report.linears:
+        assert 0 < record.error < (0.02 if four else 0.001), record
         if algorithm == "gptq":
-            assert record["error"] <= record["error_rounding"] * 1.02, record
+            assert record.gptq is not None
+            assert record.error <= record.gptq.rounding * 1.02, record
 
 
 @pytest.mark.parametrize("scheme", ["FP8", "NVFP4", "W8A8 static"])
@@ -268,14 +269,14 @@ def test_experts_with_static_inputs(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     tokens = random_tokens(model, 1, 3)
     report = quantize(tmp_path / "model", tmp_path / "out", tokens, scheme="FP8")
-    assert any("no calibration token" in warning for warning in report["warnings"])
+    assert any("no calibration token" in warning for warning in report.warnings)
     assert torch.isfinite(logits(load(tmp_path / "out"), tokens)).all()
     tops: dict[str, dict[str, float]] = {"gate_proj": {}, "down_proj": {}}
     for name, (q, _) in quantized(tmp_path / "out").items():
         assert q.input is not None
         if name.startswith("model.layers.1.mlp.experts") and name.endswith(tuple(tops)):
             tops[name.rpartition(".")[2]][name] = q.input.scale.item()
-    unreached = [warning.partition(":")[0] for warning in report["warnings"] if "no calibration token" in warning]
+    unreached = [warning.partition(":")[0] for warning in report.warnings if "no calibration token" in warning]
     for kind, by_name in tops.items():
         reached = [scale for name, scale in by_name.items() if name not in unreached]
         for name in unreached:
@@ -289,7 +290,7 @@ def test_experts_with_static_inputs(tmp_path: Path) -> None:
 def test_fp8_cache(llama: Path, ids: Tensor, tmp_path: Path, per: str) -> None:
     kv_cache = "fp8" if per == "tensor" else {"type": "fp8", "per": "head"}
     report = quantize(llama, tmp_path / "out", ids, scheme="W4A16", kv_cache=kv_cache)
-    assert report["kv_cache"] == f"fp8 {per}"
+    assert report.kv_cache == f"fp8 {per}"
     settings = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert settings["kv_cache_scheme"]["strategy"] == {"tensor": "tensor", "head": "attn_head"}[per]
     dense = reference(tmp_path / "out", llama)
@@ -524,7 +525,7 @@ def test_groups_of_small_floats_are_what_they_are(tmp_path: Path, on_misfit: str
         data = {"scheme": scheme, "weights": {"on_misfit": on_misfit}}
         if on_misfit == "skip":
             report = quantize(tmp_path / "model", tmp_path / scheme, None, **data)
-            names = {line["name"].rpartition(".")[2] for line in report["linears"]}
+            names = {line.name.rpartition(".")[2] for line in report.linears}
             assert names == {"o_proj", "down_proj"}
         else:
             with pytest.raises(UserError, match=r"always have 32 columns.*48.*on_misfit: skip"):

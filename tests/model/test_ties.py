@@ -46,6 +46,6 @@ def test_as_transformers(tmp_path: Path, stored: str, tied: bool) -> None:
     assert (found - expected).norm() / expected.norm() < 0.05
     if tied and stored in ("only head", "both different"):
         words = "only lm_head.weight is stored" if stored == "only head" else "are not tied"
-        assert any(words in warning for warning in report["warnings"])
+        assert any(words in warning for warning in report.warnings)
         assert any(words in str(warning.message) for warning in seen)
     assert set(load_file(tmp_path / "q/model.safetensors")) & {EMBED, HEAD} == set(tensors) & {EMBED, HEAD}

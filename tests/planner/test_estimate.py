@@ -76,11 +76,11 @@ def test_sizes_are_those_of_a_real_run(tmp_path: Path, name: str, weights: dict[
     alone = estimate(recipe, config_folder(tmp_path / "alone", json.loads((source / "config.json").read_text())))
     assert seen["weights_seen"]
     assert not alone["weights_seen"]
-    assert seen["linears"] == alone["linears"] == len(report["linears"])
-    assert seen["bytes_before"] == report["bytes_before"]
-    assert seen["bytes_after"] == report["bytes_after"]
-    assert alone["bytes_after"] == pytest.approx(report["bytes_after"], rel=0.01)
-    assert seen["bits_per_weight"] == pytest.approx(report["bits_per_weight"], rel=0.001)
+    assert seen["linears"] == alone["linears"] == len(report.linears)
+    assert seen["bytes_before"] == report.bytes_before
+    assert seen["bytes_after"] == report.bytes_after
+    assert alone["bytes_after"] == pytest.approx(report.bytes_after, rel=0.01)
+    assert seen["bits_per_weight"] == pytest.approx(report.bits_per_weight, rel=0.001)
 
 
 @pytest.mark.parametrize(

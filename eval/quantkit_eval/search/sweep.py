@@ -39,13 +39,13 @@ def measure(
         result = evaluate(Path(scratch) / "out", ref=model, text=text, context=256, max_tokens=tokens, progress=False)
     return {
         "recipe": name,
-        "bits": report["bits_per_weight"],
+        "bits": report.bits_per_weight,
         "kl": result["kl"]["mean"]["value"],
         "kl_interval": [result["kl"]["mean"]["low"], result["kl"]["mean"]["high"]],
         "top1": result["top1_agreement"]["value"],
         "perplexity": result["perplexity"]["value"],
-        "seconds": report["seconds_total"],
-        "peak_mib": report["peak_memory_bytes"] / 2**20,
+        "seconds": report.seconds_total,
+        "peak_mib": report.peak_memory_bytes / 2**20,
     }
 
 

@@ -140,7 +140,7 @@ def read_kv(quantization_config: Mapping[str, Any]) -> KVSpec | None:
     return KVSpec(8, "float", "head" if per == "head" else "tensor")
 
 
-def read_config(quantization_config: Mapping[str, Any], module_names: Iterable[str]) -> dict[str, Scheme]:
+def read_config(quantization_config: Mapping[str, Any], modules: Iterable[str]) -> dict[str, Scheme]:
     """Which of the named linears are stored quantized, and how; UserError for what cannot be read.
 
     An exact target wins over a pattern and a pattern over the class name, as in compressed-tensors.
@@ -168,7 +168,7 @@ def read_config(quantization_config: Mapping[str, Any], module_names: Iterable[s
                 exact.setdefault(target, scheme)
     ignore = [_compiled(entry) if entry.startswith("re:") else entry for entry in qc.get("ignore") or ()]
     found = {}
-    for module in module_names:
+    for module in modules:
         if any(module == entry if isinstance(entry, str) else entry.match(module) for entry in ignore):
             continue
         matching = (scheme for pattern, scheme in patterns if pattern.match(module))

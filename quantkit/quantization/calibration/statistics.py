@@ -55,6 +55,10 @@ class Statistic:
             finish(self.hessian_KK)
             self.square_sum_K.copy_(self.hessian_KK.diagonal())
 
+    def mean_square(self) -> Tensor:
+        """E[x^2] of each feature, float32 [K]."""
+        return (self.square_sum_K / self.count).float()
+
     def diagonal_blocks(self, size: int) -> Tensor | None:
         """The hessian's blocks of `size` columns [G, size, size]; None where they were not gathered."""
         whole = self.hessian_KK[None] if self.hessian_KK is not None else self.blocks_Bbb

@@ -4,7 +4,7 @@ Shapes: C = channels of a fold's producer, K = input features of its readers.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,13 @@ from quantkit.algorithms.rtn import rtn
 from quantkit.algorithms.smoothquant import search_alpha, smooth_scale
 from quantkit.grids import make_grid
 from quantkit.grids.activations import fake_quantize, static_range
-from quantkit.grids.dequantize import (
-    dequantize,
-)
+from quantkit.grids.dequantize import dequantize
 from quantkit.model.block_graph import BlockGraph, Fold, apply_fold
 from quantkit.model.matmul_tracing import TraceMatmuls, WeightKey
 from quantkit.model.streamed_model import BlockCall
 from quantkit.quantization.calibration import hidden_states as cal
 from quantkit.quantization.calibration.statistics import Statistic, merged
+from quantkit.quantization.run_context import BlockContext
 from quantkit.quantization.targets import LinearTarget
 from quantkit.recipe.algorithms import AwqOptions, SmoothquantOptions
 from quantkit.report.records import FoldRecord
@@ -41,13 +40,11 @@ class TransformResult:
 def awq(
     options: AwqOptions,
     states: cal.HiddenStates,
-    block: nn.Module,
-    graph: BlockGraph,
-    index: int,
-    linears: list[LinearTarget],
+    context: BlockContext,
 ) -> TransformResult:
     """Scale every proven fold of the block by AWQ's search, in place; readers are measured with min-max rounding."""
-    by_site, folds, wanted = _folds_of(graph, linears)
+    block, graph, index = context.block, context.graph, context.index
+    by_site, folds, wanted = _folds_of(context)
     statistics: dict[int, Statistic] = {}
     done = TransformResult()
     if not wanted:
@@ -81,8 +78,8 @@ def awq(
             snap=_snap(block, fold, readers[0].scale_dtype),
         )
         scale_C = result.scale_C
-        record = FoldRecord(fold.producer, list(fold.consumers), exponents=result.exponents)
-        done.records.append(replace(record, loss_unscaled=result.loss_identity, loss=result.loss_best))
+        losses = result.loss_identity, result.loss_best
+        done.records.append(FoldRecord(fold.producer, fold.consumers, result.exponents, None, *losses))
         if result.loss_best < result.loss_identity:
             apply_fold(block, graph, fold, scale_C)
             for group in groups:
@@ -93,13 +90,11 @@ def awq(
 def smoothquant(
     options: SmoothquantOptions,
     states: cal.HiddenStates,
-    block: nn.Module,
-    graph: BlockGraph,
-    index: int,
-    linears: list[LinearTarget],
+    context: BlockContext,
 ) -> TransformResult:
     """Move outliers of the inputs into the weights over every proven fold, in place; alpha fixed or searched."""
-    by_site, folds, wanted = _folds_of(graph, linears)
+    block, graph, index = context.block, context.graph, context.index
+    by_site, folds, wanted = _folds_of(context)
     amax: dict[int, Tensor] = {}
     done = TransformResult()
     if not wanted:
@@ -118,16 +113,15 @@ def smoothquant(
         amax_K = torch.stack([amax[group] for group in groups]).amax(0)
         readers = [linear for name in fold.consumers for linear in by_site.get(name, [])]
         views, snap = [linear.view(block) for linear in readers], _snap(block, fold, readers[0].scale_dtype)
-        record = FoldRecord(fold.producer, list(fold.consumers))
         if isinstance(options.alpha, float | int):
             scale_C = smooth_scale(amax_K, views, options.alpha, fold.columns)
             scale_C = scale_C if snap is None else snap(scale_C)
-            record = replace(record, alpha=float(options.alpha))
+            record = FoldRecord(fold.producer, fold.consumers, alpha=options.alpha)
         else:
-            loss = _rounded_loss(states, block, graph, index, fold, readers, amax_K)
+            loss = _rounded_loss(states, context, fold, readers, amax_K)
             found = search_alpha(amax_K, views, loss, columns_K=fold.columns, alphas=ALPHAS, snap=snap)
-            scale_C = found.scale_C
-            record = replace(record, alpha=found.alpha, loss_unscaled=found.loss_identity, loss=found.loss_best)
+            scale_C, losses = found.scale_C, (found.loss_identity, found.loss_best)
+            record = FoldRecord(fold.producer, fold.consumers, None, found.alpha, *losses)
         done.records.append(record)
         if bool((scale_C != 1).any()):
             apply_fold(block, graph, fold, scale_C)
@@ -137,10 +131,9 @@ def smoothquant(
     return done
 
 
-def _folds_of(
-    graph: BlockGraph, linears: list[LinearTarget]
-) -> tuple[dict[str, list[LinearTarget]], list[Fold], set[int]]:
+def _folds_of(context: BlockContext) -> tuple[dict[str, list[LinearTarget]], list[Fold], set[int]]:
     """Linears by site, the folds with a reader among them, and the input groups of all their readers."""
+    graph, linears = context.graph, context.linears
     by_site: dict[str, list[LinearTarget]] = {}
     for linear in linears:
         by_site.setdefault(linear.site.name, []).append(linear)
@@ -149,16 +142,11 @@ def _folds_of(
 
 
 def _rounded_loss(
-    states: cal.HiddenStates,
-    block: nn.Module,
-    graph: BlockGraph,
-    index: int,
-    fold: Fold,
-    readers: list[LinearTarget],
-    amax_K: Tensor,
+    states: cal.HiddenStates, context: BlockContext, fold: Fold, readers: list[LinearTarget], amax_K: Tensor
 ) -> Callable[[Tensor | None], float]:
     """The squared error of the block's output with the readers' weights and inputs rounded, behind a fold's scale."""
-    batches = _reference(states, block, index)
+    block, graph = context.block, context.graph
+    batches = _reference(states, block, context.index)
     at = {(linear.site.param, linear.site.index): linear.scheme.activations for linear in readers}
 
     def loss(scale_C: Tensor | None) -> float:
