@@ -31,7 +31,6 @@ from quantkit.checkpoint.writer import ShardWriter, TensorLayout
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, holders
 from quantkit.formats.common import natural
-from quantkit.formats.interface import Format
 from quantkit.formats.quantized_folder import QuantizedFolder
 from quantkit.report.records import ConversionReport, RoundedScales
 from quantkit.types import QuantizedWeight, Scheme

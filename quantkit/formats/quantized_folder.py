@@ -18,7 +18,6 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, format_name
 from quantkit.formats.common import natural
-from quantkit.formats.interface import Format
 from quantkit.types import KVSpec, QuantizedWeight, Scheme
 
 SCALES = ("weight_scale", "scales", "weight_scale_inv")  # what formats call the plain scales of a module

@@ -83,8 +83,6 @@ def render_plan(result: dict[str, Any], console: Console) -> None:
         console.print(f"  {line}", markup=False)
     for line in result["advice"]:
         console.print(f"  {line}", markup=False)
-    for line in result["warnings"]:
-        console.print(f"warning: {line}", markup=False, highlight=False)
 
 
 def _count(number: int) -> str:

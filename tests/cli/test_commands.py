@@ -52,7 +52,7 @@ def test_convert_refuses(packed: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     assert invoke("convert", MODEL, tmp_path / "o", "--format", "awq").exit_code == 2  # not quantized
     assert invoke("convert", packed, packed, "--format", "awq").exit_code == 2  # exists
-    assert "no format" in invoke("convert", packed, tmp_path / "o", "--format", "awk").output
+    assert "unknown format" in invoke("convert", packed, tmp_path / "o", "--format", "awk").output
 
 
 def test_verify_tells_engines_apart(packed: Path) -> None:

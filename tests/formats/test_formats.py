@@ -418,7 +418,7 @@ def test_modelopt_files_and_kv_cache() -> None:
         ("awq", {"quant_method": "gptq"}, "is not awq"),
         ("gptq", {"quant_method": "gptq", "bits": 4, "group_size": 128, "checkpoint_format": "marlin"}, "'marlin'"),
         ("gptq", {"quant_method": "gptq", "group_size": 128}, "bits None"),
-        ("gptq", {"quant_method": "gptq", "bits": 4, "dynamic": {"-:(": {}}}, "no regular expression"),
+        ("gptq", {"quant_method": "gptq", "bits": 4, "dynamic": {"-:(": {}}}, "not a regular expression"),
         ("fp8", {"quant_method": "fp8", "weight_block_size": [64, 64]}, r"\[64, 64\]"),
         ("fp8", {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "static"}, "'static'"),
         ("fp8", {"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"}, "'ue8m0'"),
