@@ -1,4 +1,4 @@
-"""The words every other module speaks: what a tensor is written as, and the one currency between the axes.
+"""Core data types: number formats, and QuantizedWeight, which grids, algorithms and formats exchange.
 
 N = out features, K = in features, G = groups of a row = ceil(K / group_size).
 """
@@ -21,8 +21,8 @@ class TensorSpec:
 
     bits        of a code
     group_size  columns of a row that share a scale; -1 all of them ("channel")
-    symmetric   no zero point is stored; floats always are
-    element     "int": 0 .. 2**bits - 1 less a zero point; "float": e4m3 (8 bits) or e2m1 (4 bits)
+    symmetric   no zero point is stored; always so for floats
+    element     "int": 0 .. 2**bits - 1 minus a zero point; "float": e4m3 (8 bits) or e2m1 (4 bits)
     scale_format  of a scale: "float" (a plain one), "e4m3" (times one global scale), "e8m0" (a power of two)
     scale_rows    rows that share a scale: 1, BLOCK (blocks, the last ones may be cut short), or -1: the whole tensor
     """
@@ -84,8 +84,8 @@ class ActivationSpec:
     """The number format a linear's input is rounded to while the model runs.
 
     group_size  -1: one scale for a token (dynamic) or for all inputs (static); else for so many features of a token
-    dynamic     the scale is taken from the very tokens at hand; False: from calibration, one for all inputs
-    scale_format  as for weights; "e4m3" scales are dynamic, but the global one they count in comes from calibration
+    dynamic     the scale is computed from the tokens being processed; False: from calibration, one for all inputs
+    scale_format  as for weights; "e4m3" scales are dynamic, but their global scale comes from calibration
     """
 
     bits: int
@@ -97,7 +97,7 @@ class ActivationSpec:
 
     @property
     def calibrated(self) -> bool:
-        """Whether a number from calibration text belongs to it."""
+        """Whether it needs a number from calibration."""
         return not self.dynamic or self.scale_format == "e4m3"
 
     @property
@@ -181,12 +181,12 @@ class ActivationRange:
 class QuantizedWeight:
     """One linear's weight on its grid: w = element(code) * scale, computed in scale's dtype; `dequantize` does it.
 
-    codes_NK  uint8 [N, K], never packed: integers 0 .. 2**bits - 1, or the bit patterns of floats
-    scale_NG  [N, G], one row for each row of the weight also where rows share it; in the dtype it is stored with
+    codes_NK  uint8 [N, K], unpacked: integers 0 .. 2**bits - 1, or the bit patterns of floats
+    scale_NG  [N, G], one row for each row of the weight even where rows share a scale; in the dtype it is stored with
               (bf16, fp16 or fp32) if it is a plain float, else float32; may be negative where the format allows it
     zero_NG   uint8 [N, G], or None when symmetric: integers then have the zero point 2**(bits - 1)
-    global_scale  of "e4m3" scales: scale_NG = e4m3 number * global_scale. One that is a power of two (as all of ours
-              are) is held exactly both by formats that store it and by those that store its reciprocal
+    global_scale  of "e4m3" scales: scale_NG = e4m3 number * global_scale. Ours are powers of two, which are exact in
+              formats that store the scale and in those that store its reciprocal
     input     the static range of the inputs, where the scheme has one
     """
 

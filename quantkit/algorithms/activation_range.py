@@ -1,4 +1,4 @@
-"""Static ranges of inputs: a histogram of all that calibration showed, and where to clip it.
+"""Static ranges of inputs: a histogram of all calibration inputs, and where to clip it.
 
 A histogram has bins of equal width over -limit .. limit. The limit is the least power of two above everything seen;
 when it grows, neighbouring bins merge in pairs. Bin edges are therefore multiples of a power of two, and the result
@@ -7,15 +7,15 @@ smaller than the largest, which may count as the smallest positive ones).
 
 Ranges by method:
 
-minmax      all that was seen
+minmax      everything seen
 percentile  what holds that share of the numbers: by magnitude, for asymmetric ranges with equal shares cut at both ends
 mse         the least squared rounding and clipping error on the very grid that will be used
 entropy     the least KL(P || Q), the calibration of TensorRT (S. Migacz, 8-bit Inference with TensorRT, GTC 2017):
             P is the histogram with what is clipped added to the outermost bins, Q the part not clipped with each code's
             share spread evenly over those of its bins that P uses. For fp8 a code is an e4m3 number.
-            Other than there, exact zeros are left out, which every grid holds exactly; the bins are so many that each
-            has 64 numbers on average (else the noise of the counts would decide); and where P has numbers that Q has
-            none of, Q gets half a one instead of ruling the range out
+            Unlike there, exact zeros are left out, which every grid holds exactly; the bins are so many that each
+            has 64 numbers on average (else the noise of the counts would decide); and where P has numbers but Q has
+            none, Q counts half a number instead of ruling the range out
 
 Shapes: B = bins, S = candidate ranges, L = codes.
 """
@@ -192,7 +192,7 @@ def _squared_error(histogram: Histogram, low_S: Tensor, high_S: Tensor, spec: Ac
 
 
 def _least_error(histogram: Histogram, spec: ActivationSpec) -> tuple[float, float]:
-    """Both ends shrink together, then, where they are independent, each alone; around each best a finer look."""
+    """Both ends shrink together, then, where they are independent, each alone; then finer steps around each best."""
     least, most = min(histogram.low, 0.0), max(histogram.high, 0.0)
     if spec.symmetric:
         least, most = -histogram.amax, histogram.amax

@@ -1,13 +1,13 @@
 """AWQ (arXiv:2306.00978): scale input channels so that those which matter round better.
 
 A layer's inputs x can be divided by s and its weight's columns multiplied by it: the same function, but the grid sees
-W s. Rounding noise of a group goes with its largest |w s|, and column k of it reaches the output as noise * x_k / s_k:
-channels with large inputs gain from s > 1 as long as they do not widen the group's range too much. The search minimises
+W s. Rounding noise of a group is proportional to its largest |w s|, and column k of it reaches the output as
+noise * x_k / s_k: channels with large inputs gain from s > 1 as long as they do not widen the group's range too much. The search minimises
 the error of the layer's output on the calibration inputs, or whatever loss it is given,
 
     tr(E H E^T),   E = Q(W s) / s - W,   H = X^T X.
 
-The paper's second half, clipping, is `clip.search_clip` on W s. Weights stay in float32 (or wider) between a scale and
+The paper's second half, clipping, is `search_clip` on W s. Weights stay in float32 (or wider) between a scale and
 the grid.
 
 Shapes: N = out features, K = in features, C = channels of the producer (K, or fewer where input columns share one, as
@@ -89,7 +89,7 @@ def search_scale(
         else:
             tried = ([_round_scaled(w_NK, scale_SK[i : i + 1], grid)[:, 0] for w_NK in weights] for i in chosen)
             losses = torch.tensor([loss(candidate) for candidate in tried], dtype=torch.float64)
-    # a loss of NaN must not win, and argmin would let it; ties go to the first, and the identity comes first
+    # argmin would choose a loss of NaN; ties go to the first, and the identity comes first
     best = int(losses.nan_to_num(nan=torch.inf).argmin())
     return AwqResult(scale_SC[chosen[best]], exponents[chosen[best]], losses[0].item(), losses[best].item())
 
@@ -122,7 +122,7 @@ def _candidates(
     if count < 1 or not x_C.any():
         return torch.ones(1, C, device=x_C.device), [(0.0, 0.0)]
     size_K = torch.zeros_like(magnitude_K, dtype=torch.float32)
-    for w_NK in weights:  # relative to the row's largest, so that every row has its say
+    for w_NK in weights:  # relative to the row's largest, so that every row counts alike
         w_NK = w_NK.float().abs()
         size_K += (w_NK / w_NK.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)).sum(0)
     dead_C, w_C = x_C == 0, per_channel(size_K)

@@ -3,12 +3,13 @@
 GPTQ rounds a column knowing the errors made so far; afterwards all of them are known. With A the damped H,
 J = tr(E A E^T) and the gradient g = E A of one row, moving a weight's rounded value by d changes J by
 d^2 A_kk - 2 d g_k: the best code is the nearest to q_k + g_k / A_kk. Moving a parameter of a group (its scale, say) by
-t moves the group's values by t c (for a scale, c = codes less zero): the best t is (c . g) / (c A c). Both never raise
+t moves the group's values by t c (for a scale, c = codes minus zero): the best t is (c . g) / (c A c). Both never raise
 J (but for the rounding of the decoded value to its dtype), and rows are independent of each other. A sweep visits the
 groups in turn: first the parameters, then the codes. It costs one matrix product of 2 N K^2 operations, twice what
 GPTQ's walk takes.
 
-Shapes: as in gptq.py; B = columns of a block (whole groups).
+Shapes: N = out features, K = in features, B = columns of a block (whole groups), g = columns of a group.
+Tensors named _KN are transposed, so that one column of the weight is one run of memory.
 """
 
 import torch

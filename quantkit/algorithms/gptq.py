@@ -121,7 +121,7 @@ def factor(
     diag_K = hessian_KK.diagonal().to(dtype, copy=True)
     dead_K = diag_K <= 0
     order_K = torch.argsort(diag_K, stable=True) if act_order else torch.arange(K, device=diag_K.device).flip(0)
-    mean = diag_K.double().mean().item() or 1.0  # an input that never was: any ridge turns GPTQ into plain rounding
+    mean = diag_K.double().mean().item() or 1.0  # no input at all: any ridge turns GPTQ into plain rounding
     added_K = diag_K * (SHRINKAGE * K / tokens if tokens else 0.0)
 
     matrix_KK = hessian_KK.to(dtype)
@@ -197,12 +197,12 @@ def gptq(
 
     hessian  X^T X [K, K], or its `factor` where several weights share it (damping, act_order, float64 are then in it)
     drift_NK, cross_NK  what the outputs should have been, as for `refit`; neither keeps the weight itself as the target
-    sweeps   rounds of coordinate descent on scales and codes after the walk (refine.py): each a few per cent less error
-             for twice the walk's work; a factor given must have kept its matrix
+    sweeps   rounds of coordinate descent on scales and codes after the walk: each a few per cent less error for twice
+             the walk's work; a factor given must have kept its matrix
     ranges   "fixed": every group's range comes from the target weight; "updated": from the target plus the errors fed
              back to it when its first column is reached (needs act_order off: groups must be walked whole)
-    stacked  rows of each linear, where weight_NK is several: blocks of rows do not reach from one into the next, while
-             what is for a whole tensor (its scale, or the global one) becomes common to all
+    stacked  rows of each linear, where weight_NK is several: blocks of rows do not reach from one into the next, and
+             what belongs to a whole tensor (its scale, or the global one) is common to all
     block_size changes speed only
     """
     if not torch.isfinite(weight_NK.sum(dtype=torch.float32)):
@@ -239,14 +239,14 @@ def _transposed(weight_NK: Tensor, factor: Factor) -> Tensor:
     """[K, N] in the factor's order and dtype, in memory of its own."""
     N, K = weight_NK.shape
     result_KN = torch.empty(K, N, dtype=factor.upper_KK.dtype, device=weight_NK.device)
-    for start in range(0, N, TURN):  # gathering from a transposed view touches a cache line per element: turn first
+    for start in range(0, N, TURN):  # gathering from a transposed view touches a cache line per element
         rows_nK = weight_NK[start : start + TURN].to(result_KN.dtype)
         result_KN[:, start : start + TURN] = rows_nK.mT.contiguous()[factor.order_K]
     return result_KN
 
 
 def _restored(weight_KN: Tensor, factor: Factor) -> Tensor:
-    """The way back: [N, K] in the original order."""
+    """The inverse of `_transposed`: [N, K] in the original order."""
     K, N = weight_KN.shape
     place_K = torch.argsort(factor.order_K)
     result_NK = torch.empty(N, K, dtype=weight_KN.dtype, device=weight_KN.device)
@@ -300,7 +300,7 @@ def _walk(
 def _seen_by_group(target_BN: Tensor, wanted_BN: Tensor, upper_BB: Tensor) -> Tensor:
     """The group's weights after all finished columns spread their errors over ALL columns left, as textbook GPTQ does.
 
-    `wanted` counts on the columns in between to pass errors on; undoing that is a solve with the group's own factor.
+    `wanted` assumes that the columns in between pass errors on; undoing that is a solve with the group's own factor.
     """
     return target_BN + torch.linalg.solve_triangular(upper_BB, wanted_BN - target_BN, upper=True, unitriangular=True)
 

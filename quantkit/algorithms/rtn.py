@@ -15,7 +15,7 @@ from quantkit.grids.dequantize import (
 from quantkit.grids.integer import CHUNK
 from quantkit.types import QuantizedWeight, TensorSpec
 
-MEASURED = 1 << 22  # elements whose error is looked at, about
+MEASURED = 1 << 22  # elements whose error is measured, about
 LARGEST_BLOCK = 256  # columns of a group whose range can look at its own part of the Hessian
 
 
@@ -39,7 +39,7 @@ def rtn(weight_NK: Tensor, grid: Grid, *, importance_K: Tensor | None = None) ->
     """Quantize weight_NK (any float dtype) on `grid`.
 
     importance_K, E[x^2] of each input column, weights the grid's range search; it changes nothing where the grid is
-    plain min-max. A grid with something for the whole tensor takes it from this weight unless `for_tensors` gave it.
+    plain min-max. What a grid has for the whole tensor comes from this weight, unless `for_tensors` found it before.
     RunError where the weight holds NaN or Inf.
     """
     grid = grid.for_tensors([weight_NK], importance_K)
@@ -52,7 +52,7 @@ def rtn(weight_NK: Tensor, grid: Grid, *, importance_K: Tensor | None = None) ->
 def relative_error(weight_NK: Tensor, q: QuantizedWeight, importance_K: Tensor | None = None) -> float:
     """Expected squared output error over output energy when inputs are uncorrelated: sum h (w - q)^2 / sum h w^2.
 
-    importance_K is h = E[x^2], [K]; None counts all columns alike. Of large weights some rows stand for all.
+    importance_K is h = E[x^2], [K]; None counts all columns alike. Large weights are measured on a sample of rows.
     """
     lost = energy = torch.zeros((), dtype=torch.float64, device=weight_NK.device)
     rows = max(1, CHUNK // weight_NK.shape[1])

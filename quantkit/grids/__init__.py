@@ -1,4 +1,4 @@
-"""Grids: which numbers can be written down. Nothing else knows how a number is represented.
+"""Grids: which numbers a weight can hold. No other package knows how a number is represented.
 
 protocol.py     the interface of grids: Grid, and ColumnGrid for work on single columns
 integer.py      integers with a scale for each group, row or tensor, and their range search

@@ -1,4 +1,4 @@
-"""The inputs of linears, rounded as an engine rounds them while it runs: the value each input stands for afterwards.
+"""Inputs of linears, and cached keys and values, rounded as an engine rounds them while it runs.
 
 A scale is shared by all inputs (static), by a token, or by `group_size` features of a token (dynamic). With a the
 largest magnitude among the numbers that share it:

@@ -1,8 +1,8 @@
 """Clipping (the second half of AWQ, arXiv:2306.00978): choose each group's range by the error of its output.
 
 Cutting off a group's largest weights costs those and gains resolution for all others. With H_gg = X^T X of the group's
-own columns, the search minimises E_g H_gg E_g^T, E_g = Q(W_g) - W_g: what a group's own range decides of the layer's
-output error, correlations between the group's inputs included.
+own columns, the search minimises E_g H_gg E_g^T, E_g = Q(W_g) - W_g: the part of the layer's output error
+that a group's own range decides, correlations between the group's inputs included.
 
 Shapes: N = out features, K = in features, S = candidates, G = groups of a row, g = columns of a group.
 """
@@ -40,8 +40,8 @@ def search_clip(
 
     First both ends of the min-max range shrink together in `steps` steps to half of it (with either sign of the scale,
     where a symmetric grid may), then each end alone moves around the best, then the scale is solved for with the codes
-    held, `refits` times. Nothing is taken that does not lower E_g H_gg E_g^T, so min-max is never beaten by it.
-    After an AWQ fold pass W s and the Hessian of x / s. For RTN only: GPTQ does better with `grid.fit`.
+    held, `refits` times. A candidate is taken only where it lowers E_g H_gg E_g^T: never worse than min-max.
+    After an AWQ fold pass W s and the Hessian of x / s. For RTN only: GPTQ gives less error with `IntegerGrid.fit`.
     """
     K, G = weight_NK.shape[1], grid.spec.groups(weight_NK.shape[1])
     if blocks_Ggg.shape != (G, K // G, K // G):

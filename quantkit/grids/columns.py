@@ -20,7 +20,7 @@ class GroupScales(NamedTuple):
 
 
 class GroupGrid(Protocol):
-    """What a grid of groups says about steps."""
+    """What GroupColumns needs of a grid of groups."""
 
     @property
     def spec(self) -> TensorSpec: ...

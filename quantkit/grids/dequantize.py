@@ -1,4 +1,4 @@
-"""From codes and scales back to weights."""
+"""Weights from codes and scales."""
 
 from torch import Tensor
 

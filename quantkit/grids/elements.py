@@ -1,4 +1,4 @@
-"""What one element stands for before its scale: integers less their zero point, e4m3 and e2m1 floats.
+"""What one element stands for before its scale: integers minus their zero point, e4m3 and e2m1 floats.
 
 Codes are uint8; an integer's is the number itself, a float's its bit pattern (sign, exponent, mantissa). "Steps" are
 the numbers that codes stand for, in units of the scale: w = step * scale.
@@ -47,7 +47,7 @@ def float_steps(codes: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
 
 
 def _from_e4m3(codes: Tensor) -> Tensor:
-    """float32 numbers of e4m3 codes that are no NaN, by way of float16: six times as fast as torch's own cast.
+    """float32 numbers of e4m3 codes (not NaN), through float16: six times as fast as torch's own cast.
 
     Shifted, the exponent and mantissa are those of a float16 whose exponent counts from 15 where e4m3's counts from 7.
     """
@@ -58,7 +58,7 @@ def _from_e4m3(codes: Tensor) -> Tensor:
 def encode_float(steps: Tensor, bits: int, codes: Tensor) -> None:
     """Write the codes of the nearest e4m3 or e2m1 numbers into `codes` (uint8); steps are overwritten.
 
-    An e4m3 zero keeps its sign, as any cast gives it: undoing that costs as much as the cast.
+    An e4m3 zero keeps its sign, as with any cast: removing it would cost as much as the cast.
     """
     if bits == 8:
         codes.view(FP8).copy_(steps.clamp_(-FP8_MAX, FP8_MAX))

@@ -1,8 +1,8 @@
 """Grids of small floats: w = e4m3 or e2m1 number * scale. fp8 per tensor, row or block; NVFP4; MXFP4 and MXFP8.
 
-A float's step grows with its size, so shrinking the range, which helps integers, wins little here: what counts is where
+A float's step grows with its size, so shrinking the range, as for integers, gains little here: what counts is where
 the scale puts the weights between two powers of two. The search therefore tries scales over a whole octave, from the
-least that clips nothing (a little below it for four bits, where the gaps at the top are wide) to twice that.
+smallest that clips nothing (a little below it for four bits, where the gaps at the top are wide) to twice that.
 
 NVFP4 scales are e4m3 numbers times one global scale of the tensor. Ours is a power of two, at most twice as coarse as
 448 * 6 / amax would be: e4m3 is as precise everywhere, and formats that store the reciprocal hold the same number.
@@ -40,7 +40,7 @@ LEAST_SCALE = 2.0**-120  # of a group of zeros
 class FloatGrid:
     """Grid of one TensorSpec with float elements; the interface of IntegerGrid. Scales are float32.
 
-    search None takes the least scale that clips nothing (for MX the exponent of the standard, which may clip).
+    search None takes the smallest scale that clips nothing (for MX the exponent of the standard, which may clip).
     fixed         the one scale of a tensor-wide grid, global_scale that of e4m3 scales: set by `for_tensors`
     """
 
@@ -59,7 +59,7 @@ class FloatGrid:
     def for_tensors(self, weights: Sequence[Tensor], importance_K: Tensor | None = None) -> "FloatGrid":
         """This grid with what weights [N_i, K] that an engine fuses must share: the scale or the global scale.
 
-        Once it is there it stays.
+        Found once, it stays.
         """
         if (
             (self.spec.scale_rows != -1 and self.spec.scale_format != "e4m3")

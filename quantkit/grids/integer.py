@@ -1,8 +1,8 @@
 """The uniform integer grid: w = (code - zero) * scale, code in 0 .. 2**bits - 1.
 
 A symmetric grid has zero = 2**(bits - 1), so its codes stand for -2**(bits-1) .. 2**(bits-1) - 1: one step more on the
-negative side. A negative scale turns that side around, which halves the clipping error of a group whose extreme is
-positive; the range search tries both signs where the format can store it.
+negative side. A negative scale moves that step to the positive side, which halves the clipping error of a group whose
+extreme is positive; the range search tries both signs where the format can store it.
 
 Shapes: N = out features (n of them at a time), K = in features, G = groups of a row, g = columns of a group.
 """
@@ -38,7 +38,7 @@ class RangeSearch:
 
 @dataclass(frozen=True, slots=True)
 class IntegerGrid:
-    """Grid of one TensorSpec. Scales are rounded to `scale_dtype`, as the file will hold them, before codes are chosen.
+    """Grid of one TensorSpec. Scales are rounded to `scale_dtype`, as they will be stored, before codes are chosen.
 
     search None is plain min-max; signed lets the search choose negative scales (symmetric grids only).
     fixed is the one scale of a tensor-wide grid, set by `for_tensors`.
@@ -58,7 +58,7 @@ class IntegerGrid:
     def for_tensors(self, weights: Sequence[Tensor], importance_K: Tensor | None = None) -> "IntegerGrid":
         """This grid with what weights [N_i, K] that an engine fuses must share: the one scale of a tensor-wide grid.
 
-        Once it is there it stays.
+        Found once, it stays.
         """
         if self.spec.scale_rows != -1 or self.fixed is not None:
             return self
@@ -173,7 +173,7 @@ class IntegerGrid:
         return best_nG, -best_nG * shared_nG
 
     def _steps(self, w_nGg: Tensor, inverse_nG: Tensor, zero_nG: Tensor) -> Tensor:
-        """Codes less zero, as floats."""
+        """Codes minus zero, as floats."""
         code_nGg = (w_nGg * inverse_nG[..., None]).round_()
         top = self.spec.levels - 1
         if self.spec.symmetric:
@@ -191,7 +191,7 @@ class IntegerGrid:
         return scale_nG, zero_nG.to(torch.uint8)
 
     def _storable(self, scale: Tensor) -> Tensor:
-        """Round to the stored dtype, away from zero where it would vanish: an all-zero group gets the least scale."""
+        """Scales rounded to the stored dtype, away from zero where they would vanish: a group of zeros gets the smallest."""
         tiny = torch.finfo(self.scale_dtype).tiny
         magnitude = scale.abs().clamp_(min=tiny)
         return torch.where(scale < 0, -magnitude, magnitude).to(self.scale_dtype)

@@ -1,4 +1,4 @@
-"""One run over the decoder blocks: two streams of calibration states, and what happens to a block.
+"""What happens to each decoder block of a run, and the two streams of calibration states that pass through them.
 
 states:   what the blocks see behind the quantized ones before them (or the original ones, `propagate: original`).
 original: what the original model's blocks see, kept only where the re-fit needs it as its target.
@@ -41,7 +41,7 @@ class BlockQuantizer:
         self._cache_places = cache_places(run.streamed) if run.targets.kv_scales else []
 
     def close(self) -> None:
-        """Let go of everything that would outlive the run."""
+        """End the threads of the run."""
         if self._threads is not None:
             self._threads.close()
 

@@ -1,4 +1,4 @@
-"""Static ranges of linears' inputs, from everything calibration shows of them. All linears with one input share it."""
+"""Static ranges of linears' inputs, from all calibration tokens. Linears with one input share its range."""
 
 import re
 
@@ -27,7 +27,7 @@ class InputRanges:
                 raise RunError(f"{', '.join(linear.name for linear in self.watched[group])}: {error}") from error
 
     def range_of(self, linear: LinearTarget, group: int) -> ActivationRange:
-        """An expert without tokens gets the range of its siblings together; RunError where none had any."""
+        """The range of a linear's input; without tokens that of its sibling experts. RunError where none had any."""
         assert linear.activations is not None
         assert linear.scheme.activations is not None
         seen = self.seen.get(group)
@@ -44,7 +44,7 @@ class InputRanges:
 
 
 def is_static(linear: LinearTarget) -> bool:
-    """Whether a number about the linear's inputs comes from calibration."""
+    """Whether the linear's inputs need a number from calibration."""
     return linear.scheme.activations is not None and linear.scheme.activations.calibrated
 
 

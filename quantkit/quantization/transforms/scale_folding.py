@@ -1,4 +1,4 @@
-"""Transforms on a block before its weights are quantized: proven folds of the graph with the scales an algorithm finds.
+"""AWQ and SmoothQuant on a block before its weights are quantized: scales folded where the graph proves it possible.
 
 Shapes: C = channels of a fold's producer, K = input features of its readers.
 """
@@ -31,7 +31,7 @@ LOSS_TOKENS = 4096  # calibration tokens on which finalists are compared by the 
 
 @dataclass(slots=True)
 class TransformResult:
-    """What a transform did: lines for the report, and by how much each input group of the block was divided [K]."""
+    """Records for the report, and by what each input group of the block was divided [K]."""
 
     records: list[FoldRecord] = field(default_factory=list)
     scales: dict[int, Tensor] = field(default_factory=dict)
@@ -62,7 +62,9 @@ def awq(
             continue  # experts no token reached
         found = merged([statistics.pop(group) for group in groups])
         readers = [linear for name in fold.consumers for linear in by_site.get(name, [])]
-        spec = min((linear.spec for linear in readers), key=lambda spec: spec.bits)  # the coarsest grid decides
+        spec = min(
+            (linear.spec for linear in readers), key=lambda spec: spec.bits
+        )  # the coarsest grid decides the scale
         readers = [linear for linear in readers if linear.spec == spec]
         views = [linear.view(block) for linear in readers]
         assert found.hessian_KK is not None
@@ -181,7 +183,7 @@ def _touched(name: str, fold: Fold, graph: BlockGraph) -> bool:
 
 
 def _snap(block: nn.Module, fold: Fold, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
-    """Scales a norm's stored weight can be divided by exactly; a linear's rows are requantized and need none."""
+    """Maps a scale to the nearest one that divides a norm's stored weight exactly; None for a linear, which needs none."""
     if fold.kind == "linear":
         return None
     weight_C, offset = block.get_parameter(f"{fold.producer}.weight").data, 1.0 if fold.kind == "norm+1" else 0.0
@@ -207,7 +209,7 @@ def _block_loss(
 
 
 def _reference(states: cal.HiddenStates, block: nn.Module, index: int) -> list[tuple[Tensor, BlockCall, Tensor]]:
-    """A few samples, how the block is called on them, and what it gives."""
+    """A few samples, how the block is called on them, and its output."""
     batches, tokens = [], 0
     for _, hidden, call in states.batches(index):
         batches.append((hidden, call, call.run(block, hidden)))
