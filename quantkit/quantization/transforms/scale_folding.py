@@ -183,7 +183,7 @@ def _touched(name: str, fold: Fold, graph: BlockGraph) -> bool:
 
 
 def _snap(block: nn.Module, fold: Fold, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
-    """Maps a scale to the nearest one that divides a norm's stored weight exactly; None for a linear, which needs none."""
+    """Maps a scale to the nearest one that divides a norm's stored weight exactly; None for a linear."""
     if fold.kind == "linear":
         return None
     weight_C, offset = block.get_parameter(f"{fold.producer}.weight").data, 1.0 if fold.kind == "norm+1" else 0.0
