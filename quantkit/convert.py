@@ -29,7 +29,7 @@ from quantkit.checkpoint.output_folder import (
 from quantkit.checkpoint.quantization_config import without_quantization
 from quantkit.checkpoint.writer import ShardWriter, TensorLayout
 from quantkit.errors import UserError
-from quantkit.formats import FORMATS, holders
+from quantkit.formats import FORMATS, Format, holders
 from quantkit.formats.common import natural
 from quantkit.formats.quantized_folder import QuantizedFolder
 from quantkit.report.records import ConversionReport, RoundedScales

@@ -2,8 +2,8 @@
 
 A layer's inputs x can be divided by s and its weight's columns multiplied by it: the same function, but the grid sees
 W s. Rounding noise of a group is proportional to its largest |w s|, and column k of it reaches the output as
-noise * x_k / s_k: channels with large inputs gain from s > 1 as long as they do not widen the group's range too much. The search minimises
-the error of the layer's output on the calibration inputs, or whatever loss it is given,
+noise * x_k / s_k: channels with large inputs gain from s > 1 as long as they do not widen the group's range too much.
+The search minimises the error of the layer's output on the calibration inputs, or whatever loss it is given,
 
     tr(E H E^T),   E = Q(W s) / s - W,   H = X^T X.
 

@@ -15,7 +15,7 @@ import torch
 from quantkit.errors import UserError
 from quantkit.formats import awq, fp8, gptq, modelopt
 from quantkit.formats.compressed_tensors import tensors as compressed_tensors
-from quantkit.formats.interface import Format
+from quantkit.formats.interface import Format as Format
 from quantkit.types import Scheme
 
 FORMATS: dict[str, Format] = {

@@ -16,7 +16,7 @@ from torch import Tensor
 from quantkit.checkpoint.quantization_config import OWN_CACHE, quantization_config, quantized_tensor
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
-from quantkit.formats import FORMATS, format_name
+from quantkit.formats import FORMATS, Format, format_name
 from quantkit.formats.common import natural
 from quantkit.types import KVSpec, QuantizedWeight, Scheme
 

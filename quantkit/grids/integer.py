@@ -191,7 +191,7 @@ class IntegerGrid:
         return scale_nG, zero_nG.to(torch.uint8)
 
     def _storable(self, scale: Tensor) -> Tensor:
-        """Scales rounded to the stored dtype, away from zero where they would vanish: a group of zeros gets the smallest."""
+        """Scales rounded to the stored dtype, away from zero where they would vanish: zeros get the smallest."""
         tiny = torch.finfo(self.scale_dtype).tiny
         magnitude = scale.abs().clamp_(min=tiny)
         return torch.where(scale < 0, -magnitude, magnitude).to(self.scale_dtype)

@@ -2,6 +2,7 @@
 
 meta_model.py      a config as a model without weights, and its decoder blocks
 streamed_model.py  the model with one block filled at a time, and what reaches each block
+block_trial.py     each distinct kind of block, run once to be looked at
 block_arguments.py what blocks write into, and copies of it
 weight_sources.py  which checkpoint tensors a parameter is made of
 ties.py            which parameters share one tensor

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.errors import UserError
+from quantkit.model.block_trial import (
+    structure_key,
+)
 from quantkit.model.fold_search import family, find_folds, transplant
 from quantkit.model.folds import Fold, scale_consumers, scale_producer
 from quantkit.model.matmul_tracing import LinearSite, TraceMatmuls, WeightKey, evaluation, without_cache
 from quantkit.model.routing import FollowOutputs, expert_counts, is_router
-from quantkit.model.streamed_model import structure_key
 
 __all__ = [
     "BlockGraph",

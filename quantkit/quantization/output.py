@@ -11,7 +11,7 @@ from quantkit.algorithms.gptq import FEW_TOKENS
 from quantkit.checkpoint.output_folder import REPORT, copy_side_files, write_json
 from quantkit.checkpoint.quantization_config import OWN_CACHE
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.formats.interface import Format
+from quantkit.formats import Format
 from quantkit.quantization.output_layout import quantization_config
 from quantkit.quantization.run_context import RunContext
 from quantkit.quantization.targets import LinearTarget, Targets

@@ -5,7 +5,7 @@ from typing import Any
 
 from quantkit.checkpoint.header import TensorInfo, TensorLayout
 from quantkit.errors import RunError
-from quantkit.formats.interface import Format
+from quantkit.formats import Format
 from quantkit.quantization.targets import Targets
 
 

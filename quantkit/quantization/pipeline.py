@@ -27,6 +27,9 @@ from quantkit.checkpoint.writer import ShardWriter
 from quantkit.errors import DiskFullError, RunError, UserError
 from quantkit.formats import FORMATS
 from quantkit.model.block_graph import BlockGraph, trace_block
+from quantkit.model.block_trial import (
+    once_per_structure,
+)
 from quantkit.model.meta_model import (
     build_meta_model,
     read_config,
@@ -34,7 +37,6 @@ from quantkit.model.meta_model import (
 from quantkit.model.streamed_model import (
     BlockCall,
     StreamedModel,
-    once_per_structure,
 )
 from quantkit.model.ties import equal_tensors, settle_ties
 from quantkit.model.weight_sources import weight_sources

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from quantkit.checkpoint.writer import ShardWriter
-from quantkit.formats.interface import Format
+from quantkit.formats import Format
 from quantkit.model.block_graph import BlockGraph
 from quantkit.model.streamed_model import StreamedModel
 from quantkit.quantization.resources import StageTimer

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from quantkit.errors import RunError
-from quantkit.formats import FORMATS
-from quantkit.formats.interface import Format
+from quantkit.formats import FORMATS, Format
 from quantkit.grids.activations import fake_quantize
 from quantkit.grids.dequantize import dequantize
 from quantkit.runtime.definition import is_rounded, multiplied_weight

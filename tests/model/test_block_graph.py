@@ -15,12 +15,12 @@ from quantkit.model.block_graph import (
     run_until,
     trace_block,
 )
+from quantkit.model.block_trial import (
+    structure_key,
+)
 from quantkit.model.fold_search import Search
 from quantkit.model.folds import Fold, LeakError, prove
 from quantkit.model.matmul_tracing import evaluation
-from quantkit.model.streamed_model import (
-    structure_key,
-)
 from tests.tiny_models import CONFIGS, block_inputs, tiny_model
 
 A, M = "self_attn", "mlp"

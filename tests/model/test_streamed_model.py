@@ -9,8 +9,13 @@ from torch import Tensor, nn
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.model.block_graph import trace_block
+from quantkit.model.block_trial import (
+    once_per_structure,
+)
 from quantkit.model.meta_model import build_meta_model, find_blocks, read_config
-from quantkit.model.streamed_model import StreamedModel, once_per_structure
+from quantkit.model.streamed_model import (
+    StreamedModel,
+)
 from quantkit.model.weight_sources import weight_sources
 from tests.tiny_models import tiny_model
 

@@ -15,11 +15,13 @@ from quantkit.algorithms.activation_range import Histogram, choose_range
 from quantkit.checkpoint.writer import TensorLayout
 from quantkit.errors import UserError
 from quantkit.grids.activations import KVRange, _static, static_range
+from quantkit.model.block_trial import (
+    once_per_structure,
+    trial_ids,
+)
 from quantkit.model.streamed_model import (
     BlockCall,
     StreamedModel,
-    once_per_structure,
-    trial_ids,
 )
 from quantkit.quantization.calibration.hidden_states import HiddenStates
 from quantkit.recipe.number_formats import KVCache

@@ -17,6 +17,10 @@ from quantkit.algorithms.rotation import apply_columns, rotation_of, undo_column
 from quantkit.checkpoint.writer import TensorLayout
 from quantkit.errors import UserError
 from quantkit.model.block_graph import BlockGraph
+from quantkit.model.block_trial import (
+    once_per_structure,
+    trial_ids,
+)
 from quantkit.model.fold_search import distinct_scales, norm_kind
 from quantkit.model.folds import PROOF, relative_change, wide_parameters
 from quantkit.model.matmul_tracing import Float64
@@ -24,8 +28,6 @@ from quantkit.model.streamed_model import (
     BlockCall,
     StreamedModel,
     check_finite,
-    once_per_structure,
-    trial_ids,
 )
 from quantkit.quantization.transforms.rotation_search import BlockRotation, find_rotation, neutral, rotate_block
 
