@@ -171,7 +171,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        known = name.partition(":")[0] in ("cpu", "cuda", "mps", "xpu", "meta")
+        reason = str(error).splitlines()[0] if known else "unknown; use cpu, cuda, cuda:1 ... or auto"
+        raise UserError(f"device {name!r} cannot be used: {reason}") from error
     return device
 
 

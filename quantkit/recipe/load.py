@@ -1,5 +1,6 @@
 """Reads recipes from YAML files, shipped names and plain data; all problems at once, as file:line: key: message."""
 
+import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from quantkit.errors import UserError
-from quantkit.recipe.messages import did_you_mean, explain
+from quantkit.recipe.messages import explain
+from quantkit.recipe.number_formats import PRESETS
 from quantkit.recipe.recipe import Recipe, cross_checks
 from quantkit.recipe.yaml_document import AFTER_THE_FILE, Document, apply_setting, parse
 
@@ -96,9 +98,16 @@ def _find(path_or_name: str | Path) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise UserError(f"{path} is a folder, not a recipe file; the shipped recipes are {', '.join(known)}")
-    hint = did_you_mean(path.stem, known)
-    raise UserError(f"no recipe {str(path_or_name)!r}: no such file, and the shipped ones are {', '.join(known)}{hint}")
+        raise UserError(f"{path} is a folder, not a recipe file\nhint: `quantkit recipes` lists the shipped recipes")
+    scheme = str(path_or_name).upper()
+    if scheme in PRESETS:
+        hint = f"`{scheme}` is a scheme: give a recipe, and with it --set scheme={scheme}"
+    else:
+        near = difflib.get_close_matches(path.stem.lower(), known, n=1, cutoff=0.5)
+        hint = (
+            f"did you mean `{near[0]}`? `quantkit recipes` lists all" if near else "`quantkit recipes` lists the names"
+        )
+    raise UserError(f"no recipe or file named `{path_or_name}`\nhint: {hint}")
 
 
 def _read(path: Path) -> str:
