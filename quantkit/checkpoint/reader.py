@@ -57,8 +57,10 @@ class Checkpoint:
         return self.tensors[name]
 
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes [start, stop) of a tensor of a safetensors file, without torch."""
+        """Bytes [start, stop) of a tensor, of a safetensors file without torch."""
         info = self.info(name)
+        if info.pickled:
+            return bytes(as_bytes(_load_pickled(info.file)[name].contiguous())[start:stop])
         view = memoryview(bytearray((info.nbytes if stop is None else stop) - start))
         with opened(info.file) as fd:
             fill(fd, view, info.start + start, info.file)
