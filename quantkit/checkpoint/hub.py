@@ -47,6 +47,11 @@ def locate_model(name: str | None, *, weights: bool = True) -> Path:
     return folder
 
 
+def revision(folder: Path) -> str | None:
+    """The commit of a folder in the Hub's cache; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
 def _refusal(name: str, error: Exception) -> str:
     match error:
         case GatedRepoError():
