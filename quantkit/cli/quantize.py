@@ -70,6 +70,10 @@ def quantize(
     if output is None:
         raise UserError("no output folder: pass --output OUT\nhint: OUT is made by the run and must not exist yet")
     from quantkit.paths import user_path
+    from quantkit.quantization.early_checks import check_before_torch
+
+    output = user_path(output)
+    check_before_torch(loaded, output, device=device, restart=restart)
     from quantkit.quantization.pipeline import quantize as run
     from quantkit.report.console import (
         render_quantization,
@@ -77,7 +81,7 @@ def quantize(
 
     report = run(
         loaded,
-        user_path(output),
+        output,
         device=device,
         restart=restart,
         trust_remote_code=trust_remote_code,
