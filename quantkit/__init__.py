@@ -10,9 +10,10 @@ convert.py    a quantized folder in another format
 inspect.py    what a folder holds
 errors.py     UserError, RunError
 paths.py      `~` in paths
+suggestions.py    the name that was meant
 types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
 progress.py   one progress line
-device_names.py   names of devices, checked without torch
+device_names.py   devices by name, checked without torch as far as that goes
 cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verify/ planner/ runtime/ report/   packages
 """
 

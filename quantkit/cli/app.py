@@ -111,6 +111,16 @@ def names(kind: str) -> Callable[[str], list[str]]:
     return complete
 
 
+def check_name(kind: str, given: str) -> None:
+    """UserError for a name that none of its kind ("engine", "format") has; before anything heavy is loaded."""
+    from quantkit.cli.completion import NAMES
+
+    if given not in (known := list(NAMES[f"{kind}s"]())):
+        from quantkit.suggestions import unknown
+
+        raise unknown(kind, given, known)
+
+
 def show_result(result: R, render: Callable[[R, Any], None], as_json: bool) -> None:
     """Print a result as a table, or as JSON."""
     if as_json:

@@ -151,9 +151,8 @@ def _recipe(
 
     if model is not None and model_option is not None and model != model_option:
         raise UserError(f"two models: {model} and --model {model_option}\nhint: give one of them")
-    given = [
-        Flag(name, KEYS[name], text, literal=name == "--calibration") for name, text in flags.items() if text is not None
-    ]
+    texts = {name: text for name, text in flags.items() if text is not None}
+    given = [Flag(name, KEYS[name], text, literal=name == "--calibration") for name, text in texts.items()]
     loaded = load(recipe, settings or (), model_option if model is None else model, flags=given, scheme=scheme)
     if loaded.model is None:
         raise UserError("no model: pass --model FOLDER_OR_HUB_ID, or give it as the first argument")

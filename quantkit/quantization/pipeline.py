@@ -16,6 +16,7 @@ from quantkit.checkpoint.output_folder import versions
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.checkpoint.writer import ShardWriter
+from quantkit.device_names import torch_device
 from quantkit.errors import DiskFullError, RunError, UserError
 from quantkit.formats import FORMATS
 from quantkit.model.block_graph import BlockGraph, trace_block
@@ -75,7 +76,7 @@ def quantize(
     reuse_pages()
     folder = check_before_torch(recipe, output, device=device, restart=restart, calibrated=calibration_ids is None)
     checkpoint = Checkpoint.open(folder)
-    streamed, ids_ST, remarks = _prepare(recipe, checkpoint, _device(device), trust_remote_code, calibration_ids)
+    streamed, ids_ST, remarks = _prepare(recipe, checkpoint, torch_device(device), trust_remote_code, calibration_ids)
     timer.mark("prepare")
     graphs = trace_all(streamed, folds=bool(recipe.transforms))
     rotation = rotation_for(recipe, streamed, graphs)
@@ -155,18 +156,6 @@ def _prepare(
     sources = weight_sources(model, checkpoint.tensors)
     remarks += settle_ties(model, sources, lambda one, other: equal_tensors(checkpoint, one, other, checkpoint.dtype))
     return StreamedModel(model, sources, checkpoint, compute, device), ids_ST, remarks
-
-
-USABLE = "`--device auto` takes a GPU where there is one"
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}\nhint: {USABLE}") from error
-    return device
 
 
 def rotation_for(recipe: Recipe, streamed: StreamedModel, graphs: list[BlockGraph]) -> ModelRotation | None:
