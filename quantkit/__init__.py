@@ -11,7 +11,8 @@ inspect.py    what a folder holds
 errors.py     UserError, RunError
 types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
 progress.py   one progress line
-device_names.py   names of devices, checked without torch
+device_names.py     names of devices, checked without torch
+library_output.py   bars and warnings of other libraries
 cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verify/ planner/ runtime/ report/   packages
 """
 
