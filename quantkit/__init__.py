@@ -14,6 +14,7 @@ suggestions.py    the name that was meant
 types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
 progress.py   one progress line
 device_names.py   devices by name, checked without torch as far as that goes
+library_output.py   bars and warnings of other libraries
 cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verify/ planner/ runtime/ report/   packages
 """
 
