@@ -63,7 +63,8 @@ def _explained(error: Any) -> str:
     path = error.ctx.command_path if error.ctx is not None else "quantkit"
     see = f"`{path} --help` shows what it takes"
     if (option := getattr(error, "option_name", None)) and option.startswith("-") and "No such" in str(error.message):
-        options = [name for parameter in error.ctx.command.params for name in parameter.opts if name.startswith("--")]
+        parameters = error.ctx.command.params if error.ctx is not None else ()
+        options = [name for parameter in parameters for name in parameter.opts if name.startswith("--")]
         meant = nearest(option, options)
         return f"{path} has no option `{option}`\nhint: " + (f"did you mean `{meant}`? {see}" if meant else see)
     message = error.format_message().rstrip(".")

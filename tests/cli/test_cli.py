@@ -91,7 +91,7 @@ def test_quantize_hands_everything_over(pipeline: Pipeline) -> None:
     assert pipeline.call is not None
     recipe, output, options = pipeline.call
     assert (recipe.model, recipe.weights.bits, recipe.weights.group_size, output) == (MODEL, 3, 32, Path("out"))
-    assert options == {"device": "cpu", "restart": True, "trust_remote_code": True, "progress": False}
+    assert options == {"device": "cpu", "restart": True, "trust_remote_code": True, "progress": "auto"}
 
 
 def test_table_of_a_run(pipeline: Pipeline) -> None:
@@ -106,7 +106,11 @@ def test_table_of_a_run(pipeline: Pipeline) -> None:
 def test_json_is_all_there_is_on_stdout(pipeline: Pipeline) -> None:
     result = quantize("--json")
     assert json.loads(result.stdout) == REPORT.to_json()
-    assert result.stderr == ""
+    assert result.stderr == f"quantizing {MODEL} into out\n"
+    quiet = quantize("--json", "--quiet")
+    assert (json.loads(quiet.stdout), quiet.stderr) == (REPORT.to_json(), "")
+    assert pipeline.call is not None
+    assert pipeline.call[2]["progress"] == "off"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ def test_options_are_frozen() -> None:
         "convert": ["--format", "--json", "--requantize"],
         "plan": common,
         "verify": ["--checksums", "--engine", "--hardware", "--json", "--tp"],
-        "quantize": sorted([*common, "--device", "--output", "--restart"]),
+        "quantize": sorted([*common, "--device", "--output", "--progress", "--quiet", "--restart", "--verbose"]),
         "eval": ["--context", "--device", "--json", "--ref", "--text", "--tokens", "--trust-remote-code"],
         "inspect": ["--json"],
         "recipes": ["--engine", "--for", "--json"],
