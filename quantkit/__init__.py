@@ -9,9 +9,12 @@ api.py        quantize, quantize_module, save, plan, verify, inspect, convert, r
 convert.py    a quantized folder in another format
 inspect.py    what a folder holds
 errors.py     UserError, RunError
-types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
 paths.py      `~` in paths
+suggestions.py    the name that was meant
+types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
 progress.py   what a run is doing: a bar, or lines of the log
+device_names.py   devices by name, checked without torch as far as that goes
+library_output.py   bars and warnings of other libraries
 cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verify/ planner/ runtime/ report/   packages
 """
 

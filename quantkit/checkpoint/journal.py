@@ -22,12 +22,9 @@ class Journal:
 
     def __init__(self, folder: Path, key: dict[str, Any], *, restart: bool = False) -> None:
         self.folder, self.path = folder, folder / NAME
+        refuse_foreign(folder)
         if folder.exists() and restart:
-            if not self.path.exists() and any(folder.iterdir()):
-                raise UserError(f"{folder} exists and is not a quantkit run: move it away")
             shutil.rmtree(folder)
-        if folder.exists() and any(folder.iterdir()) and not self.path.exists():
-            raise UserError(f"{folder} exists and holds no {NAME}: not a quantkit run; move it away")
         folder.mkdir(parents=True, exist_ok=True)
         lines = self._read()
         self.entries = lines[1:]
@@ -75,6 +72,14 @@ class Journal:
         temporary.replace(self.path)
 
 
+def refuse_foreign(folder: Path) -> None:
+    """UserError where the folder that a run is to work in holds something else."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder} exists and is a file or a link, not a quantkit run\nhint: move it away")
+    if folder.exists() and any(folder.iterdir()) and not (folder / NAME).exists():
+        raise UserError(f"{folder} exists and holds no {NAME}: not a quantkit run\nhint: move it away")
+
+
 def read_key(folder: Path) -> dict[str, Any] | None:
     """The key of the unfinished run in `folder` (OUTPUT.partial); None where there is none that can be read."""
     try:
@@ -112,7 +117,9 @@ def _changes(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
 
 def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
     """`weights.group_size: 128 -> 64` for each leaf that differs."""
-    if isinstance(before, dict) and isinstance(now, dict):
+    if _chosen(before) != _chosen(now) and None not in (_chosen(before), _chosen(now)):
+        yield f"{name}: {_chosen(before)} -> {_chosen(now)}"
+    elif isinstance(before, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*before, *now]):
             yield from _differences(f"{name}.{key}".lstrip("."), before.get(key, ABSENT), now.get(key, ABSENT))
     elif isinstance(before, list) and isinstance(now, list):
@@ -121,6 +128,13 @@ def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
             yield from _differences(f"{name}[{i}]", *pair)
     elif before != now:
         yield f"{name}: {_written(before)} -> {_written(now)}"
+
+
+def _chosen(value: Any) -> str | None:
+    """The name in a choice with options, {gptq: {...}}; None for any other value."""
+    if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), dict):
+        return str(next(iter(value)))
+    return None
 
 
 def _written(value: Any) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.errors import UserError
+from quantkit.paths import user_path
 
 NEEDED = "give a Hugging Face model folder: config.json beside *.safetensors"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -24,7 +25,8 @@ WRAPPERS = {
     "_fsdp_wrapped_module.": "FSDP's wrapper: save a full state dict of the unwrapped model",
     "base_model.model.": "PEFT's wrapper: save with `model.merge_and_unload().save_pretrained(FOLDER)`",
 }
-TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+COPY_TOKENIZER = "copy the tokenizer files of the original model (tokenizer.json, tokenizer_config.json) into the folder"
 PYTORCH, FLAX = (".bin", ".pth", ".pt", ".ckpt"), (".h5", ".msgpack", ".keras", ".pb", ".tflite", ".npz")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".zst", ".xz", ".bz2", ".7z")
 ORIGINAL = "give the folder of the original model, as Hugging Face transformers saves it"
@@ -51,7 +53,7 @@ def local_folder(name: str) -> Path | None:
 
     UserError for a path that does not exist, for what is not a model folder, and for what cannot be a Hub id either.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.exists() or path.is_symlink() or name.startswith((".", "/", "~")):
         check_model_folder(path)
         return path
@@ -177,16 +179,25 @@ def not_a_model(folder: Path) -> NoModel:
         )
     if weights:
         return NoModel("config.json is missing beside the weights", "copy it from the original model", damaged=True)
-    if inner := sorted(str(p.parent) for g in ("*", "snapshots/*", "*/snapshots/*") for p in folder.glob(f"{g}/config.json")):
+    places = ("*", "snapshots/*", "*/snapshots/*")
+    if inner := sorted(str(path.parent) for place in places for path in folder.glob(f"{place}/config.json")):
         held = "one" if len(inner) == 1 else f"{len(inner)} of them"
         more = ", ..." if len(inner) > 3 else ""
         return NoModel(f"not a model folder itself, but it holds {held}", f"give {' or '.join(inner[:3])}{more}")
-    if any(name in TOKENIZER for name in names):
+    if any(name in (*TOKENIZERS, "tokenizer_config.json") for name in names):
         return NoModel("a tokenizer alone, without a model", NEEDED)
     if not names:
         return NoModel("an empty folder", f"was the download finished? {NEEDED}")
     held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return NoModel(f"not a model folder: no config.json (it holds {held})", NEEDED)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """UserError where the folder holds nothing a tokenizer could be read from; its own Python code may need nothing."""
+    own_code = any(folder.glob("*.tiktoken")) or any(folder.glob("*.py"))
+    if not own_code and not any((folder / name).exists() for name in TOKENIZERS):
+        what = "no tokenizer: neither tokenizer.json nor tokenizer.model, and text needs one"
+        raise UserError(f"{folder}: {what}\nhint: {COPY_TOKENIZER}")
 
 
 def _base_model(folder: Path) -> str:

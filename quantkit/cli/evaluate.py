@@ -23,6 +23,9 @@ def evaluate(
 
     Example: quantkit eval llama-w4 --ref meta-llama/Llama-3.2-1B --text held-out.txt
     """
+    from quantkit.device_names import check_device_name
+
+    check_device_name(device)
     from quantkit_eval import evaluate as run
     from quantkit_eval import render
 

@@ -11,19 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantkit.checkpoint.hub import (
-    locate_model,
-    locate_tokenizer,
-)
 from quantkit.checkpoint.journal import Journal
-from quantkit.checkpoint.output_folder import (
-    check_output,
-    side_files,
-    versions,
-)
-from quantkit.checkpoint.quantization_config import refuse_quantized
+from quantkit.checkpoint.output_folder import versions
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.checkpoint.writer import ShardWriter
+from quantkit.device_names import torch_device
 from quantkit.errors import DiskFullError, RunError, UserError
 from quantkit.formats import FORMATS
 from quantkit.model.block_graph import BlockGraph, trace_block
@@ -43,6 +36,7 @@ from quantkit.model.weight_sources import weight_sources
 from quantkit.progress import Mode, Progress
 from quantkit.quantization.block_quantizer import BlockQuantizer
 from quantkit.quantization.calibration.data import data_fingerprint, token_batches
+from quantkit.quantization.early_checks import check_before_torch, partial_folder, recipe_settings
 from quantkit.quantization.engine_check import check_engine, check_result
 from quantkit.quantization.output import (
     make_report,
@@ -95,11 +89,10 @@ def _run(
 ) -> Report:
     timer = StageTimer()
     reuse_pages()
-    check_output(output)
+    folder = check_before_torch(recipe, output, device=device, restart=restart, calibrated=calibration is None)
     bar.stage("loading model")
-    checkpoint = Checkpoint.open(locate_model(recipe.model))
-    side_files(checkpoint.folder)
-    streamed, ids_ST, remarks = _prepare(recipe, checkpoint, _device(device), trust_remote_code, calibration)
+    checkpoint = Checkpoint.open(folder)
+    streamed, ids_ST, remarks = _prepare(recipe, checkpoint, torch_device(device), trust_remote_code, calibration)
     timer.mark("prepare")
     bar.stage("tracing")
     graphs = trace_all(streamed, folds=bool(recipe.transforms))
@@ -114,7 +107,7 @@ def _run(
     key = run_key(recipe, checkpoint, ids_ST, streamed.device)
     timer.mark("trace")
 
-    partial = output.with_name(output.name + ".partial")
+    partial = partial_folder(output)
     journal = Journal(partial, key, restart=restart)
     begun = bool(journal.entries)
     try:
@@ -176,7 +169,6 @@ def _prepare(
 ) -> tuple[StreamedModel, Tensor | None, list[str]]:
     """The meta model over its checkpoint, the calibration tokens, and remarks on both for the report."""
     folder = checkpoint.folder
-    refuse_quantized(checkpoint)
     config = read_config(folder, trust_remote_code=trust_remote_code)
     model = build_meta_model(config, trust_remote_code=trust_remote_code)
     remarks: list[str] = []
@@ -194,17 +186,6 @@ def _prepare(
     sources = weight_sources(model, checkpoint.tensors)
     remarks += settle_ties(model, sources, lambda one, other: equal_tensors(checkpoint, one, other, checkpoint.dtype))
     return StreamedModel(model, sources, checkpoint, compute, device), ids_ST, remarks
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        known = name.partition(":")[0] in ("cpu", "cuda", "mps", "xpu", "meta")
-        reason = str(error).splitlines()[0] if known else "unknown; use cpu, cuda, cuda:1 ... or auto"
-        raise UserError(f"device {name!r} cannot be used: {reason}") from error
-    return device
 
 
 def rotation_for(recipe: Recipe, streamed: StreamedModel, graphs: list[BlockGraph]) -> ModelRotation | None:
@@ -227,11 +208,8 @@ def run_key(recipe: Recipe, checkpoint: Checkpoint, ids_ST: Tensor | None, devic
 
     Where the model and the text lie does not matter, what is in them does.
     """
-    settings = recipe.resolved()
-    settings.pop("model")
-    settings.pop("calibration")
     return {
-        "recipe": settings,
+        "recipe": recipe_settings(recipe),
         "model": checkpoint.fingerprint(),
         "calibration": None if ids_ST is None else data_fingerprint(ids_ST),
         "versions": versions(),

@@ -17,6 +17,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import RunError, UserError
 from quantkit.formats.quantized_folder import QuantizedFolder
 from quantkit.grids.activations import KVRange
+from quantkit.library_output import quiet_libraries
 from quantkit.model.meta_model import build_meta_model, find_blocks, read_config
 from quantkit.model.ties import settle_ties
 from quantkit.model.weight_sources import TensorSlice, assemble, weight_sources
@@ -209,9 +210,11 @@ def _load_plain(
     """An unquantized model by transformers itself; UserError where it would leave weights random."""
     try:
         # with output_loading_info it returns a pair, which its annotation does not say
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype or "auto", trust_remote_code=trust_remote_code, output_loading_info=True
-        )
+        settings: dict[str, Any] = {"dtype": dtype or "auto", "output_loading_info": True}
+        with quiet_libraries():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, trust_remote_code=trust_remote_code, **settings
+            )
     except Exception as error:  # anything that transformers or safetensors make of a broken folder
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder}: transformers cannot load this model: {first}") from error
