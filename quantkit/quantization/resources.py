@@ -5,7 +5,7 @@ import resource
 import sys
 import time
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 PAUSE_SOFT = 1  # omp_pause_soft of OpenMP 5.0
 LARGEST = 32 << 20  # bytes: the most glibc lets its heap serve; larger tensors are mapped one by one
 KEPT = 512 << 20  # bytes at the heap's end that may stay with the process
@@ -40,6 +40,7 @@ def reuse_pages() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST)
         libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+        libc.mallopt(M_ARENA_MAX, 1)  # one heap for all threads: what one has freed serves the next
 
 
 def return_pages() -> None:
