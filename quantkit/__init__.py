@@ -11,6 +11,7 @@ inspect.py    what a folder holds
 errors.py     UserError, RunError
 types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
 progress.py   one progress line
+device_names.py   names of devices, checked without torch
 cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verify/ planner/ runtime/ report/   packages
 """
 

@@ -6,7 +6,6 @@ module is in memory at a time. A group whose weights are all zero has no scale t
 its own does not fit.
 """
 
-import json
 import shutil
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -15,8 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quantkit.checkpoint.journal import NAME as JOURNAL
-from quantkit.checkpoint.journal import Journal
+from quantkit.checkpoint.journal import Journal, read_key
 from quantkit.checkpoint.output_folder import (
     REPORT,
     check_output,
@@ -229,8 +227,4 @@ def _change(before: Tensor, after: Tensor) -> Change:
 
 def _is_conversion(partial: Path) -> bool:
     """Whether the folder was left by a conversion that was killed: it then starts again."""
-    try:
-        with (partial / JOURNAL).open(encoding="utf-8") as file:
-            return "convert" in json.loads(file.readline())
-    except (OSError, ValueError):
-        return False
+    return "convert" in (read_key(partial) or {})

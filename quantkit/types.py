@@ -4,12 +4,12 @@ N = out features, K = in features, G = groups of a row = ceil(K / group_size).
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from quantkit.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FP8_MAX, FP4_MAX = 448.0, 6.0  # largest finite values of float8 e4m3fn and of float4 e2m1
 BLOCK = 128  # rows and columns of the fp8 blocks engines have kernels for
@@ -173,7 +173,7 @@ class ActivationRange:
     zero   the zero point among the unsigned codes 0 .. 2**bits - 1, None when symmetric
     """
 
-    scale: Tensor
+    scale: "Tensor"
     zero: int | None = None
 
 
@@ -190,14 +190,16 @@ class QuantizedWeight:
     input     the static range of the inputs, where the scheme has one
     """
 
-    codes_NK: Tensor
-    scale_NG: Tensor
-    zero_NG: Tensor | None
+    codes_NK: "Tensor"
+    scale_NG: "Tensor"
+    zero_NG: "Tensor | None"
     spec: TensorSpec
     global_scale: float | None = None
     input: ActivationRange | None = None
 
     def __post_init__(self) -> None:
+        import torch
+
         N, K = self.codes_NK.shape
         G = self.spec.groups(K)
         assert self.codes_NK.dtype == torch.uint8

@@ -6,7 +6,9 @@ header.py               safetensors headers and JSON files, read with bounds che
 rawio.py                whole reads and writes at an offset
 journal.py              what an interrupted run has finished
 model_folder.py         what a path given as a model is: a model folder, or something else with a name
-hub.py                  finds or downloads a model's folder, and its tokenizer
+model_kind.py           whether a config.json describes a causal language model
+hub.py                  finds or downloads a model's folder
+tokenizer.py            the tokenizer of a model's folder
 quantization_config.py  what a folder says of its quantization, wherever it says so
 output_folder.py        a result's folder: never overwritten; JSON files, side files, hashes
 """

@@ -1,7 +1,8 @@
 """The safetensors header: which tensor lies at which bytes, believed only once it adds up.
 
 A file is a u64 little-endian header length, a JSON header padded with spaces to 8 bytes, and the data without holes
-(https://github.com/huggingface/safetensors#format).
+(https://github.com/huggingface/safetensors#format). Headers are read without torch: a dtype is the tag that stands in
+the file until somebody asks for torch's.
 """
 
 import json
@@ -10,48 +11,78 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import UserError
 
-# Every dtype both safetensors and torch know, in the order safetensors lays them in a file: widest alignment first.
+if TYPE_CHECKING:
+    import torch
+
+# Every dtype both safetensors and torch know, as torch names it and with its bytes, in the order safetensors lays them
+# in a file: widest alignment first.
 DTYPES = {
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F64": torch.float64,
-    "C64": torch.complex64,
-    "F32": torch.float32,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    "U64": ("uint64", 8),
+    "I64": ("int64", 8),
+    "F64": ("float64", 8),
+    "C64": ("complex64", 8),
+    "F32": ("float32", 4),
+    "U32": ("uint32", 4),
+    "I32": ("int32", 4),
+    "BF16": ("bfloat16", 2),
+    "F16": ("float16", 2),
+    "U16": ("uint16", 2),
+    "I16": ("int16", 2),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 1),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 1),
+    "F8_E8M0": ("float8_e8m0fnu", 1),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
 }
-TAGS = {dtype: tag for tag, dtype in DTYPES.items()}
+_TAGS = {name: tag for tag, (name, _) in DTYPES.items()}
 MAX_HEADER = 100_000_000  # safetensors' own limit
 DAMAGED = "the file is damaged or was not fully downloaded; fetch it again"
 
 
+def tag_of(dtype: "torch.dtype") -> str | None:
+    """What safetensors calls a torch dtype; None where it has no name for it."""
+    return _TAGS.get(str(dtype).removeprefix("torch."))
+
+
+def torch_dtype(tag: str) -> "torch.dtype":
+    """The torch dtype of a tag of DTYPES."""
+    import torch
+
+    return getattr(torch, DTYPES[tag][0])
+
+
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies: bytes [start, stop) of file. For an old .bin file only stop - start, the size, counts."""
+    """Where a tensor lies: bytes [start, stop) of file. For an old .bin file only stop - start, the size, counts.
 
-    dtype: torch.dtype
+    tag  safetensors' name of the dtype, a key of DTYPES
+    """
+
+    tag: str
     shape: tuple[int, ...]
     file: Path
     start: int
     stop: int
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        return torch_dtype(self.tag)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return DTYPES[self.tag][1]
+
+    @property
+    def is_float(self) -> bool:
+        return self.tag.startswith(("F", "BF"))
 
     @property
     def nbytes(self) -> int:
@@ -67,8 +98,16 @@ class TensorLayout:
     """A tensor to be written: its name, dtype and shape."""
 
     name: str
-    dtype: torch.dtype
+    dtype: "torch.dtype"
     shape: tuple[int, ...]
+
+    @property
+    def tag(self) -> str:
+        """safetensors' name of the dtype; UserError where it has none."""
+        tag = tag_of(self.dtype)
+        if tag is None:
+            raise UserError(f"{self.name}: safetensors files hold no {self.dtype}")
+        return tag
 
     @property
     def nbytes(self) -> int:
@@ -111,9 +150,9 @@ def _entry(path: Path, name: str, entry: Any, base: int) -> TensorInfo:
         raise UserError(f"{path}: {name} has dtype {tag!r}, which torch has no equal of; store it in another dtype")
     if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)) or stop < start:
         raise UserError(f"{path}: {name} has shape {shape} at bytes {start}..{stop}: {DAMAGED}")
-    if math.prod(shape) * DTYPES[tag].itemsize != stop - start:
+    if math.prod(shape) * DTYPES[tag][1] != stop - start:
         raise UserError(f"{path}: {name} is {tag} {list(shape)} but takes {stop - start} bytes: {DAMAGED}")
-    return TensorInfo(DTYPES[tag], shape, path, base + start, base + stop)
+    return TensorInfo(tag, shape, path, base + start, base + stop)
 
 
 def build_header(layouts: Iterable[TensorLayout]) -> tuple[bytes, dict[str, tuple[int, int]]]:
@@ -121,12 +160,12 @@ def build_header(layouts: Iterable[TensorLayout]) -> tuple[bytes, dict[str, tupl
 
     Tensors are ordered by dtype, widest alignment first, then by name.
     """
-    order = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
+    order = {tag: rank for rank, tag in enumerate(DTYPES)}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for layout in sorted(layouts, key=lambda t: (order[t.dtype], t.name)):
+    for layout in sorted(layouts, key=lambda t: (order[t.tag], t.name)):
         start, end = end, end + layout.nbytes
-        header[layout.name] = {"dtype": TAGS[layout.dtype], "shape": list(layout.shape), "data_offsets": [start, end]}
+        header[layout.name] = {"dtype": layout.tag, "shape": list(layout.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     base = 8 + len(text)

@@ -1,22 +1,15 @@
-"""Finds a model's folder, here or on the Hub, and its tokenizer."""
+"""Finds a model's folder, here or on the Hub. The Hub's library is imported only when it is asked, torch never."""
 
+import logging
+from functools import cache
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
 from quantkit.checkpoint.model_folder import check_model_folder, local_folder, nearby
+from quantkit.checkpoint.model_kind import check_causal
 from quantkit.errors import UserError
 
-WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+SETTINGS = ("*.json", "*.py")
+WEIGHT_FILES = ("*.safetensors", *SETTINGS, "*.txt", "*.model", "*.jinja")
 
 
 def locate_config(name: str | None) -> Path:
@@ -25,56 +18,66 @@ def locate_config(name: str | None) -> Path:
 
 
 def locate_model(name: str | None, *, weights: bool = True) -> Path:
-    """The folder of a model, downloaded from the Hub where `name` is an id and not a folder.
+    """The folder of a causal language model, downloaded from the Hub where `name` is an id and not a folder.
 
-    UserError for a path that is not a model folder, and for an id that the Hub does not deliver.
+    Weights are fetched only after config.json has shown that the model is of the right kind.
+    UserError for a path that is not a model folder, for another kind of model, and for an id that the Hub does not
+    deliver.
     """
     if name is None:
-        raise UserError("no model: pass --model FOLDER_OR_HUB_ID or set `model:` in the recipe")
-    folder = local_folder(name)
-    if folder is not None:
+        raise UserError("no model given\nhint: pass --model FOLDER_OR_HUB_ID, or set `model:` in the recipe")
+    if (folder := local_folder(name)) is not None:
+        check_causal(folder)
         return folder
-    try:
-        if not weights:
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.py"]))
-        else:
-            folder = Path(snapshot_download(name, allow_patterns=WEIGHT_FILES))
-            if not any(folder.glob("*.safetensors")):
-                folder = Path(snapshot_download(name, allow_patterns=[*WEIGHT_FILES, "pytorch_model*.bin"]))
-    except (HFValidationError, HfHubHTTPError, OSError) as error:  # offline it is a LocalEntryNotFoundError, an OSError
-        raise UserError(f"model {name!r}: no folder here{nearby(Path(name))}; {_refusal(name, error)}") from error
-    check_model_folder(folder)
+    folder = _download(name, SETTINGS)
+    if not (folder / "config.json").exists():
+        what = "GGUF files, which quantkit does not read" if "gguf" in name.lower() else "no config.json"
+        raise UserError(f"{name}: this Hub repository holds {what}\nhint: give the id of the original model")
+    check_causal(folder)
+    if weights:
+        folder = _download(name, WEIGHT_FILES)
+        if not any(folder.glob("*.safetensors")):
+            folder = _download(name, (*WEIGHT_FILES, "pytorch_model*.bin"))
+        check_model_folder(folder)
     return folder
 
 
+@cache
+def _download(name: str, patterns: tuple[str, ...]) -> Path:
+    """The snapshot of a Hub id with these files; asked for once in a process, which then works on one revision."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils import logging as hub_logging
+
+    level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.ERROR)  # retries and the like; what comes of them is said below
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except (HFValidationError, HfHubHTTPError, OSError) as error:  # offline it is a LocalEntryNotFoundError, an OSError
+        near = nearby(Path(name)) if Path(name).parent.is_dir() else ""
+        raise UserError(f"model {name!r}: no folder here{near}; {_refusal(name, error)}") from error
+    finally:
+        hub_logging.set_verbosity(level)
+
+
 def _refusal(name: str, error: Exception) -> str:
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
     match error:
         case GatedRepoError():
-            return f"the Hub gives it only to those who accepted its terms: see https://huggingface.co/{name}"
+            return (
+                "the Hub gives it only to those who accepted its terms"
+                f"\nhint: accept them at https://huggingface.co/{name} and log in with `hf auth login`"
+            )
         case RepositoryNotFoundError():
-            return "the Hub has no such model, or it is private: check the name, or log in with `hf auth login`"
+            return (
+                "the Hub has no such model, or it is private"
+                "\nhint: check the name, or log in with `hf auth login` where it is private"
+            )
         case LocalEntryNotFoundError():
             return (
-                "the Hub cannot be reached and the cache does not hold it: "
-                f"check the name and the connection, or fetch it elsewhere with `hf download {name}`"
+                "the Hub cannot be reached and the cache does not hold it"
+                f"\nhint: check the name and the connection, or fetch it elsewhere with `hf download {name}`"
             )
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"the Hub did not give it to us ({reason})"
-
-
-def locate_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The model folder's own tokenizer; UserError where it has none that loads."""
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # tokenizer files fail in many ways, all of them the folder's
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"{folder}: the tokenizer needs its own Python code; pass --trust-remote-code if you trust it"
-            ) from error
-        if not any((folder / name).exists() for name in TOKENIZERS):
-            raise UserError(
-                f"{folder}: no tokenizer (tokenizer.json or tokenizer.model), and calibration needs one; copy the "
-                "tokenizer files of the original model into the folder"
-            ) from error
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder}: the tokenizer does not load ({first}); calibration needs it") from error
+    return f"the Hub did not deliver it ({reason})\nhint: check the name, or give the path of a model folder"

@@ -24,28 +24,48 @@ STALE += r"|recipe\.yaml|quantkit-report\.(json|html)|readme\.md|\..*"
 FOLDERS = {"additional_chat_templates"}
 
 REPORT = "quantkit-report.json"
+ANOTHER = "hint: choose another --output"
 
 
-def check_output(output: Path) -> None:
-    """Refuse a target that exists (nothing is ever overwritten) or cannot be made; nothing is left behind."""
+def check_output(output: Path, model: Path | None = None) -> None:
+    """Refuse a target that exists (nothing is ever overwritten) or cannot be made; nothing is left behind.
+
+    model: the folder that is read, in which the result may not lie. Folders above the target are made later, by the run.
+    """
+    if model is not None and output.resolve() == model.resolve():
+        raise UserError(f"{output} is the model itself, which is never overwritten\n{ANOTHER}")
     try:
-        exists = output.exists()
+        exists = output.exists() or output.is_symlink()
     except OSError as error:
-        raise UserError(f"{output} cannot be made: {error.strerror}; choose another --output") from error
-    if exists or output.is_symlink():
-        what = "a finished quantkit run" if (output / REPORT).exists() else "not written by quantkit"
-        if not output.exists():
-            what = "a link to nowhere"
-        raise UserError(f"{output} exists ({what}) and is never overwritten; choose another --output or move it away")
+        raise UserError(f"{output} cannot be made: {error.strerror}\n{ANOTHER}") from error
+    if exists:
+        raise UserError(f"{output} exists ({_held(output)}) and is never overwritten\n{ANOTHER}, or move it away")
+    if model is not None and output.resolve().is_relative_to(model.resolve()):
+        raise UserError(f"{output} lies in the model's own folder {model}, which is only read\n{ANOTHER}")
     parent = output.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"{output} cannot be made: {parent} is not a folder that may be written to; choose another")
+    if not parent.is_dir():
+        raise UserError(f"{output} cannot be made: {parent} is a file, not a folder\n{ANOTHER}")
+    problem: str | None = None if os.access(parent, os.W_OK | os.X_OK) else "you may not write into that folder"
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=output.name, dir=parent))  # a name as long as that of the .partial folder
+        if problem is None:  # a name as long as that of the .partial folder
+            os.rmdir(tempfile.mkdtemp(prefix=output.name, dir=parent))
     except OSError as error:
-        raise UserError(f"{output} cannot be made in {parent}: {error.strerror}; choose another --output") from error
+        kernel = parent.parts[1:2] in (("proc",), ("sys",), ("dev",))
+        problem = "that is no place for files" if kernel else str(error.strerror)
+    if problem is not None:
+        raise UserError(f"{output} cannot be made in {parent}: {problem}\n{ANOTHER}, in a folder you may write to")
+
+
+def _held(output: Path) -> str:
+    if not output.exists():
+        return "a link to nowhere"
+    if output.is_file():
+        return "a file"
+    if (output / REPORT).exists():
+        return "a finished quantkit run"
+    return "not written by quantkit" if any(output.iterdir()) else "an empty folder"
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -57,15 +77,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions that may change a run's bytes."""
-    import torch
-    import transformers
+    """Versions that may change a run's bytes, from what is installed: nothing is imported."""
+    return {name: _version(name) for name in ("quantkit", "torch", "transformers")}
 
+
+def _version(name: str) -> str:
     try:
-        own = version("quantkit")
+        return version(name)
     except PackageNotFoundError:  # run from a checkout that was never installed
-        own = "checkout"
-    return {"quantkit": own, "torch": torch.__version__, "transformers": transformers.__version__}
+        return "checkout"
 
 
 def side_files(source: Path) -> list[Path]:

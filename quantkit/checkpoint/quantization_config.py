@@ -9,9 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from quantkit.checkpoint.header import TensorInfo, read_json
+from quantkit.checkpoint.header import DTYPES, TensorInfo, read_json
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 
@@ -63,7 +61,7 @@ def quantization_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if name := quantized_tensor(checkpoint.tensors):
         info = checkpoint.tensors[name]
         raise UserError(
-            f"{checkpoint.folder}: {name} ({_dtype(info)} {list(info.shape)}) belongs to a quantized weight, but "
+            f"{checkpoint.folder}: {name} ({DTYPES[info.tag][0]} {list(info.shape)}) belongs to a quantized weight, but "
             f"nothing describes its codes and scales: neither quantization_config of config.json nor "
             f"{', '.join(SIDE_FILES)}; restore the description, or use the original model"
         )
@@ -110,11 +108,11 @@ def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
 def quantized_tensor(tensors: Mapping[str, TensorInfo]) -> str | None:
     """The first tensor that no plain model has: 8-bit or integer weights, packed codes, or a scale beside a weight."""
     for name, info in tensors.items():
-        leaf, integer = name.rpartition(".")[2], not (info.dtype.is_floating_point or info.dtype.is_complex)
-        if info.dtype.itemsize == 1 and not integer:
+        leaf, integer = name.rpartition(".")[2], not info.is_float and info.tag != "C64"
+        if info.itemsize == 1 and not integer:
             return name
-        matrix = integer and len(info.shape) >= 2 and info.dtype != torch.bool
-        if matrix and (leaf == "weight" or (info.dtype.itemsize == 1 and not leaf.endswith(BUFFERS))):
+        matrix = integer and len(info.shape) >= 2 and info.tag != "BOOL"
+        if matrix and (leaf == "weight" or (info.itemsize == 1 and not leaf.endswith(BUFFERS))):
             return name
         if leaf in PACKED_NAMES:
             return name
@@ -170,7 +168,3 @@ def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
 def _parts(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     inner = settings.get("quantization")
     return [settings, inner] if isinstance(inner, Mapping) else [settings]
-
-
-def _dtype(info: TensorInfo) -> str:
-    return str(info.dtype).removeprefix("torch.")

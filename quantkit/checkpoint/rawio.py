@@ -1,4 +1,7 @@
-"""Bytes between files and tensors' own memory: no maps, no copies in between, any size."""
+"""Bytes between files and tensors' own memory: no maps, no copies in between, any size.
+
+torch is imported by the functions that make tensors: what only reads headers does without it.
+"""
 
 import errno
 import mmap
@@ -6,11 +9,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from quantkit.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK = 1 << 20  # bytes of one write: single calls of 64 MiB took ten times the processor time on ext4
 LARGE = 4 << 20  # bytes from which huge pages pay
@@ -29,11 +33,13 @@ def opened(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def fresh(size: int) -> Tensor:
+def fresh(size: int) -> "Tensor":
     """An uninitialised uint8 tensor [size] to read into.
 
     Large ones ask for huge pages: faulting in 4 KiB at a time costs more than the reading itself.
     """
+    import torch
+
     if size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(size, dtype=torch.uint8)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -42,14 +48,21 @@ def fresh(size: int) -> Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
-def as_bytes(tensor: Tensor) -> memoryview:
+def as_bytes(tensor: "Tensor") -> memoryview:
     """The memory of a contiguous CPU tensor of any dtype, writable, without a copy."""
+    import torch
+
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
-def read_into(fd: int, raw: Tensor, offset: int, path: Path) -> None:
+def read_into(fd: int, raw: "Tensor", offset: int, path: Path) -> None:
     """Fill a contiguous uint8 tensor from `offset` of the file; UserError when the file ends before that."""
-    view, done = as_bytes(raw), 0
+    fill(fd, as_bytes(raw), offset, path)
+
+
+def fill(fd: int, view: memoryview, offset: int, path: Path) -> None:
+    """Fill all of view from `offset` of the file; UserError when the file ends before that."""
+    done = 0
     while done < len(view):
         count = os.preadv(fd, [view[done:]], offset + done)
         if count == 0:
@@ -57,7 +70,7 @@ def read_into(fd: int, raw: Tensor, offset: int, path: Path) -> None:
         done += count
 
 
-def write_at(fd: int, tensor: Tensor, offset: int) -> None:
+def write_at(fd: int, tensor: "Tensor", offset: int) -> None:
     """Write a contiguous CPU tensor's bytes at `offset`; OSError as the system gives it."""
     write_bytes(fd, as_bytes(tensor), offset)
 
@@ -82,9 +95,9 @@ def copy_range(source: int, start: int, target: int, offset: int, length: int, p
         if count == 0:
             break  # some file systems answer 0 instead of refusing; the loop below tells a short file apart
         done += count
-    buffer = torch.empty(min(CHUNK, length - done), dtype=torch.uint8)
+    buffer = memoryview(bytearray(min(CHUNK, length - done)))
     while done < length:
         part = buffer[: min(CHUNK, length - done)]
-        read_into(source, part, start + done, path)
-        write_at(target, part, offset + done)
-        done += part.numel()
+        fill(source, part, start + done, path)
+        write_bytes(target, part, offset + done)
+        done += len(part)

@@ -1,6 +1,7 @@
 """Read a Hugging Face model folder tensor by tensor, with nothing left resident and nothing trusted.
 
 Tensors are read with pread into memory of their own: mapped pages would count as resident for as long as the map lives.
+torch is imported with the first tensor; names, shapes and raw bytes come without it.
 """
 
 import hashlib
@@ -9,15 +10,16 @@ from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from quantkit.checkpoint.header import DAMAGED, TensorInfo, read_header, read_json
+from quantkit.checkpoint.header import DAMAGED, DTYPES, TensorInfo, read_header, read_json, tag_of, torch_dtype
 from quantkit.checkpoint.model_folder import check_inside, check_model_folder, check_names, not_a_model
-from quantkit.checkpoint.rawio import as_bytes, copy_range, fresh, opened, read_into, write_at
+from quantkit.checkpoint.rawio import as_bytes, copy_range, fill, fresh, opened, read_into, write_at
 from quantkit.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 SAMPLE = 64 << 10  # bytes hashed at the start, in the middle and at the end of a tensor
 
@@ -40,13 +42,13 @@ class Checkpoint:
         return cls(folder, config, tensors)
 
     @cached_property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> "torch.dtype":
         """The floating dtype that holds most of the bytes: what the model counts as being stored in."""
-        held: dict[torch.dtype, int] = {torch.float32: 0}
+        held = {"F32": 0}
         for info in self.tensors.values():
-            if info.dtype.is_floating_point:
-                held[info.dtype] = held.get(info.dtype, 0) + info.nbytes
-        return max(held, key=lambda dtype: held[dtype])
+            if info.is_float:
+                held[info.tag] = held.get(info.tag, 0) + info.nbytes
+        return torch_dtype(max(held, key=lambda tag: held[tag]))
 
     def info(self, name: str) -> TensorInfo:
         """TensorInfo of a tensor; UserError where there is none of that name."""
@@ -54,8 +56,20 @@ class Checkpoint:
             raise UserError(f"{self.folder}: no tensor named {name}")
         return self.tensors[name]
 
-    def read(self, name: str) -> Tensor:
+    def raw(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes [start, stop) of a tensor, of a safetensors file without torch."""
+        info = self.info(name)
+        if info.pickled:
+            return bytes(as_bytes(_load_pickled(info.file)[name].contiguous())[start:stop])
+        view = memoryview(bytearray((info.nbytes if stop is None else stop) - start))
+        with opened(info.file) as fd:
+            fill(fd, view, info.start + start, info.file)
+        return bytes(view)
+
+    def read(self, name: str) -> "Tensor":
         """The tensor, in memory of its own, contiguous, on the CPU."""
+        import torch
+
         info = self.info(name)
         if info.pickled:
             return _load_pickled(info.file)[name].clone(memory_format=torch.contiguous_format)
@@ -64,8 +78,10 @@ class Checkpoint:
             read_into(fd, raw, info.start, info.file)
         return raw.view(info.dtype).reshape(info.shape)
 
-    def rows(self, name: str, index: Tensor) -> Tensor:
+    def rows(self, name: str, index: "Tensor") -> "Tensor":
         """tensor[index] for index int64 [R]: only those rows are read, one pread per run of neighbours."""
+        import torch
+
         info = self.info(name)
         if not info.shape:
             raise ValueError(f"{name} has no rows")
@@ -105,7 +121,7 @@ class Checkpoint:
         """
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
         for name, info in self.tensors.items():
-            digest.update(f"\n{name} {info.dtype} {info.shape} {info.nbytes}\n".encode())
+            digest.update(f"\n{name} torch.{DTYPES[info.tag][0]} {info.shape} {info.nbytes}\n".encode())
             for sample in self._samples(name, info):
                 digest.update(sample)
         return digest.hexdigest()
@@ -137,8 +153,12 @@ def _find_tensors(folder: Path) -> dict[str, TensorInfo]:
 def _file_tensors(path: Path) -> dict[str, TensorInfo]:
     if path.suffix != ".bin":
         return read_header(path)
-    loaded = _load_pickled(path)
-    return {name: TensorInfo(t.dtype, tuple(t.shape), path, 0, t.numel() * t.itemsize) for name, t in loaded.items()}
+    tensors: dict[str, TensorInfo] = {}
+    for name, tensor in _load_pickled(path).items():
+        if (tag := tag_of(tensor.dtype)) is None:
+            raise UserError(f"{path}: {name} is {tensor.dtype}, which safetensors files hold no equal of")
+        tensors[name] = TensorInfo(tag, tuple(tensor.shape), path, 0, tensor.numel() * tensor.itemsize)
+    return tensors
 
 
 def _indexed_tensors(folder: Path, index: Path) -> dict[str, TensorInfo]:
@@ -161,8 +181,10 @@ def _indexed_tensors(folder: Path, index: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _load_pickled(path: Path) -> dict[str, Tensor]:
+def _load_pickled(path: Path) -> "dict[str, Tensor]":
     """The tensors of a .bin file, lazily mapped; loaded again each time so that no pages stay resident."""
+    import torch
+
     try:
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -177,10 +199,12 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: holds a {type(loaded).__name__}, not a dict of tensors; convert it to safetensors")
-    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
 
 
 @lru_cache(maxsize=1)
 def _load_legacy(path: Path) -> Any:
     """A file from before torch 1.6: it cannot be mapped, so the whole of it is kept rather than read per tensor."""
+    import torch
+
     return torch.load(path, map_location="cpu", weights_only=True)

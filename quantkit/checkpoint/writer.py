@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quantkit.checkpoint.header import TAGS, TensorLayout, build_header, read_header
+from quantkit.checkpoint.header import TensorLayout, build_header, read_header
 from quantkit.checkpoint.output_folder import copy_side_files
 from quantkit.checkpoint.rawio import read_into, write_at, write_bytes
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.errors import DiskFullError, RunError, UserError
+from quantkit.errors import DiskFullError, RunError
 
 __all__ = ["ShardWriter", "TensorLayout", "copy_side_files"]
 
@@ -51,9 +51,6 @@ class ShardWriter:
         self.folder = folder
         self.layouts = {layout.name: layout for unit in units for layout in unit}
         assert len(self.layouts) == sum(map(len, units)), "a tensor name is laid out twice"
-        for layout in self.layouts.values():
-            if layout.dtype not in TAGS:
-                raise UserError(f"{layout.name}: safetensors files hold no {layout.dtype}")
         self._shards = _make_shards(folder, units, max_shard_bytes)
         self._of = {name: shard for shard in self._shards for name in shard.spans}
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,9 +124,9 @@ class ShardWriter:
             index = {"metadata": {"total_size": self.data_bytes}, "weight_map": weight_map}
             _write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
         for shard in self._shards:
-            found = {(name, i.dtype, i.shape, i.start) for name, i in read_header(shard.path).items()}
+            found = {(name, i.tag, i.shape, i.start) for name, i in read_header(shard.path).items()}
             expected = {
-                (name, self.layouts[name].dtype, tuple(self.layouts[name].shape), span[0])
+                (name, self.layouts[name].tag, tuple(self.layouts[name].shape), span[0])
                 for name, span in shard.spans.items()
             }
             if found != expected:

@@ -28,6 +28,9 @@ def quantize(
     from quantkit.recipe.load import load
 
     loaded = load(recipe, settings or (), model)  # before torch: a typo is answered at once
+    from quantkit.quantization.early_checks import check_before_torch
+
+    check_before_torch(loaded, output, device=device, restart=restart)
     from quantkit.quantization.pipeline import quantize as run
     from quantkit.report.console import (
         render_quantization,

@@ -1,6 +1,7 @@
 """A model and a recipe become a quantized folder. Start in pipeline.py.
 
 pipeline.py          the straight line: targets, blocks one by one, report
+early_checks.py      what is refused before torch is imported
 targets.py           what is done to each linear, decided before any work; the files' layout
 run_context.py       what a run, and one of its blocks, consist of
 block_quantizer.py   one block: transform, quantize, calibrate the cache, pass on, write the rest

@@ -11,18 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantkit.checkpoint.hub import (
-    locate_model,
-    locate_tokenizer,
-)
 from quantkit.checkpoint.journal import Journal
-from quantkit.checkpoint.output_folder import (
-    check_output,
-    side_files,
-    versions,
-)
-from quantkit.checkpoint.quantization_config import refuse_quantized
+from quantkit.checkpoint.output_folder import versions
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.checkpoint.writer import ShardWriter
 from quantkit.errors import DiskFullError, RunError, UserError
 from quantkit.formats import FORMATS
@@ -43,6 +35,7 @@ from quantkit.model.weight_sources import weight_sources
 from quantkit.progress import Progress
 from quantkit.quantization.block_quantizer import BlockQuantizer
 from quantkit.quantization.calibration.data import data_fingerprint, token_batches
+from quantkit.quantization.early_checks import check_before_torch, partial_folder, recipe_settings
 from quantkit.quantization.engine_check import check_engine, check_result
 from quantkit.quantization.output import (
     make_report,
@@ -80,9 +73,8 @@ def quantize(
     """
     timer = StageTimer()
     reuse_pages()
-    check_output(output)
-    checkpoint = Checkpoint.open(locate_model(recipe.model))
-    side_files(checkpoint.folder)
+    folder = check_before_torch(recipe, output, device=device, restart=restart, calibrated=calibration_ids is None)
+    checkpoint = Checkpoint.open(folder)
     streamed, ids_ST, remarks = _prepare(recipe, checkpoint, _device(device), trust_remote_code, calibration_ids)
     timer.mark("prepare")
     graphs = trace_all(streamed, folds=bool(recipe.transforms))
@@ -97,7 +89,7 @@ def quantize(
     key = run_key(recipe, checkpoint, ids_ST, streamed.device)
     timer.mark("trace")
 
-    partial = output.with_name(output.name + ".partial")
+    partial = partial_folder(output)
     journal = Journal(partial, key, restart=restart)
     begun = bool(journal.entries)
     try:
@@ -146,7 +138,6 @@ def _prepare(
 ) -> tuple[StreamedModel, Tensor | None, list[str]]:
     """The meta model over its checkpoint, the calibration tokens, and remarks on both for the report."""
     folder = checkpoint.folder
-    refuse_quantized(checkpoint)
     config = read_config(folder, trust_remote_code=trust_remote_code)
     model = build_meta_model(config, trust_remote_code=trust_remote_code)
     remarks: list[str] = []
@@ -166,14 +157,15 @@ def _prepare(
     return StreamedModel(model, sources, checkpoint, compute, device), ids_ST, remarks
 
 
+USABLE = "`--device auto` takes a GPU where there is one"
+
+
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        known = name.partition(":")[0] in ("cpu", "cuda", "mps", "xpu", "meta")
-        reason = str(error).splitlines()[0] if known else "unknown; use cpu, cuda, cuda:1 ... or auto"
-        raise UserError(f"device {name!r} cannot be used: {reason}") from error
+        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}\nhint: {USABLE}") from error
     return device
 
 
@@ -197,11 +189,8 @@ def run_key(recipe: Recipe, checkpoint: Checkpoint, ids_ST: Tensor | None, devic
 
     Where the model and the text lie does not matter, what is in them does.
     """
-    settings = recipe.resolved()
-    settings.pop("model")
-    settings.pop("calibration")
     return {
-        "recipe": settings,
+        "recipe": recipe_settings(recipe),
         "model": checkpoint.fingerprint(),
         "calibration": None if ids_ST is None else data_fingerprint(ids_ST),
         "versions": versions(),

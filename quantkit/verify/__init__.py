@@ -8,6 +8,7 @@ subject.py   what the rules look at
 files.py     headers, index, shards, leftovers, checksums
 tensors.py   shapes and dtypes of packed tensors
 scales.py    values of scales, zero points and caches
+values.py    numbers read with numpy, without torch
 config/      what a quantization_config declares
 engines/     what each engine accepts
 """

@@ -4,8 +4,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.verify.engines.shared_rules import grouped
@@ -25,6 +25,7 @@ from quantkit.verify.subject import (
     siblings,
     some,
 )
+from quantkit.verify.values import read_values
 
 LIMIT = 512 << 20  # bytes of scales beyond which only those of one number are read
 _SUFFIXES = {
@@ -43,7 +44,7 @@ def check_values(checkpoint: Checkpoint) -> list[Finding]:
         names = [name for name in names if math.prod(checkpoint.tensors[name].shape) == 1]
     wrong: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in names:
-        for level, text in _value_problems(leaf(name), checkpoint.read(name)):
+        for level, text in _value_problems(leaf(name), checkpoint.tensors[name].tag, read_values(checkpoint, name)):
             wrong[level, text].append(name)
     for (level, text), bad in wrong.items():
         rule = {"not finite": "scale-nan", "negative": "scale-negative"}.get(text, "scale-zero")
@@ -55,18 +56,17 @@ def check_values(checkpoint: Checkpoint) -> list[Finding]:
     return found
 
 
-def _value_problems(suffix: str, scale: Tensor) -> Iterator[tuple[str, str]]:
-    if scale.dtype == torch.uint8:  # exponents of two, 255 is NaN
-        if (scale == 255).any():
+def _value_problems(suffix: str, tag: str, values: NDArray[np.float64]) -> Iterator[tuple[str, str]]:
+    if tag == "U8":  # exponents of two, 255 is NaN
+        if (values == 255).any():
             yield "error", "not finite"
         return
-    values = scale.to(torch.float32)
-    if not torch.isfinite(values).all():
+    if not np.isfinite(values).all():
         yield "error", "not finite"
     single = suffix in _INPUTS or suffix in ("weight_global_scale", "weight_scale_2")
-    if (values == 0).any() and (single or scale.dtype != torch.float8_e4m3fn):
+    if (values == 0).any() and (single or tag != "F8_E4M3"):
         yield ("error" if single else "warning"), "zero"
-    if (values < 0).any() and (single or scale.dtype == torch.float8_e4m3fn):
+    if (values < 0).any() and (single or tag == "F8_E4M3"):
         yield "error", "negative"
 
 
@@ -81,7 +81,7 @@ def check_fused(subject: Subject, checkpoint: Checkpoint, modules: Modules) -> l
             tensors = [modules[member].get(suffix) for member in members]
             if any(tensor is None or math.prod(tensor.shape) != 1 for tensor in tensors):
                 continue
-            values = {float(checkpoint.read(f"{member}.{suffix}").to(torch.float32)) for member in members}
+            values = {float(read_values(checkpoint, f"{member}.{suffix}")[0]) for member in members}
             if len(values) > 1:
                 wrong[suffix, level, effect].append(fused)
     found = []
@@ -121,7 +121,7 @@ def check_global(subject: Subject, checkpoint: Checkpoint, modules: Modules) -> 
             tensor = modules[name].get(suffix)
             if said.weights.strategy != "tensor_group" or tensor is None or math.prod(tensor.shape) != 1:
                 continue
-            value = float(checkpoint.read(f"{name}.{suffix}"))
+            value = float(read_values(checkpoint, f"{name}.{suffix}")[0])
             if 0 < value < 1 and suffix == "weight_global_scale":
                 wrong[name] = f"{suffix} is {value:.3g}: it is a divisor, 2688 / the largest weight"
             if value > 1 and suffix == "weight_scale_2":
@@ -142,8 +142,10 @@ def check_zeros(subject: Subject, checkpoint: Checkpoint, modules: Modules) -> l
         middle = 1 << (bits - 1)
         stored = middle - 1 if said.layout == "gptq" and not v2 else middle
         word = sum(stored << shift for shift in range(0, 32, bits))
-        first = checkpoint.rows(f"{name}.qzeros", torch.tensor([0])) if zeros.shape and zeros.shape[0] else None
-        if first is not None and first.numel() and not (first.to(torch.int64) & 0xFFFFFFFF == word).all():
+        if zeros.tag != "I32" or not zeros.shape or 0 in zeros.shape:
+            continue
+        row = checkpoint.raw(f"{name}.qzeros", 0, checkpoint.info(f"{name}.qzeros").nbytes // zeros.shape[0])
+        if (np.frombuffer(row, "<u4") != word).any():
             wrong[name] = f"symmetric, so qzeros should hold {word:#010x} ({'v2' if v2 else 'v1'} layout)"
     serious = subject.engine in ("transformers", "llama.cpp") or subject.method == "awq"
     make = error if serious else warning  # the Marlin kernels do not look at them

@@ -5,18 +5,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
-
 from quantkit.verify.findings import Finding
 
 Shape = tuple[int, int]
 
 
 class TensorHeader(Protocol):
-    """What a file's header, or a plan of one, says of a tensor."""
+    """What a file's header, or a plan of one, says of a tensor. tag: safetensors' name of the dtype."""
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def tag(self) -> str: ...
 
     @property
     def shape(self) -> tuple[int, ...]: ...

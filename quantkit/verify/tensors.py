@@ -7,8 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
+from quantkit.checkpoint.header import DTYPES
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.verify.engines.shared_rules import grouped
@@ -28,13 +27,14 @@ from quantkit.verify.subject import (
     leaf,
     some,
 )
+from quantkit.verify.values import read_values
 
 Sizes = tuple[int, ...]
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
-_F8, _U8, _I8 = (torch.float8_e4m3fn,), (torch.uint8,), (torch.int8,)
-_I32, _F32 = (torch.int32,), (torch.float32,)
-Table = dict[str, tuple[tuple[torch.dtype, ...], list[Sizes]]]
-_PACKED = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8)
+_FLOATS = ("BF16", "F16", "F32")
+_F8, _U8, _I8 = ("F8_E4M3",), ("U8",), ("I8",)
+_I32, _F32 = ("I32",), ("F32",)
+Table = dict[str, tuple[tuple[str, ...], list[Sizes]]]  # suffix -> (tags of dtypes, shapes) it may have
+_PACKED = ("F8_E4M3", "F8_E5M2", "I8", "U8")
 _ONE: list[Sizes] = [(), (1,)]
 _NOT_LINEAR = ("wte", "wpe", "shared")
 
@@ -53,7 +53,7 @@ def packed_shapes(checkpoint: Checkpoint) -> dict[str, Shape]:
     shapes = {}
     for name, info in checkpoint.tensors.items():
         if leaf(name) == "weight_shape" and info.nbytes <= 64:
-            values = checkpoint.read(name).flatten().tolist()
+            values = read_values(checkpoint, name)
             if len(values) == 2:
                 shapes[name.rpartition(".")[0]] = int(values[0]), int(values[1])
     return shapes
@@ -82,7 +82,7 @@ def _quantized_shape(packed: Shape | None, tensors: Mapping[str, TensorHeader], 
     if "weight_packed" in tensors:
         info = tensors["weight_packed"]
         N, width = (*info.shape, 0, 0)[:2]
-        if info.dtype == torch.uint8:
+        if info.tag == "U8":
             return N, 2 * width
         return packed or (N, width * 8)
     if "qweight" in tensors:
@@ -94,11 +94,11 @@ def _quantized_shape(packed: Shape | None, tensors: Mapping[str, TensorHeader], 
         bits = bits if isinstance(bits, int) and 2 <= bits <= 8 else 4
         return columns, (order.shape[0] if order and order.shape else rows * 32 // bits)
     weight = tensors.get("weight")
-    if weight is None or weight.dtype not in _PACKED or len(weight.shape) != 2:
+    if weight is None or weight.tag not in _PACKED or len(weight.shape) != 2:
         return None
     N, width = weight.shape
     inner = qc.get("quantization", qc)
-    if weight.dtype == torch.uint8:
+    if weight.tag == "U8":
         by_rows = isinstance(inner, dict) and "AWQ" in str(inner.get("quant_algo")).upper()
         return (2 * N, width) if by_rows else (N, 2 * width)
     return N, width
@@ -116,7 +116,7 @@ def expected(said: DeclaredScheme, N: int, K: int) -> Table:
         tensors = {
             "weight_packed": (_I32, [(N, -(-K * bits // 32))]),
             "weight_scale": (_FLOATS, scale),
-            "weight_shape": ((torch.int64, torch.int32), [(2,)]),
+            "weight_shape": (("I64", "I32"), [(2,)]),
         }
         if not weights.symmetric:
             tensors["weight_zero_point"] = (_I32, [(-(-N * bits // 32), G)])
@@ -155,7 +155,7 @@ def expected(said: DeclaredScheme, N: int, K: int) -> Table:
     if layout in ("int-quantized", "float-quantized") and static and inputs:
         tensors["input_scale"] = (_FLOATS, _ONE)
         if not inputs.symmetric:
-            tensors["input_zero_point"] = ((torch.int8, torch.int32), _ONE)
+            tensors["input_zero_point"] = (("I8", "I32"), _ONE)
     return tensors
 
 
@@ -174,8 +174,9 @@ def check_tensors(subject: Subject, modules: Modules) -> list[Finding]:
             info = tensors.get(suffix)
             if info is None:
                 wrong["tensor-missing"][name] = f"{said} needs the tensor {suffix}"
-            elif info.dtype not in dtypes:
-                wrong["tensor-dtype"][name] = f"{suffix} is {_text(info.dtype)}, {said} has {_text(dtypes[0])}"
+            elif info.tag not in dtypes:
+                found, wanted = DTYPES[info.tag][0], DTYPES[dtypes[0]][0]
+                wrong["tensor-dtype"][name] = f"{suffix} is {found}, {said} has {wanted}"
             elif (
                 suffix == "weight_packed"
                 and said.weights.bits in (3, 5, 6, 7)
@@ -214,10 +215,6 @@ def check_tensors(subject: Subject, modules: Modules) -> list[Finding]:
 def _padded(bits: int, N: int, K: int) -> Sizes:
     """The shape of packed codes of which none crosses a word."""
     return N, -(-K // (32 // bits))
-
-
-def _text(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _fp8_scales(

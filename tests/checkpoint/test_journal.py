@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,13 +31,50 @@ def test_a_key_torn_by_a_kill_begins_anew(tmp_path: Path, torn: bytes) -> None:
     assert Journal(tmp_path / "run", KEY).entries == []
 
 
-def test_names_what_changed(tmp_path: Path) -> None:
-    Journal(tmp_path / "run", KEY).append({"block": 0})
-    changed = {"recipe": {"weights": {"bits": 3}}, "model": "abc"}
-    with pytest.raises(UserError, match=r"recipe\.weights.*4.*3(.|\n)*--restart") as caught:
-        Journal(tmp_path / "run", changed)
-    assert "model" not in str(caught.value)
-    assert Journal(tmp_path / "run", changed, restart=True).entries == []
+CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
+    "a nested key": (
+        {"recipe": {"weights": {"group_size": 128, "bits": 4}}},
+        {"recipe": {"weights": {"group_size": 64, "bits": 4}}},
+        ["weights.group_size: 128 -> 64"],
+    ),
+    "an algorithm": (
+        {"recipe": {"weights": {"algorithm": {"rtn": {"range": "mse"}}}}},
+        {"recipe": {"weights": {"algorithm": {"gptq": {"damping": 0.1}}}}},
+        ["weights.algorithm: rtn -> gptq"],
+    ),
+    "an option, a null and a list": (
+        {"recipe": {"a": {"gptq": {"act_order": True}}, "activations": None, "ignore": ["x"]}},
+        {"recipe": {"a": {"gptq": {"act_order": False}}, "activations": {"bits": 8, "dynamic": True}, "ignore": []}},
+        ["a.gptq.act_order: true -> false", "activations: null -> {bits: 8, dynamic: true}", "ignore[0]: x -> not set"],
+    ),
+    "versions and device": (
+        {"versions": {"torch": "2.13.0", "quantkit": "1"}, "device": "cpu"},
+        {"versions": {"torch": "2.14.0", "quantkit": "1"}, "device": "cuda"},
+        ["device: cpu -> cuda", "versions.torch: 2.13.0 -> 2.14.0"],
+    ),
+    "hashes": (
+        {"model": "ab12", "calibration": "12ab"},
+        {"model": "cd34", "calibration": "34cd"},
+        [
+            "the calibration tokens differ (other text, samples, seq_len, seed or tokenizer)",
+            "the model's files have changed (config.json or tensors)",
+        ],
+    ),
+    "calibration or none": ({"calibration": None}, {"calibration": "34cd"}, ["calibration: none -> some"]),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_changes_are_told_in_the_recipes_terms(tmp_path: Path, kind: str) -> None:
+    old, new, lines = CHANGES[kind]
+    Journal(tmp_path / "run", old).append({"block": 0})
+    with pytest.raises(UserError) as caught:
+        Journal(tmp_path / "run", new)
+    first, *told, hint = str(caught.value).splitlines()
+    assert first == f"{tmp_path / 'run'} holds an unfinished run of something else; changed since then:"
+    assert [line.strip() for line in told] == lines
+    assert hint == "hint: run the old command to finish it, or pass --restart to discard it and start again"
+    assert Journal(tmp_path / "run", new, restart=True).entries == []
 
 
 def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:

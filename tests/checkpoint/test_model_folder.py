@@ -53,13 +53,13 @@ def empty(folder: Path) -> None:
 
 
 FOLDERS: dict[str, tuple[Any, str]] = {
-    "adapter": (adapter, r"a PEFT adapter, not a model \(base model: org/base\); merge it"),
+    "adapter": (adapter, r"a PEFT adapter \(LoRA\), not a model \(base model: org/base\)\nhint: merge it"),
     "gguf": (gguf, "a folder of GGUF files, llama.cpp's own format"),
     "diffusers": (diffusers, "a diffusers pipeline"),
-    "original": (original, r"maker's own format \(params.json\)"),
+    "original": (original, r"maker's own format \(params.json, "),
     "no config": (no_config, "config.json is missing beside the weights"),
-    "one level up": (one_level_up, "it holds one; give .*inner"),
-    "empty": (empty, r"no config.json \(it holds nothing\)"),
+    "one level up": (one_level_up, "it holds one\nhint: give .*inner"),
+    "empty": (empty, "an empty folder\nhint: "),
 }
 
 
@@ -87,7 +87,7 @@ def test_every_verb_names_them(tmp_path: Path, verb: str, kind: str) -> None:
     }[verb]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2, result.output
-    assert words.partition("\\")[0].partition(",")[0] in result.output
+    assert words.partition(" \\")[0].partition(",")[0] in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
@@ -98,7 +98,7 @@ def test_paths_never_go_to_the_hub(monkeypatch: pytest.MonkeyPatch, name: str) -
     def asked(*_: Any, **__: Any) -> str:
         raise AssertionError("the Hub was asked")
 
-    monkeypatch.setattr("quantkit.checkpoint.hub.snapshot_download", asked)
+    monkeypatch.setattr("quantkit.checkpoint.hub._download", asked)
     with pytest.raises(UserError, match="no such"):
         locate_model(name)
 
@@ -115,7 +115,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(UserError, match="a GGUF file"):
         locate_model(str(tmp_path / "m.gguf"))
-    with pytest.raises(UserError, match="a file, not a model folder; give the folder"):
+    with pytest.raises(UserError, match="a single safetensors file, not a model folder\nhint: give the folder"):
         locate_model(str(MODEL / "model.safetensors"))
 
 

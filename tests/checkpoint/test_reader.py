@@ -9,17 +9,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quantkit.checkpoint.header import DTYPES
+from quantkit.checkpoint.header import DTYPES, torch_dtype
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 
-UNSAVED = {torch.float8_e8m0fnu}  # safetensors knows the dtype, its torch binding does not
+UNSAVED = {"F8_E8M0"}  # safetensors knows the dtype, its torch binding does not
 
 
 def tensors() -> dict[str, Tensor]:
     torch.manual_seed(0)
     found = {
-        f"t.{tag}": torch.randint(0, 100, (5, 7)).to(dtype) for tag, dtype in DTYPES.items() if dtype not in UNSAVED
+        f"t.{tag}": torch.randint(0, 100, (5, 7)).to(torch_dtype(tag)) for tag in DTYPES if tag not in UNSAVED
     }
     return found | {"scalar": torch.tensor(3.5), "empty": torch.empty(0, 4), "long": torch.randn(1000, 130)}
 

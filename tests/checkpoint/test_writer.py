@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from quantkit.checkpoint.header import DTYPES
+from quantkit.checkpoint.header import DTYPES, torch_dtype
 from quantkit.checkpoint.output_folder import (
     copy_side_files,
 )
@@ -26,7 +26,7 @@ from quantkit.errors import RunError, UserError
 
 def tensors() -> dict[str, Tensor]:
     torch.manual_seed(0)
-    held = {f"t.{tag}": torch.randint(0, 100, (3, 5)).to(dtype) for tag, dtype in DTYPES.items() if tag != "F8_E8M0"}
+    held = {f"t.{tag}": torch.randint(0, 100, (3, 5)).to(torch_dtype(tag)) for tag in DTYPES if tag != "F8_E8M0"}
     return held | {"é": torch.tensor(1.5), 'quote"': torch.zeros(0, 2), "b": torch.randn(9), "a": torch.randn(9)}
 
 

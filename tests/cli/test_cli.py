@@ -63,6 +63,7 @@ class Pipeline:
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     stand_in = Pipeline()
     monkeypatch.setitem(sys.modules, "quantkit.quantization.pipeline", stand_in)  # type: ignore[arg-type]
+    monkeypatch.setattr("quantkit.quantization.early_checks.check_before_torch", lambda *_, **__: None)
     return stand_in
 
 

@@ -6,8 +6,7 @@ Source of the rules: compressed_tensors.quantization.quant_args and quant_scheme
 import re
 from typing import Any
 
-import torch
-
+from quantkit.checkpoint.header import DTYPES
 from quantkit.verify.findings import (
     Finding,
     error,
@@ -32,6 +31,7 @@ FORMATS = {
     *("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "dense", "mixed-precision"),
     *("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized"),
 }
+TORCH_DTYPES = {name for name, _ in DTYPES.values()} | {"half", "float", "double", "int", "long", "short"}
 STRATEGIES = {"tensor", "channel", "group", "block", "token", "tensor_group", "attn_head"}
 ORDERS = {"group": "group", "dynamic": "group", "weight": "weight", "static": "weight"}
 _LINEAR_CLASSES = ("qkvparallellinear", "mergedcolumnparallellinear", "rowparallellinear", "columnparallellinear")
@@ -75,7 +75,7 @@ def numbers(raw: Any, where: str, found: list[Finding], newer: bool = False) -> 
         bad(f"group_size is {group_size!r}; it is a positive number, or -1 for channels")
     for key in ("scale_dtype", "zp_dtype"):
         name = raw.get(key)
-        if name is not None and not isinstance(getattr(torch, str(name).removeprefix("torch."), None), torch.dtype):
+        if name is not None and str(name).removeprefix("torch.") not in TORCH_DTYPES:
             bad(f"{key} {name!r} is not a torch dtype")
     if order is True or (isinstance(order, str) and order.lower() in ORDERS):
         order = "group" if order is True else ORDERS[order.lower()]

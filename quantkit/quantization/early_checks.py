@@ -1,0 +1,76 @@
+"""Refusals that need neither torch nor transformers: a mistake is answered in a fraction of a second.
+
+The command asks before it imports torch, the pipeline asks again for those who call it from Python.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkpoint.hub import locate_model
+from quantkit.checkpoint.journal import read_key, refuse_changed, refuse_foreign
+from quantkit.checkpoint.model_folder import check_tokenizer, local_folder
+from quantkit.checkpoint.model_kind import check_causal
+from quantkit.checkpoint.output_folder import check_output, side_files, versions
+from quantkit.checkpoint.quantization_config import refuse_quantized
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.device_names import check_device_name
+from quantkit.errors import UserError
+from quantkit.quantization.calibration.records import local_path
+from quantkit.recipe.recipe import Recipe
+
+
+def check_before_torch(
+    recipe: Recipe, output: Path, *, device: str = "auto", restart: bool = False, calibrated: bool = True
+) -> Path:
+    """The model's folder; UserError for whatever is wrong with a run that paths, names and JSON show.
+
+    calibrated: the recipe's own calibration text will be read (False: tokens are given in its place).
+    The Hub is asked last, after all that can be answered here.
+    """
+    check_output(output)
+    check_device_name(device)
+    if recipe.model is None:
+        raise UserError("no model given\nhint: pass --model FOLDER_OR_HUB_ID, or set `model:` in the recipe")
+    calibrated = calibrated and recipe.calibration is not None
+    if (folder := local_folder(recipe.model)) is not None:
+        check_output(output, folder)
+        _check_folder(folder, calibrated)
+    if calibrated and recipe.calibration is not None:
+        local_path(recipe.calibration.data)
+    refuse_foreign(partial_folder(output))
+    if not restart:
+        _check_unfinished(recipe, partial_folder(output), device)
+    if folder is None:
+        folder = locate_model(recipe.model)
+        _check_folder(folder, calibrated)
+    return folder
+
+
+def partial_folder(output: Path) -> Path:
+    """Where a run works until it is finished."""
+    return output.with_name(output.name + ".partial")
+
+
+def recipe_settings(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without where the model and the text lie: what is in them counts, not where."""
+    settings = recipe.resolved()
+    return {key: value for key, value in settings.items() if key not in ("model", "calibration")}
+
+
+def _check_folder(folder: Path, calibrated: bool) -> None:
+    check_causal(folder)
+    checkpoint = Checkpoint.open(folder)
+    refuse_quantized(checkpoint)
+    side_files(folder)
+    if calibrated:
+        check_tokenizer(folder)
+
+
+def _check_unfinished(recipe: Recipe, partial: Path, device: str) -> None:
+    """UserError where an unfinished run of the same name had another recipe, other versions or another device."""
+    if (old := read_key(partial)) is None:
+        return
+    new: dict[str, Any] = {"recipe": recipe_settings(recipe), "versions": versions()}
+    if device != "auto":
+        new["device"] = device.partition(":")[0]
+    refuse_changed({name: old.get(name) for name in new}, new, partial)
