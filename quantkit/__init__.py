@@ -9,6 +9,7 @@ api.py        quantize from Python (quantkit.quantize, quantkit.load)
 convert.py    a quantized folder in another format
 inspect.py    what a folder holds
 errors.py     UserError, RunError
+paths.py      `~` in paths
 types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
 progress.py   one progress line
 device_names.py   names of devices, checked without torch
