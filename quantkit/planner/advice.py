@@ -9,7 +9,7 @@ from typing import Any
 from quantkit.errors import UserError
 from quantkit.planner.model_inventory import ModelInventory
 from quantkit.planner.output_size import resolved, sizes
-from quantkit.planner.run_cost import need
+from quantkit.planner.run_memory import need
 from quantkit.planner.this_machine import Machine
 from quantkit.recipe.load import from_data
 from quantkit.recipe.recipe import Recipe

@@ -17,7 +17,9 @@ from quantkit.grids import RangeSearch, make_grid
 from quantkit.planner.advice import GIB, advice
 from quantkit.planner.model_inventory import kv_bytes, take_inventory
 from quantkit.planner.output_size import planned_targets, resolved, sizes
-from quantkit.planner.run_cost import PlannedLinear, need, seconds
+from quantkit.planner.linear_groups import PlannedLinear
+from quantkit.planner.run_memory import need
+from quantkit.planner.run_time import seconds
 from quantkit.planner.this_machine import Machine, measure
 from quantkit.quantization.calibration.data import check_calibration
 from quantkit.quantization.engine_check import check_engine
