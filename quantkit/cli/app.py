@@ -11,12 +11,13 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 
+from quantkit.cli.usage import Group
 from quantkit.errors import RunError, UserError
 
 app = typer.Typer(
+    cls=Group,
     help="Quantize Hugging Face causal language models into checkpoints that real engines load.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # plain help: rich's takes more than twice as long to load
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -83,7 +84,7 @@ def _version(wanted: bool) -> None:
 def root(
     debug: Annotated[bool, typer.Option("--debug", envvar="QUANTKIT_DEBUG", help="Show tracebacks.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Quantize Hugging Face causal language models into checkpoints that real engines load."""
@@ -97,6 +98,17 @@ class Record(Protocol):
 
 
 R = TypeVar("R", bound=dict[str, Any] | Record)
+
+
+def names(kind: str) -> Callable[[str], list[str]]:
+    """What completes an option: the names of that kind ("recipes", "schemes", "engines", "formats") that begin so."""
+
+    def complete(incomplete: str) -> list[str]:
+        from quantkit.cli.completion import NAMES
+
+        return [name for name in NAMES[kind]() if name.lower().startswith(incomplete.lower())]
+
+    return complete
 
 
 def show_result(result: R, render: Callable[[R, Any], None], as_json: bool) -> None:

@@ -30,7 +30,7 @@ def check_before_torch(
     check_output(output)
     check_device_name(device)
     if recipe.model is None:
-        raise UserError("no model given\nhint: pass --model FOLDER_OR_HUB_ID, or set `model:` in the recipe")
+        raise UserError("no model: pass --model FOLDER_OR_HUB_ID, or set `model:` in the recipe")
     calibrated = calibrated and recipe.calibration is not None
     if (folder := local_folder(recipe.model)) is not None:
         check_output(output, folder)

@@ -37,6 +37,15 @@ def recipe_text(path_or_name: str | Path) -> str:
     return _read(find(path_or_name))
 
 
+class RecipeError(UserError):
+    """Mistakes in a recipe; problems: one `file:line: key: message` each."""
+
+    def __init__(self, name: str | Path, problems: list[str]) -> None:
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"recipe {name} has {count}:\n" + "\n".join(problems))
+        self.problems = problems
+
+
 @dataclass(frozen=True, slots=True)
 class Flag:
     """An option that stands for one key of a recipe. text: YAML, or the value itself where `literal`."""
@@ -86,9 +95,7 @@ def load(
         recipe = _check(document)
         if recipe is not None and not document.problems:
             return _with_paths(recipe, path, document)
-    messages = document.messages()
-    count = "a problem" if len(messages) == 1 else f"{len(messages)} problems"
-    raise UserError(f"recipe {path_or_name or path.stem} has {count}:\n" + "\n".join(messages))
+    raise RecipeError(path_or_name or path.stem, document.messages())
 
 
 def _document(path: Path) -> Document:
