@@ -16,6 +16,7 @@ from quantkit.quantization.calibration.spill import STATES_LIMIT
 from quantkit.quantization.calibration.statistics import OutputDrift, Statistic
 from quantkit.quantization.resources import resident_bytes
 from quantkit.recipe.recipe import Recipe
+from quantkit.report.plan import CalibrationSize
 
 LOADED = 28 << 20  # bytes that libraries take beyond their import, once they have computed
 TOKENIZED = 20 << 20  # and once a text was tokenized
@@ -38,7 +39,7 @@ class MemoryEstimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class Batches:
     """How much calibration text there is and how much of it runs at a time, in tokens."""
 
     tokens: int
@@ -46,11 +47,11 @@ class Text:
 
 
 def need(
-    recipe: Recipe, inventory: ModelInventory, jobs: list[PlannedLinear], process: int, text: tuple[int, int] | None
+    recipe: Recipe, inventory: ModelInventory, jobs: list[PlannedLinear], process: int, text: CalibrationSize | None
 ) -> MemoryEstimate:
     """Memory and spilled states of the whole run, at its worst block.
 
-    process: bytes it starts with; text: (samples, seq_len) of the calibration text, None without any.
+    process: bytes it starts with; text: how much calibration text there is.
     """
     blocks, H = grouped(jobs), inventory.hidden_size
     libraries = process + LOADED + (TOKENIZED if text else 0)
@@ -66,9 +67,7 @@ def need(
         result.spilled += size if spills else 0
         return 0.0 if spills else size
 
-    samples, seq_len = text
-    tokens = samples * seq_len
-    batch = min(batch_samples(H, seq_len), samples) * seq_len
+    tokens, batch = text.tokens, min(batch_samples(H, text.seq_len), text.samples) * text.seq_len
     refits = recipe.propagate == "quantized" and any(group.refits for groups in blocks for group in groups)
     memory["calibration states"] = sum(array(FLOAT * tokens * H) for _ in range(1 + refits))
     if refits:
@@ -80,13 +79,13 @@ def need(
     if stops:
         memory["python and libraries"] += -(-tokens // batch) * THREAD
     memory["running and quantizing one block"] = max(
-        resident_bytes(_phases(recipe, groups, inventory, Text(tokens, batch), refits, stops)) for groups in blocks
+        resident_bytes(_phases(recipe, groups, inventory, Batches(tokens, batch), refits, stops)) for groups in blocks
     )
     return result
 
 
 def _phases(
-    recipe: Recipe, groups: list[Group], inventory: ModelInventory, text: Text, refits: bool, stops: bool
+    recipe: Recipe, groups: list[Group], inventory: ModelInventory, text: Batches, refits: bool, stops: bool
 ) -> list[Phase]:
     """Sizes of the tensors alive in each phase of a block."""
     H, batch = inventory.hidden_size, text.batch
@@ -139,7 +138,7 @@ def _running(groups: list[Group], inventory: ModelInventory, batch: int) -> Phas
     return fullest
 
 
-def _halted(groups: list[Group], index: int, H: int, text: Text) -> Phase:
+def _halted(groups: list[Group], index: int, H: int, text: Batches) -> Phase:
     """What all batches hold that are halted at the input of group `index`: two hidden states, it, an attention's parts."""
     group, before = groups[index], groups[index - 1]
     inside = before.rows if index and group.attention and before.attention else []
@@ -150,7 +149,7 @@ def _halted(groups: list[Group], index: int, H: int, text: Text) -> Phase:
     ]
 
 
-def _before(groups: list[Group], index: int, H: int, text: Text) -> Phase:
+def _before(groups: list[Group], index: int, H: int, text: Batches) -> Phase:
     """What all batches but the one that runs hold while they run up to group `index`."""
     sizes = _halted(groups, index, H, text)
     return sizes[: len(sizes) - len(sizes) // -(-text.tokens // text.batch)]

@@ -7,6 +7,7 @@ from quantkit.planner.linear_groups import Blocks, Group, PlannedLinear, grouped
 from quantkit.planner.model_inventory import ModelInventory
 from quantkit.planner.this_machine import Machine
 from quantkit.recipe.recipe import Recipe
+from quantkit.report.plan import CalibrationSize
 
 EFFICIENCY = 0.6  # of what a large square product reaches: walks and Hessians are narrower
 
@@ -18,19 +19,19 @@ def seconds(
     machine: Machine,
     per_weight: float,
     copied: float,
-    text: tuple[int, int] | None,
+    text: CalibrationSize | None,
 ) -> dict[str, float]:
     """Seconds by stage.
 
-    per_weight: seconds of fitting and rounding one weight; copied: bytes read and written; text: (samples, seq_len)
+    per_weight: seconds of fitting and rounding one weight; copied: bytes read and written; text: how much is read
     """
     rate = machine.flops * EFFICIENCY
     found = {"reading and writing": copied / machine.disk_rate}
     found["ranges and rounding"] = per_weight * sum(job.matrix.numel for job in jobs)
     if text is None:
         return found
-    blocks, H, S = grouped(jobs), inventory.hidden_size, text[1]
-    M = text[0] * S
+    blocks, H, S = grouped(jobs), inventory.hidden_size, text.seq_len
+    M = text.tokens
     per_token = sum(2 * m.numel * (inventory.active if m.expert else 1) for m in inventory.matrices)
     once = M * (per_token + 4 * S * H * len(inventory.blocks))
     passes = _passes(recipe, blocks, halted(recipe, blocks, inventory, M))
