@@ -6,8 +6,8 @@
 Names are imported on first use: `import quantkit` alone loads neither torch nor transformers.
 
 api.py        quantize, quantize_module, save, plan, verify, inspect, convert, recipes from Python
-convert.py    a quantized folder in another format
-inspect.py    what a folder holds
+conversion.py   a quantized folder in another format
+inspection.py   what a folder holds
 errors.py     UserError, RunError
 paths.py      `~` in paths
 suggestions.py    the name that was meant
@@ -15,7 +15,7 @@ types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
 progress.py   what a run is doing: a bar, or lines of the log
 device_names.py   devices by name, checked without torch as far as that goes
 library_output.py   bars and warnings of other libraries
-cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verify/ planner/ runtime/ report/   packages
+cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verification/ planner/ runtime/ report/   packages
 """
 
 import logging

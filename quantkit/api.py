@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from quantkit.checkpoint.reader import Checkpoint
     from quantkit.report.plan import Plan
     from quantkit.report.records import ConversionReport, Report
-    from quantkit.verify import Verdict
+    from quantkit.verification import Verdict
 
 LOG = logging.getLogger("quantkit.api")
 
@@ -204,7 +204,7 @@ def verify(
     Raises UserError for an unknown engine or hardware or a tp below 1; never for the folder, which may be anything.
     """
     name = _path(path, "path", "a model folder's path")
-    from quantkit.verify import verify_folder
+    from quantkit.verification import verify_folder
 
     return verify_folder(user_path(name), engine, tp, checksums=checksums, hardware=hardware)
 
@@ -216,7 +216,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises UserError for a folder that is not a readable checkpoint.
     """
     name = _path(path, "path", "a model folder's path")
-    from quantkit.inspect import inspect_folder
+    from quantkit.inspection import inspect_folder
 
     return inspect_folder(user_path(name))
 
@@ -237,7 +237,7 @@ def convert(
     hold what is there, or where `output` exists.
     """
     given, place = _path(source, "source", "a model folder's path"), _path(output, "output", "a folder's path")
-    from quantkit.convert import convert as run
+    from quantkit.conversion import convert as run
 
     return run(Path(given), Path(place), format, requantize=requantize)
 

@@ -13,7 +13,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="Model folder.")], as_json
 
     Example: quantkit inspect llama-w4
     """
-    from quantkit.inspect import (
+    from quantkit.inspection import (
         inspect_folder,
     )
     from quantkit.report.console import (
@@ -45,7 +45,7 @@ def convert(
     Example: quantkit convert llama-w4-gptq llama-w4 --format compressed-tensors
     """
     check_name("format", format_)
-    from quantkit.convert import convert as run
+    from quantkit.conversion import convert as run
     from quantkit.report.console import render_conversion
 
     show_result(run(source, output, format_, requantize=requantize), render_conversion, as_json)
@@ -77,7 +77,7 @@ def verify(
     from quantkit.report.console import (
         render_verdict,
     )
-    from quantkit.verify import verify_folder
+    from quantkit.verification import verify_folder
 
     result = verify_folder(path, engine, tp, checksums=checksums, hardware=hardware)
     show_result(result.to_json(), render_verdict, as_json)

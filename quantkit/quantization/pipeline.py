@@ -53,7 +53,7 @@ from quantkit.quantization.targets import resolve_targets
 from quantkit.quantization.transforms.rotation import ModelRotation
 from quantkit.recipe.recipe import Recipe
 from quantkit.report.records import BlockRecord, CalibrationRecord, CalibrationSource, Report
-from quantkit.verify import file_hashes
+from quantkit.verification import file_hashes
 
 
 def quantize(
