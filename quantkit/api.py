@@ -303,7 +303,7 @@ def _transformers_module(model: Any) -> "PreTrainedModel":
 @contextmanager
 def _checkpoint(model: "PreTrainedModel", tokenizer: Any) -> "Iterator[Checkpoint]":
     """The module as a checkpoint: its tensors where they lie, or in a temporary folder where that cannot be."""
-    from quantkit.checkpoint.module_tensors import ModuleCheckpoint, held_tensors, write_config
+    from quantkit.model.module_checkpoint import ModuleCheckpoint, held_tensors, write_config
     from quantkit.checkpoint.reader import Checkpoint
     from quantkit.library_output import quiet_libraries
 

@@ -13,6 +13,7 @@ from quantkit.checkpoint.header import TensorInfo, read_json, tag_of
 from quantkit.checkpoint.model_folder import check_names
 from quantkit.checkpoint.rawio import as_bytes, write_at
 from quantkit.checkpoint.reader import SAMPLE, Checkpoint
+from quantkit.model.weight_sources import weight_sources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,8 +63,8 @@ class ModuleCheckpoint(Checkpoint):
 def held_tensors(model: "PreTrainedModel") -> dict[str, Tensor] | str:
     """The tensors of a checkpoint of the module, none of them copied; or why they cannot be read where they lie.
 
-    transformers merges, splits and renames tensors as it saves some models: it is asked to, and where it makes new
-    tensors instead of views the answer is a reason, too, since those would take the memory a second time.
+    transformers merges, splits and renames tensors as it saves some models. It is asked what it makes of tensors without
+    values; where each of those is a part of one parameter, that part is the tensor.
     """
     try:
         from transformers.core_model_loading import revert_weight_conversion
@@ -79,15 +80,24 @@ def held_tensors(model: "PreTrainedModel") -> dict[str, Tensor] | str:
         return "its parameters are no plain tensors"
     if any(tensor.is_meta for tensor in state.values()):
         return "some of its parameters are offloaded"
+    if any(tag_of(tensor.dtype) is None for tensor in state.values()):
+        return "some of its tensors have a dtype that files do not have"
     for name in model._keys_to_ignore_on_save or ():
         state.pop(name, None)
-    where = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
-    saved = revert_weight_conversion(model, remove_tied_weights_from_state_dict(state, model))
-    if any(tensor.untyped_storage().data_ptr() not in where for tensor in saved.values()):
-        return "transformers converts its tensors as it saves them"
-    if any(tag_of(tensor.dtype) is None for tensor in saved.values()):
-        return "some of its tensors have a dtype that files do not have"
-    return saved
+    state = remove_tied_weights_from_state_dict(state, model)
+    saved = revert_weight_conversion(model, {name: tensor.to("meta") for name, tensor in state.items()})
+    shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    if shapes == {name: tuple(tensor.shape) for name, tensor in state.items()}:
+        return state
+    held: dict[str, Tensor] = {}
+    for parameter, pieces in weight_sources(model, shapes).items():
+        for piece in pieces:
+            if parameter in state and not piece.part:
+                view = state[parameter][piece.where]
+                held[piece.name] = view.mT if piece.transposed else view
+    if {name: tuple(tensor.shape) for name, tensor in held.items()} != shapes:
+        return "transformers puts its tensors together from several as it saves them"
+    return held
 
 
 def write_config(model: "PreTrainedModel", folder: Path) -> None:
