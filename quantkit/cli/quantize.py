@@ -132,7 +132,7 @@ def plan(
 
     result = estimate(loaded, locate_config(loaded.model), trust_remote_code=trust_remote_code)
     show_result(result, render_plan, as_json)
-    if not result["fits"]:
+    if not result.fits:
         raise typer.Exit(1)
 
 
