@@ -19,5 +19,7 @@ def check_device_name(name: str) -> None:
         word, number = short[1] or "cuda", short[2]
     near = _MEANT.get(word) or next(iter(difflib.get_close_matches(word, NAMES, n=1, cutoff=0.6)), None)
     meant = f"{near}:{number}" if near in ("cuda", "xpu") and number.isdigit() else near
-    hint = f"did you mean `{meant}`?" if meant else f"use {', '.join(NAMES[:-1])} or {NAMES[-1]}; cuda:1 is the second GPU"
+    hint = (
+        f"did you mean `{meant}`?" if meant else f"use {', '.join(NAMES[:-1])} or {NAMES[-1]}; cuda:1 is the second GPU"
+    )
     raise UserError(f"no device is called {name!r}\nhint: {hint}")

@@ -35,7 +35,20 @@ VISION_LANGUAGE = {
     *("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "smolvlm", "video_llava", "vipllava", "vision-encoder-decoder"),
 }
 VISION_OR_SOUND = {
-    *("align", "altclip", "bark", "beit", "clip", "clap", "convnext", "convnextv2", "deit", "detr", "dinov2", "encodec"),
+    *(
+        "align",
+        "altclip",
+        "bark",
+        "beit",
+        "clip",
+        "clap",
+        "convnext",
+        "convnextv2",
+        "deit",
+        "detr",
+        "dinov2",
+        "encodec",
+    ),
     *("dinov3_vit", "efficientnet", "hubert", "mobilenet_v2", "mobilevit", "resnet", "rt_detr", "sam", "sam2"),
     *("segformer", "siglip", "siglip2", "swin", "swinv2", "videomae", "vit", "vit_mae", "vits", "wav2vec2", "wavlm"),
     *("wav2vec2-bert", "yolos"),

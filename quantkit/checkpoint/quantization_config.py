@@ -75,9 +75,11 @@ def descriptions(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     """
     folder, inner = checkpoint.folder, checkpoint.config.get("text_config")
     found: dict[str, dict[str, Any]] = {}
+    if mlx := _is_mlx(checkpoint.config.get("quantization")):
+        found["quantization of config.json"] = checkpoint.config["quantization"] | {"quant_method": "mlx"}
     for prefix, config in (("", checkpoint.config), ("text_config.", inner if isinstance(inner, dict) else {})):
         for key in INLINE_KEYS:
-            if (settings := config.get(key)) is not None:
+            if (settings := config.get(key)) is not None and not (mlx and _is_mlx(settings)):
                 where = f"{prefix}{key} of config.json"
                 found[where] = _with_method(settings, f"{folder}: {where}", _implied(settings, key))
     inline = next((settings["quant_method"] for settings in found.values()), None)
@@ -133,6 +135,11 @@ def _implied(settings: Any, key: str) -> str | None:
     if "quant_algo" in settings or "quantization" in settings:
         return "modelopt"
     return "bitsandbytes" if settings.get("load_in_8bit") or settings.get("load_in_4bit") else None
+
+
+def _is_mlx(settings: Any) -> bool:
+    """MLX writes the same two numbers under `quantization` and, in later versions, under `quantization_config`."""
+    return isinstance(settings, dict) and "quant_method" not in settings and {"bits", "group_size"} <= settings.keys()
 
 
 def _with_method(settings: Any, where: str, implied: str | None) -> dict[str, Any]:

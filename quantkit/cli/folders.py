@@ -39,6 +39,9 @@ def convert(
 
     Example: quantkit convert llama-w4-gptq llama-w4 --format compressed-tensors
     """
+    from quantkit.checkpoint.early_checks import check_conversion
+
+    check_conversion(source, output)  # before torch
     from quantkit.convert import convert as run
     from quantkit.report.console import render_conversion
 
@@ -64,10 +67,13 @@ def verify(
     Exit code 1 where it would be refused, or has no kernel on --hardware.
     Example: quantkit verify llama-w4 --engine vllm --tp 2 --hardware h100
     """
+    from quantkit.checkpoint.early_checks import check_verifiable
     from quantkit.report.console import (
         render_verdict,
     )
     from quantkit.verify import verify_folder
+
+    check_verifiable(path)
 
     result = verify_folder(path, engine, tp, checksums=checksums, hardware=hardware)
     show_result(result.to_json(), render_verdict, as_json)

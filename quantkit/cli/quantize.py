@@ -63,9 +63,9 @@ def plan(
     from quantkit.recipe.load import load
 
     loaded = load(recipe, settings or (), model)
-    from quantkit.checkpoint.hub import (
-        locate_config,
-    )
+    from quantkit.quantization.early_checks import check_plan
+
+    folder = check_plan(loaded)  # before torch
     from quantkit.planner.estimate import (
         estimate,
     )
@@ -73,7 +73,7 @@ def plan(
         render_plan,
     )
 
-    result = estimate(loaded, locate_config(loaded.model), trust_remote_code=trust_remote_code)
+    result = estimate(loaded, folder, trust_remote_code=trust_remote_code)
     show_result(result, render_plan, as_json)
     if not result["fits"]:
         raise typer.Exit(1)

@@ -36,7 +36,11 @@ def on_a_terminal(command: list[str]) -> tuple[int, str]:
 
 
 def quantize(output: Path) -> list[str]:
-    settings = ["calibration.data=examples/tiny-llama/calibration.txt", "calibration.samples=2", "calibration.seq_len=16"]
+    settings = [
+        "calibration.data=examples/tiny-llama/calibration.txt",
+        "calibration.samples=2",
+        "calibration.seq_len=16",
+    ]
     sets = [word for setting in settings for word in ("--set", setting)]
     return ["quantize", "-r", "rtn-w4a16", "-m", str(MODEL), "-o", str(output), *sets]
 
