@@ -1,4 +1,4 @@
-"""What kind of model a config.json describes, without torch and transformers: only causal language models are quantized.
+"""What kind of model a config.json describes, told without torch: only causal language models are quantized.
 
 What is named here is refused at once; a type that is not named is judged by transformers when the model is built.
 """
@@ -66,7 +66,7 @@ def check_causal(folder: Path, config: Mapping[str, Any] | None = None) -> None:
         kind += ", packed for sentence-transformers"
     raise UserError(
         f"{folder}: {next(iter(_architectures(config)), what)} is {kind}, not supported yet: "
-        "only decoder-only language models (…ForCausalLM) are\nhint: give such a model (Llama, Qwen, Mistral, Gemma, ...)"
+        "only decoder-only language models (…ForCausalLM) are\nhint: give such a model: Llama, Qwen, Mistral, ..."
     )
 
 

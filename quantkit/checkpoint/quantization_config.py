@@ -61,8 +61,8 @@ def quantization_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if name := quantized_tensor(checkpoint.tensors):
         info = checkpoint.tensors[name]
         raise UserError(
-            f"{checkpoint.folder}: {name} ({DTYPES[info.tag][0]} {list(info.shape)}) belongs to a quantized weight, but "
-            f"nothing describes its codes and scales: neither quantization_config of config.json nor "
+            f"{checkpoint.folder}: {name} ({DTYPES[info.tag][0]} {list(info.shape)}) belongs to a quantized weight, "
+            f"but nothing describes its codes and scales: neither quantization_config of config.json nor "
             f"{', '.join(SIDE_FILES)}; restore the description, or use the original model"
         )
     return None
