@@ -177,6 +177,7 @@ def test_eval_and_inspect_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
         render_inspection = render
 
+    monkeypatch.setattr("quantkit.checkpoint.hub.locate_model", lambda *_: None)
     monkeypatch.setitem(sys.modules, "quantkit.report.console", Module)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "quantkit_eval", Module)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "quantkit.inspect", Module)  # type: ignore[arg-type]
