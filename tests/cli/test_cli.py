@@ -254,7 +254,39 @@ def test_recipes_load_without_torch() -> None:
     assert python("-c", code).stdout.strip() == "False"
 
 
-def test_version() -> None:
-    result = invoke("--version")
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version(option: str) -> None:
+    result = invoke(option)
     assert result.exit_code == 0
     assert result.output.startswith("quantkit")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("quantize -r gptq-w4", {"gptq-w4a16", "gptq-w4a16-g32"}),
+        ("plan --scheme NV", {"NVFP4", "NVFP4A16"}),
+        ("verify x --engine tr", {"transformers"}),
+        ("convert a b --format g", {"gptq", "gptq_v2"}),
+        ("recipes show fp8-d", {"fp8-dynamic", "fp8-dynamic-gptq"}),
+        ("quantize --sam", {"--samples"}),
+    ],
+)
+def test_completion(typed: str, offered: set[str]) -> None:
+    words = f"quantkit {typed}"
+    environment = {"_QUANTKIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    result = CliRunner().invoke(cli.app, [], env=environment, prog_name="quantkit", complete_var="_QUANTKIT_COMPLETE")
+    assert set(result.stdout.split()) == offered
+    assert "--install-completion" in invoke("--help").output
+
+
+@pytest.mark.parametrize("verb", ["quantize", "eval", "inspect", "convert", "verify", "plan", "recipes", "env"])
+def test_every_verb_has_json(verb: str) -> None:
+    assert "--json" in invoke(verb, "--help").output
+
+
+@pytest.mark.parametrize("verb", ["show", "check", "schema"])
+def test_every_verb_of_recipes_has_json(verb: str) -> None:
+    assert "--json" in invoke("recipes", verb, "--help").output
+    if verb == "schema":
+        assert json.loads(invoke("recipes", "schema", "--json").stdout)["type"] == "object"

@@ -91,10 +91,14 @@ TYPOS = {
         "output:\n  zzz: 1",
         "r.yaml:2: output.zzz: unknown key; valid here: format, engine, tp, max_shard_gb",
     ),
+    "far value": (
+        "output: {engine: zzz}",
+        "r.yaml:1: output.engine: got the text 'zzz'; "
+        "must be one of vllm, sglang, transformers, llama.cpp, tensorrt-llm",
+    ),
     "value": (
         "output: {engine: vlm}",
-        "r.yaml:1: output.engine: must be one of vllm, sglang, transformers, llama.cpp, tensorrt-llm, "
-        "got the text 'vlm'; did you mean 'vllm'?",
+        "r.yaml:1: output.engine: unknown value 'vlm'; did you mean 'vllm'?",
     ),
 }
 
