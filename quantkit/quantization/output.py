@@ -16,7 +16,7 @@ from quantkit.quantization.output_layout import quantization_config
 from quantkit.quantization.run_context import RunContext
 from quantkit.quantization.targets import LinearTarget, Targets
 from quantkit.quantization.transforms.rotation import ModelRotation
-from quantkit.report.records import BlockRecord, LinearRecord, RejectedFold, Report, SkippedLinear
+from quantkit.report.records import BlockRecord, HeldOutRecord, LinearRecord, RejectedFold, Report, SkippedLinear
 
 
 def write_side_files(
@@ -46,6 +46,7 @@ def make_report(
     run: RunContext,
     key: Mapping[str, Any],
     blocks: Sequence[BlockRecord],
+    held_out: HeldOutRecord | None,
     advice: Sequence[str],
     bytes_after: int,
     files: dict[str, str],
@@ -68,6 +69,7 @@ def make_report(
         bytes_before=sum(info.nbytes for info in checkpoint.tensors.values()),
         bytes_after=bytes_after,
         blocks=tuple(blocks),
+        held_out=held_out,
         skipped=tuple(SkippedLinear(name, reason) for name, reason in targets.skipped),
         rotation=None if run.rotation is None else run.rotation.report(),
         kv_cache=None if targets.kv is None else str(targets.kv),

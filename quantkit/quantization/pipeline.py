@@ -104,6 +104,7 @@ def quantize(
                 writer.sync()
                 journal.append(record.to_json())
                 bar.advance(f"block {index}")
+            held_out = blocks.finish()
         writer.finish()
         timer.mark("write")
     except (UserError, RunError) as error:
@@ -114,7 +115,7 @@ def quantize(
     write_side_files(checkpoint, partial, format_, targets, rotation)
     timer.mark("write")
     records = [BlockRecord.from_json(entry) for entry in journal.entries[1:]]
-    report = make_report(run, key, records, advice, output_bytes(units), file_hashes(partial))
+    report = make_report(run, key, records, held_out, advice, output_bytes(units), file_hashes(partial))
     write_report(partial, report)
     check_result(recipe, partial)
     journal.publish(output)

@@ -139,6 +139,28 @@ class RejectedFold:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class HeldOutRecord:
+    """The quantized model beside the original on windows it was not calibrated on.
+
+    tokens  of these windows; kl: mean KL(original || quantized) of the next token in nats, computed as an engine
+            computes it (inputs and caches rounded); top1_agreement: share of tokens with the same likeliest next one
+    """
+
+    tokens: int
+    kl: float
+    top1_agreement: float
+
+    def to_json(self) -> Json:
+        """Its place in the report."""
+        return {"tokens": self.tokens, "kl": self.kl, "top1_agreement": self.top1_agreement}
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> "HeldOutRecord":
+        """The inverse of `to_json`."""
+        return HeldOutRecord(found["tokens"], found["kl"], found["top1_agreement"])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What a quantization run did: to which linear, what it left out and why, and at which cost.
@@ -148,6 +170,7 @@ class Report:
     weights_quantized   share of the decoder's linear weights; bits_per_weight of these, scales and zero points included
     bytes_before, bytes_after   tensor data of the source and of the output
     rotation            what the rotation turned and proved, None without one; kv_cache the cache's scheme, None: as is
+    held_out            beside the original on text that was not calibrated on; None where nothing was calibrated
     seconds             by stage; files: sha256 of every file of the output
     """
 
@@ -163,6 +186,7 @@ class Report:
     bytes_before: int
     bytes_after: int
     blocks: tuple[BlockRecord, ...]
+    held_out: HeldOutRecord | None
     skipped: tuple[SkippedLinear, ...]
     rotation: Json | None
     kv_cache: str | None
@@ -176,6 +200,11 @@ class Report:
     def linears(self) -> tuple[LinearRecord, ...]:
         """Every quantized linear, in the order of the run."""
         return tuple(record for block in self.blocks for record in block.linears)
+
+    @property
+    def output_error(self) -> float:
+        """Mean over the quantized linears of the squared output error over the output's energy."""
+        return sum(record.error for record in self.linears) / max(1, len(self.linears))
 
     @property
     def folds(self) -> tuple[FoldRecord, ...]:
@@ -201,6 +230,8 @@ class Report:
             "bits_per_weight": self.bits_per_weight,
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
+            "output_error": self.output_error,
+            "held_out": None if self.held_out is None else self.held_out.to_json(),
             "linears": [record.to_json() for record in self.linears],
             "skipped": [{"name": one.name, "reason": one.reason} for one in self.skipped],
             "folds": [{"block": block.block, **fold.to_json()} for block in self.blocks for fold in block.folds],
