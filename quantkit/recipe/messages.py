@@ -24,6 +24,8 @@ def explain(error: Any, root: type[BaseModel]) -> str:
         case "literal_error":
             expected = context["expected"].replace(" or ", ", ").replace("'", "")
             return f"must be one of {expected}, {got}{did_you_mean(str(given), expected.split(', '))}"
+        case "whole_or_auto":
+            return f"{error['msg']}, {got}{did_you_mean(str(given), ['auto'])}"
         case "value_error":
             return str(context["error"])
         case "model_type" if issubclass(model := _model_at(path, root), Choice):
@@ -79,7 +81,7 @@ def _leaves(annotation: Any) -> list[Any]:
     return [leaf for part in inner for leaf in _leaves(part)] if inner else [annotation]
 
 
-def did_you_mean(given: str, names: Iterable[str]) -> str:
+def did_you_mean(given: str, names: Iterable[str], cutoff: float = 0.5) -> str:
     """`; did you mean 'x'?`, or nothing where no name is near."""
-    close = difflib.get_close_matches(given, list(names), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(given, list(names), n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""
