@@ -17,11 +17,15 @@ from quantkit.quantization.output_layout import quantization_config
 from quantkit.quantization.run_context import RunContext
 from quantkit.quantization.targets import LinearTarget, Targets
 from quantkit.quantization.transforms.rotation import ModelRotation
-<<<<<<< HEAD
-from quantkit.report.records import BlockRecord, HeldOutRecord, LinearRecord, RejectedFold, Report, SkippedLinear
-=======
-from quantkit.report.records import BlockRecord, CalibrationRecord, LinearRecord, RejectedFold, Report, SkippedLinear
->>>>>>> cli
+from quantkit.report.records import (
+    BlockRecord,
+    CalibrationRecord,
+    HeldOutRecord,
+    LinearRecord,
+    RejectedFold,
+    Report,
+    SkippedLinear,
+)
 
 
 def write_side_files(

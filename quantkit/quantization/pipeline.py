@@ -122,13 +122,9 @@ def _run(
                 record = blocks.quantize_block(index, bar.note)
                 writer.sync()
                 journal.append(record.to_json())
-<<<<<<< HEAD
-                bar.advance(f"block {index}")
-            held_out = blocks.finish()
-=======
                 bar.advance()
+            held_out = blocks.finish()
         bar.stage("finishing files")
->>>>>>> cli
         writer.finish()
         timer.mark("write")
     except (UserError, RunError) as error:
@@ -139,13 +135,9 @@ def _run(
     write_side_files(checkpoint, partial, format_, targets, rotation)
     timer.mark("write")
     records = [BlockRecord.from_json(entry) for entry in journal.entries[1:]]
-<<<<<<< HEAD
-    report = make_report(run, key, records, held_out, advice, output_bytes(units), file_hashes(partial))
-=======
     report = make_report(
-        run, key, _calibration(recipe, ids_ST), records, advice, output_bytes(units), file_hashes(partial)
+        run, key, _calibration(recipe, ids_ST), records, held_out, advice, output_bytes(units), file_hashes(partial)
     )
->>>>>>> cli
     write_report(partial, report)
     check_result(recipe, partial)
     journal.publish(output)
