@@ -241,7 +241,7 @@ class Report:
     bytes_before: int
     bytes_after: int
     blocks: tuple[BlockRecord, ...]
-    held_out: HeldOutRecord | None
+    held_out: HeldOutRecord | None = None
     skipped: tuple[SkippedLinear, ...]
     rotation: Json | None
     kv_cache: str | None
