@@ -94,7 +94,11 @@ def quantize(
         trust_remote_code=trust_remote_code,
         progress=mode,
     )
-    show_result(report, render_quantization, as_json)
+    from quantkit.verify import verify_folder
+
+    verdict = verify_folder(output, tp=loaded.output.tp)
+    engines = [name for name, one in (verdict.engines or {}).items() if one.verdict == "loads"]
+    show_result(report, lambda done, console: render_quantization(done, output, engines, console), as_json)
 
 
 def plan(

@@ -123,6 +123,7 @@ def _run(
                 writer.sync()
                 journal.append(record.to_json())
                 bar.advance()
+            held_out = blocks.finish()
         bar.stage("finishing files")
         writer.finish()
         timer.mark("write")
@@ -135,7 +136,7 @@ def _run(
     timer.mark("write")
     records = [BlockRecord.from_json(entry) for entry in journal.entries[1:]]
     report = make_report(
-        run, key, _calibration(recipe, ids_ST), records, advice, output_bytes(units), file_hashes(partial)
+        run, key, _calibration(recipe, ids_ST), records, held_out, advice, output_bytes(units), file_hashes(partial)
     )
     write_report(partial, report)
     check_result(recipe, partial)
