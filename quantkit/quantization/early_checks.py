@@ -6,7 +6,8 @@ The command asks before it imports torch, the pipeline asks again for those who 
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.hub import locate_model
+from quantkit.checkpoint.header import read_json
+from quantkit.checkpoint.hub import locate_config, locate_model
 from quantkit.checkpoint.journal import read_key, refuse_changed, refuse_foreign
 from quantkit.checkpoint.model_folder import check_tokenizer, local_folder
 from quantkit.checkpoint.model_kind import check_causal
@@ -43,6 +44,15 @@ def check_before_torch(
     if folder is None:
         folder = locate_model(recipe.model)
         check_folder(folder, calibrated)
+    return folder
+
+
+def check_plan(recipe: Recipe) -> Path:
+    """The model's folder, of which config.json is enough; UserError for a model that `quantize` would refuse by it."""
+    folder = locate_config(recipe.model)
+    refuse_quantized(Checkpoint(folder, read_json(folder / "config.json", "give a model folder"), {}))
+    if recipe.calibration is not None:
+        local_path(recipe.calibration.data)
     return folder
 
 
