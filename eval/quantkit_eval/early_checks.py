@@ -36,7 +36,9 @@ def check_before_torch(
     if context < 2:
         raise UserError(f"context must be at least 2 tokens, got {context}")
     if tokens is not None and tokens < 2 * context:
-        raise UserError(f"tokens: {tokens}, but two windows of {context} need {2 * context}\nhint: give more, or a smaller context")
+        raise UserError(
+            f"tokens: {tokens}, but two windows of {context} need {2 * context}\nhint: give more, or a smaller context"
+        )
     if bos not in BOS:
         raise UserError(f"bos is {bos!r}; expected {', '.join(BOS[:-1])} or {BOS[-1]}")
     check_device_name(device)

@@ -9,7 +9,7 @@ Shapes: N = out features (of all linears of a group), K = in features, H = hidde
 from dataclasses import dataclass
 
 from quantkit.algorithms import awq, gptq
-from quantkit.planner.linear_groups import Blocks, Group, PlannedLinear, grouped, halted, staged
+from quantkit.planner.linear_groups import Group, PlannedLinear, grouped, halted, staged
 from quantkit.planner.model_inventory import ModelInventory
 from quantkit.quantization.calibration.hidden_states import batch_samples
 from quantkit.quantization.calibration.spill import STATES_LIMIT
@@ -72,9 +72,7 @@ def need(
     memory["calibration states"] = sum(array(FLOAT * tokens * H) for _ in range(1 + refits))
     if refits:
         worst = max(blocks, key=lambda groups: sum(group.K for group in groups if group.refits))
-        memory["inputs of the original model"] = sum(
-            array(FLOAT * tokens * group.K) for group in worst if group.refits
-        )
+        memory["inputs of the original model"] = sum(array(FLOAT * tokens * group.K) for group in worst if group.refits)
     stops = halted(recipe, blocks, inventory, tokens)
     if stops:
         memory["python and libraries"] += -(-tokens // batch) * THREAD
@@ -140,13 +138,11 @@ def _running(groups: list[Group], inventory: ModelInventory, batch: int) -> list
 
 
 def _halted(groups: list[Group], index: int, H: int, text: Batches) -> Phase:
-    """What all batches hold that are halted at the input of group `index`: two hidden states, it, an attention's parts."""
+    """What all batches hold that are halted at a group: two hidden states, its input, and an attention's parts."""
     group, before = groups[index], groups[index - 1]
     inside = before.rows if index and group.attention and before.attention else []
     return [
-        FLOAT * text.batch * width
-        for _ in range(-(-text.tokens // text.batch))
-        for width in (H, H, group.K, *inside)
+        FLOAT * text.batch * width for _ in range(-(-text.tokens // text.batch)) for width in (H, H, group.K, *inside)
     ]
 
 
