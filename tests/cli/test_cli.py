@@ -180,7 +180,7 @@ def test_eval_and_inspect_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantkit_eval.early_checks.check_before_torch", lambda *_, **__: None)
     monkeypatch.setitem(sys.modules, "quantkit.report.console", Module)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "quantkit_eval", Module)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "quantkit.inspect", Module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "quantkit.inspection", Module)  # type: ignore[arg-type]
     arguments = ("eval", "m", "--ref", "r", "--text", "t.txt", "--context", "64", "--tokens", "100")
     assert "shown" in invoke(*arguments).output
     assert json.loads(invoke(*arguments, "--json").output) == {"perplexity": 1.5}
