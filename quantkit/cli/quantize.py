@@ -94,7 +94,7 @@ def quantize(
         trust_remote_code=trust_remote_code,
         progress=mode,
     )
-    from quantkit.verify import verify_folder
+    from quantkit.verification import verify_folder
 
     verdict = verify_folder(output, tp=loaded.output.tp)
     engines = [name for name, one in (verdict.engines or {}).items() if one.verdict == "loads"]
