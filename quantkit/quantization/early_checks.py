@@ -15,7 +15,7 @@ from quantkit.checkpoint.quantization_config import refuse_quantized
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.device_names import check_device_name
 from quantkit.errors import UserError
-from quantkit.quantization.calibration.records import local_path
+from quantkit.quantization.calibration.sources import check_sources
 from quantkit.recipe.recipe import Recipe
 
 
@@ -36,7 +36,7 @@ def check_before_torch(
         check_output(output, folder)
         _check_folder(folder, calibrated)
     if calibrated and recipe.calibration is not None:
-        local_path(recipe.calibration.data)
+        check_sources(recipe.calibration)
     refuse_foreign(partial_folder(output))
     if not restart:
         _check_unfinished(recipe, partial_folder(output), device)
