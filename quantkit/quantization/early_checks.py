@@ -16,7 +16,7 @@ from quantkit.checkpoint.quantization_config import refuse_quantized
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.device_names import check_device_name
 from quantkit.errors import UserError
-from quantkit.quantization.calibration.records import local_path
+from quantkit.quantization.calibration.sources import check_sources
 from quantkit.recipe.recipe import Recipe
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
@@ -39,7 +39,7 @@ def check_before_torch(
         check_output(output, folder)
         check_folder(folder, calibrated)
     if calibrated and recipe.calibration is not None:
-        local_path(recipe.calibration.data)
+        check_sources(recipe.calibration)
     refuse_foreign(partial_folder(output))
     if not restart:
         _check_unfinished(recipe, partial_folder(output), device)

@@ -36,6 +36,7 @@ from quantkit.model.weight_sources import weight_sources
 from quantkit.progress import Mode, Progress
 from quantkit.quantization.block_quantizer import BlockQuantizer
 from quantkit.quantization.calibration.data import data_fingerprint, token_batches
+from quantkit.quantization.calibration.widest import widest_input
 from quantkit.quantization.early_checks import check_before_torch, check_given, partial_folder, recipe_settings
 from quantkit.quantization.engine_check import check_engine, check_result
 from quantkit.quantization.output import (
@@ -184,8 +185,9 @@ def _prepare(
             recipe.calibration,
             locate_tokenizer(folder, trust_remote_code),
             max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
+            widest=widest_input(model, recipe),
             notes=remarks,
-        )
+        ).ids_ST
     # A CPU computes fastest and best in float32; without calibration nothing is computed, so nothing is widened.
     # A rotation, though, is computed in float32 at least.
     wide = (device.type == "cpu" and ids_ST is not None) or any(t.name == "rotation" for t in recipe.transforms)

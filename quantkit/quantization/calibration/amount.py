@@ -30,9 +30,9 @@ def amount(calibration: Calibration, *, widest: int, max_positions: int | None =
     """What a recipe's calibration section asks for, before anything is known of its data.
 
     widest: input features of the widest calibrated linear; max_positions: the model's longest sequence.
-    auto: 32 tokens per feature, from 32768 to 1048576 in all, in windows of min(2048, max_positions). A number beside an
-    `auto` stays as it is: with samples given, auto seq_len is still that window; with seq_len given, auto samples are as
-    many as make up those tokens. UserError where seq_len is above max_positions.
+    auto: 32 tokens per feature, from 32768 to 1048576 in all, in windows of min(2048, max_positions). A number beside
+    an `auto` stays as it is: with samples given, auto seq_len is still that window; with seq_len given, auto samples
+    are as many as make up those tokens. UserError where seq_len is above max_positions.
     """
     seq_len, samples = calibration.seq_len, calibration.samples
     auto_seq_len, auto_samples = seq_len == "auto", samples == "auto"

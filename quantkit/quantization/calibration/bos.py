@@ -16,7 +16,8 @@ def starts_with_bos(tokenizer: Any, bos: bool | Literal["auto"] = "auto") -> int
         return None
     if found is None:
         raise UserError(
-            "calibration.bos: true, but the model's tokenizer has no BOS token\nhint: set calibration.bos to auto or false"
+            "calibration.bos: true, but the model's tokenizer has no BOS token\n"
+            "hint: set calibration.bos to auto or false"
         )
     if bos is True:
         return found
