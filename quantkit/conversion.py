@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from quantkit.checkpoint.early_checks import check_conversion
 from quantkit.checkpoint.journal import Journal, read_key
 from quantkit.checkpoint.output_folder import (
     REPORT,
-    check_output,
     copy_side_files,
     file_hashes,
     side_files,
@@ -47,8 +47,7 @@ def convert(source: Path, output: Path, format_name: str, *, requantize: bool = 
     source, output = user_path(source), user_path(output)
     if format_name not in FORMATS:
         raise unknown("format", format_name, FORMATS)
-    check_output(output)
-    folder, target = QuantizedFolder.open(source), FORMATS[format_name]
+    folder, target = QuantizedFolder.open(check_conversion(source, output)), FORMATS[format_name]
     side_files(folder.checkpoint.folder)
     _refuse_unknown(folder)
     units = _layouts(folder, target, format_name)

@@ -30,7 +30,7 @@ ANOTHER = "hint: choose another --output"
 def check_output(output: Path, model: Path | None = None) -> None:
     """Refuse a target that exists (nothing is ever overwritten) or cannot be made; nothing is left behind.
 
-    model: the folder that is read, in which the result may not lie. Folders above the target are made later, by the run.
+    model: the folder that is read, in which the result may not lie. Folders above the target are made by the run.
     """
     if model is not None and output.resolve() == model.resolve():
         raise UserError(f"{output} is the model itself, which is never overwritten\n{ANOTHER}")

@@ -125,7 +125,7 @@ def names(kind: str) -> Callable[[str], list[str]]:
     def complete(incomplete: str) -> list[str]:
         from quantkit.cli.completion import NAMES
 
-        return [name for name in NAMES[kind]() if name.lower().startswith(incomplete.lower())]
+        return [name for name in NAMES[kind]() if name.startswith(incomplete)]
 
     return complete
 

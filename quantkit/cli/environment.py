@@ -1,5 +1,6 @@
 """quantkit env: what a bug report needs and no more. Values of environment variables, user and host are left out."""
 
+import getpass
 import os
 import platform
 import re
@@ -80,7 +81,15 @@ def without_home(path: str) -> str:
     for home in sorted(homes, key=len, reverse=True):
         if path == home or path.startswith(home + os.sep):
             return "~" + path[len(home) :]
-    return re.sub(r"^/(home|Users)/[^/]+", r"/\1/...", path)  # another user's
+    path = re.sub(r"^/(home|Users)/[^/]+", r"/\1/...", path)  # another user's
+    return re.sub(rf"(?<=/){re.escape(_user())}(?=/|$)", "...", path)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # an id without a name
+        return "\0"
 
 
 def _version(name: str) -> str | None:

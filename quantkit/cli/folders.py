@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from quantkit.cli.app import Json, check_name, names, show_result
+from quantkit.paths import user_path
 
 
 def inspect(path: Annotated[Path, typer.Argument(help="Model folder.")], as_json: Json = False) -> None:
@@ -45,6 +46,9 @@ def convert(
     Example: quantkit convert llama-w4-gptq llama-w4 --format compressed-tensors
     """
     check_name("format", format_)
+    from quantkit.checkpoint.early_checks import check_conversion
+
+    check_conversion(user_path(source), user_path(output))  # before torch
     from quantkit.conversion import convert as run
     from quantkit.report.console import render_conversion
 
@@ -74,10 +78,13 @@ def verify(
     Exit code 1 where it would be refused, or has no kernel on --hardware.
     Example: quantkit verify llama-w4 --engine vllm --tp 2 --hardware h100
     """
+    from quantkit.checkpoint.early_checks import check_verifiable
     from quantkit.report.console import (
         render_verdict,
     )
     from quantkit.verification import verify_folder
+
+    check_verifiable(path)
 
     result = verify_folder(path, engine, tp, checksums=checksums, hardware=hardware)
     show_result(result.to_json(), render_verdict, as_json)

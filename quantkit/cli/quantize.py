@@ -94,7 +94,11 @@ def quantize(
         trust_remote_code=trust_remote_code,
         progress=mode,
     )
-    show_result(report, render_quantization, as_json)
+    from quantkit.verification import verify_folder
+
+    verdict = verify_folder(output, tp=loaded.output.tp)
+    engines = [name for name, one in (verdict.engines or {}).items() if one.verdict == "loads"]
+    show_result(report, lambda done, console: render_quantization(done, output, engines, console), as_json)
 
 
 def plan(
@@ -120,9 +124,9 @@ def plan(
     start_log("auto", quiet=False, verbose=False)
     flags = {"--calibration": calibration, "--samples": samples, "--seq-len": seq_len, "--bits": bits}
     loaded = _recipe(recipe, scheme, model, model_option, flags | {"--group-size": group_size}, settings)
-    from quantkit.checkpoint.hub import (
-        locate_config,
-    )
+    from quantkit.quantization.early_checks import check_plan
+
+    folder = check_plan(loaded)  # before torch
     from quantkit.planner.estimate import (
         estimate,
     )
@@ -130,7 +134,7 @@ def plan(
         render_plan,
     )
 
-    result = estimate(loaded, locate_config(loaded.model), trust_remote_code=trust_remote_code)
+    result = estimate(loaded, folder, trust_remote_code=trust_remote_code)
     show_result(result, render_plan, as_json)
     if not result.fits:
         raise typer.Exit(1)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import UserError
-from quantkit.planner.model_inventory import ModelInventory
 from quantkit.planner.calibration_size import calibration_size
+from quantkit.planner.model_inventory import ModelInventory
 from quantkit.planner.output_size import resolved, sizes
 from quantkit.planner.run_memory import need
 from quantkit.planner.this_machine import Machine
@@ -41,9 +41,7 @@ def advice(recipe: Recipe, inventory: ModelInventory, machine: Machine, target: 
         found_advice += found[:KNOBS] or [lacking]
     if disk > machine.free_disk:
         found = [f"disk: set {text}" for text, _, disk in tried if disk <= machine.free_disk]
-        lacking = (
-            f"disk: free {(disk - machine.free_disk) / GB:.1f} GB more at {target.resolve()}, or write elsewhere"
-        )
+        lacking = f"disk: free {(disk - machine.free_disk) / GB:.1f} GB more at {target.resolve()}, or write elsewhere"
         found_advice += found[:KNOBS] or [lacking]
     return found_advice
 

@@ -7,7 +7,7 @@ from quantkit.report.plan import CalibrationSize
 
 
 def calibration_size(recipe: Recipe, inventory: ModelInventory) -> CalibrationSize | None:
-    """Samples and their length; None without calibration. UserError where the text is missing or the length too long."""
+    """Samples and their length, None without calibration; UserError where a text is missing or the length too long."""
     if recipe.calibration is None:
         return None
     longest = getattr(inventory.config.get_text_config(), "max_position_embeddings", None)

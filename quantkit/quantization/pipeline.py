@@ -36,6 +36,7 @@ from quantkit.model.weight_sources import weight_sources
 from quantkit.progress import Mode, Progress
 from quantkit.quantization.block_quantizer import BlockQuantizer
 from quantkit.quantization.calibration.data import data_fingerprint, token_batches
+from quantkit.quantization.calibration.widest import widest_input
 from quantkit.quantization.early_checks import check_before_torch, check_given, partial_folder, recipe_settings
 from quantkit.quantization.engine_check import check_engine, check_result
 from quantkit.quantization.output import (
@@ -129,6 +130,7 @@ def _run(
                 writer.sync()
                 journal.append(record.to_json())
                 bar.advance()
+            held_out = blocks.finish()
         bar.stage("finishing files")
         writer.finish()
         timer.mark("write")
@@ -141,7 +143,7 @@ def _run(
     timer.mark("write")
     records = [BlockRecord.from_json(entry) for entry in journal.entries[1:]]
     report = make_report(
-        run, key, _calibration(recipe, ids_ST), records, advice, output_bytes(units), file_hashes(partial)
+        run, key, _calibration(recipe, ids_ST), records, held_out, advice, output_bytes(units), file_hashes(partial)
     )
     write_report(partial, report)
     check_result(recipe, partial)
@@ -183,8 +185,9 @@ def _prepare(
             recipe.calibration,
             locate_tokenizer(folder, trust_remote_code),
             max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
+            widest=widest_input(model, recipe),
             notes=remarks,
-        )
+        ).ids_ST
     # A CPU computes fastest and best in float32; without calibration nothing is computed, so nothing is widened.
     # A rotation, though, is computed in float32 at least.
     wide = (device.type == "cpu" and ids_ST is not None) or any(t.name == "rotation" for t in recipe.transforms)

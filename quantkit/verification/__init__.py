@@ -36,7 +36,15 @@ from quantkit.verification.engines import llama_cpp, sglang, tensorrt_llm, trans
 from quantkit.verification.engines import shared_rules as rules
 from quantkit.verification.engines import vllm_kernels as kernels
 from quantkit.verification.findings import Finding, Verdict, error, info
-from quantkit.verification.subject import ENGINES, DeclaredNumbers, DeclaredScheme, Modules, Shape, Subject, TensorHeader
+from quantkit.verification.subject import (
+    ENGINES,
+    DeclaredNumbers,
+    DeclaredScheme,
+    Modules,
+    Shape,
+    Subject,
+    TensorHeader,
+)
 
 __all__ = [
     "ENGINES",

@@ -91,10 +91,14 @@ TYPOS = {
         "output:\n  zzz: 1",
         "r.yaml:2: output.zzz: unknown key; valid here: format, engine, tp, max_shard_gb",
     ),
+    "far value": (
+        "output: {engine: zzz}",
+        "r.yaml:1: output.engine: got the text 'zzz'; "
+        "must be one of vllm, sglang, transformers, llama.cpp, tensorrt-llm",
+    ),
     "value": (
         "output: {engine: vlm}",
-        "r.yaml:1: output.engine: must be one of vllm, sglang, transformers, llama.cpp, tensorrt-llm, "
-        "got the text 'vlm'; did you mean 'vllm'?",
+        "r.yaml:1: output.engine: unknown value 'vlm'; did you mean 'vllm'?",
     ),
 }
 
@@ -289,6 +293,19 @@ def test_paths_of_a_file_are_found_here_or_beside_it(tmp_path: Path, monkeypatch
     assert (recipe.model, calibration_data(recipe)) == (str(recipes / "m"), str(recipes / "d.txt"))
     (here / "d.txt").write_text("x")
     assert calibration_data(load(recipes / "r.yaml")) == "d.txt"
+
+
+def test_a_file_may_be_called_like_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wikitext").write_text("x")
+    for data in ("./wikitext", "wikitext"):
+        (tmp_path / "r.yaml").write_text(f"calibration: {{data: {data}}}\n")
+        assert calibration_data(load("r.yaml")) == data
+    (tmp_path / "r.yaml").write_text("calibration: {data: [{data: d.txt, weight: 2}, general]}\n")
+    (tmp_path / "d.txt").write_text("x")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert [source.data for source in calibration_data(load("../r.yaml"))] == ["../d.txt", "general"]
 
 
 def test_settings_are_not_looked_for_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
