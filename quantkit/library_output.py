@@ -36,7 +36,7 @@ def quiet_libraries() -> Iterator[None]:
 
             _switch_off(bars.is_progress_bar_enabled(), bars.disable_progress_bar, bars.enable_progress_bar, restored)
         if "datasets" in sys.modules:
-            from datasets.utils import tqdm as data  # pyright: ignore[reportMissingImports]
+            from datasets import utils as data  # pyright: ignore[reportMissingImports]
 
             shown = not data.are_progress_bars_disabled()
             _switch_off(shown, data.disable_progress_bars, data.enable_progress_bars, restored)
