@@ -7,6 +7,7 @@ from quantkit.checkpoint.output_folder import check_output
 from quantkit.checkpoint.quantization_config import quantization_config
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
+from quantkit.paths import user_path
 
 
 def check_conversion(source: Path, output: Path) -> Checkpoint:
@@ -21,5 +22,5 @@ def check_conversion(source: Path, output: Path) -> Checkpoint:
 
 def check_verifiable(path: Path) -> None:
     """UserError for a path that is not a model folder at all; a damaged one is for the verdict."""
-    if (found := other_kind(path.expanduser())) is not None:
+    if (found := other_kind(user_path(path))) is not None:
         raise UserError(f"{path}: {found}")

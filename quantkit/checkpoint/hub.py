@@ -25,7 +25,7 @@ def locate_model(name: str | None, *, weights: bool = True) -> Path:
     deliver.
     """
     if name is None:
-        raise UserError("no model given\nhint: pass --model FOLDER_OR_HUB_ID, or set `model:` in the recipe")
+        raise UserError("no model: pass --model FOLDER_OR_HUB_ID, or set `model:` in the recipe")
     if (folder := local_folder(name)) is not None:
         check_causal(folder)
         return folder
@@ -54,6 +54,11 @@ def _download(name: str, patterns: tuple[str, ...]) -> Path:
     except (HFValidationError, HfHubHTTPError, OSError) as error:  # offline it is a LocalEntryNotFoundError, an OSError
         near = nearby(Path(name)) if Path(name).parent.is_dir() else ""
         raise UserError(f"model {name!r}: no folder here{near}; {_refusal(name, error)}") from error
+
+
+def revision(folder: Path) -> str | None:
+    """The commit of a folder in the Hub's cache; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def _refusal(name: str, error: Exception) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.errors import UserError
+from quantkit.paths import user_path
 
 NEEDED = "give a Hugging Face model folder: config.json beside *.safetensors"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -54,7 +55,7 @@ def local_folder(name: str) -> Path | None:
 
     UserError for a path that does not exist, for what is not a model folder, and for what cannot be a Hub id either.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.exists() or path.is_symlink() or name.startswith((".", "/", "~")):
         check_model_folder(path)
         return path

@@ -14,6 +14,7 @@ from typing import Any
 
 from quantkit.checkpoint.model_folder import check_inside
 from quantkit.errors import RunError, UserError
+from quantkit.report.records import REPORT
 
 # Weights in any framework's form, what describes them, and what describes another quantization or the source's repo.
 WEIGHTS = (
@@ -23,7 +24,6 @@ STALE = r"(config|quantize_config|quant_config|quantization_config|hf_quant_conf
 STALE += r"|recipe\.yaml|quantkit-report\.(json|html)|readme\.md|\..*"
 FOLDERS = {"additional_chat_templates"}
 
-REPORT = "quantkit-report.json"
 ANOTHER = "hint: choose another --output"
 
 

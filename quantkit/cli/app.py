@@ -11,12 +11,13 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 
+from quantkit.cli.usage import Group
 from quantkit.errors import RunError, UserError
 
 app = typer.Typer(
+    cls=Group,
     help="Quantize Hugging Face causal language models into checkpoints that real engines load.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # plain help: rich's takes more than twice as long to load
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -30,6 +31,25 @@ Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the Python
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="weights.group_size=64; repeatable.")
 ]
+
+ProgressMode = Annotated[
+    str, typer.Option("--progress", metavar="auto|plain|off", help="auto: a bar on a terminal; plain: lines of text.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors alone.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More lines of what is done.")]
+
+
+def start_log(progress: str, quiet: bool, verbose: bool) -> Any:
+    """Set up what is written to stderr, before anything heavy loads; returns the mode of the run's progress."""
+    from quantkit.progress import check_mode, configure
+    from quantkit.suggestions import unknown
+
+    if quiet and verbose:
+        raise UserError("--quiet and --verbose are both given\nhint: give one of them")
+    if progress not in (modes := ("auto", "plain", "off")):
+        raise unknown("mode of --progress", progress, modes)
+    configure(mode := "off" if quiet else check_mode(progress), verbose - quiet)
+    return mode
 
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:
@@ -83,7 +103,7 @@ def _version(wanted: bool) -> None:
 def root(
     debug: Annotated[bool, typer.Option("--debug", envvar="QUANTKIT_DEBUG", help="Show tracebacks.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Quantize Hugging Face causal language models into checkpoints that real engines load."""
@@ -97,6 +117,27 @@ class Record(Protocol):
 
 
 R = TypeVar("R", bound=dict[str, Any] | Record)
+
+
+def names(kind: str) -> Callable[[str], list[str]]:
+    """What completes an option: the names of that kind ("recipes", "schemes", "engines", "formats") that begin so."""
+
+    def complete(incomplete: str) -> list[str]:
+        from quantkit.cli.completion import NAMES
+
+        return [name for name in NAMES[kind]() if name.startswith(incomplete)]
+
+    return complete
+
+
+def check_name(kind: str, given: str) -> None:
+    """UserError for a name that none of its kind ("engine", "format") has; before anything heavy is loaded."""
+    from quantkit.cli.completion import NAMES
+
+    if given not in (known := list(NAMES[f"{kind}s"]())):
+        from quantkit.suggestions import unknown
+
+        raise unknown(kind, given, known)
 
 
 def show_result(result: R, render: Callable[[R, Any], None], as_json: bool) -> None:

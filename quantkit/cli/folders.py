@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.app import Json, show_result
+from quantkit.cli.app import Json, check_name, names, show_result
+from quantkit.paths import user_path
 
 
 def inspect(path: Annotated[Path, typer.Argument(help="Model folder.")], as_json: Json = False) -> None:
@@ -27,7 +28,12 @@ def convert(
     source: Annotated[Path, typer.Argument(help="Quantized model folder, ours or another tool's.")],
     output: Annotated[Path, typer.Argument(help="New folder for the result.")],
     format_: Annotated[
-        str, typer.Option("--format", help="compressed-tensors, awq, gptq, gptq_v2, fp8, fp8_tensor or modelopt.")
+        str,
+        typer.Option(
+            "--format",
+            help="compressed-tensors, awq, gptq, gptq_v2, fp8, fp8_tensor or modelopt.",
+            autocompletion=names("formats"),
+        ),
     ],
     requantize: Annotated[
         bool,
@@ -39,9 +45,10 @@ def convert(
 
     Example: quantkit convert llama-w4-gptq llama-w4 --format compressed-tensors
     """
+    check_name("format", format_)
     from quantkit.checkpoint.early_checks import check_conversion
 
-    check_conversion(source, output)  # before torch
+    check_conversion(user_path(source), user_path(output))  # before torch
     from quantkit.convert import convert as run
     from quantkit.report.console import render_conversion
 
@@ -51,7 +58,11 @@ def convert(
 def verify(
     path: Annotated[Path, typer.Argument(help="Model folder.")],
     engine: Annotated[
-        str | None, typer.Option(help="vllm, sglang, transformers, llama.cpp or tensorrt-llm; all where none is named.")
+        str | None,
+        typer.Option(
+            help="vllm, sglang, transformers, llama.cpp or tensorrt-llm; all where none is named.",
+            autocompletion=names("engines"),
+        ),
     ] = None,
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel size: devices each layer is spread over.")] = 1,
     checksums: Annotated[

@@ -1,36 +1,86 @@
 """The verbs that read a recipe: quantize and plan."""
 
-import sys
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantkit.cli.app import Device, Json, Sets, Trust, show_result
+from quantkit.cli.app import Device, Json, ProgressMode, Quiet, Sets, Trust, Verbose, names, show_result, start_log
+from quantkit.errors import UserError
+
+if TYPE_CHECKING:
+    from quantkit.recipe.recipe import Recipe
+
+LOG = logging.getLogger("quantkit.cli")
+
+Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Model folder or Hub id.")]
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="The same, as an option.")]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        "-r",
+        help="Name of a shipped recipe, a YAML file, or the quantkit-report.json of a run to repeat.",
+        autocompletion=names("recipes"),
+    ),
+]
+Scheme = Annotated[
+    str | None,
+    typer.Option(
+        "--scheme",
+        help="W4A16, FP8_DYNAMIC, NVFP4, ...: without --recipe, the best shipped recipe for it.",
+        autocompletion=names("schemes"),
+    ),
+]
+Calibration = Annotated[
+    str | None, typer.Option("--calibration", metavar="FILE|NAME", help="Text, rows or a data set to calibrate on.")
+]
+Samples = Annotated[str | None, typer.Option("--samples", metavar="N|auto", help="Calibration windows.")]
+SeqLen = Annotated[str | None, typer.Option("--seq-len", metavar="N|auto", help="Tokens in each window.")]
+Bits = Annotated[str | None, typer.Option("--bits", metavar="N", help="Bits per integer weight.")]
+GroupSize = Annotated[
+    str | None, typer.Option("--group-size", metavar="N|channel", help="Weights of a row that share a scale.")
+]
 
 
 def quantize(
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Name of a shipped recipe, or a YAML file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the result.")],
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model folder or Hub id, over the recipe's.")
+    model: Model = None,
+    recipe: RecipeName = None,
+    scheme: Scheme = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="New folder for the result.  [required]")
     ] = None,
-    device: Device = "auto",
+    model_option: ModelOption = None,
+    calibration: Calibration = None,
+    samples: Samples = None,
+    seq_len: SeqLen = None,
+    bits: Bits = None,
+    group_size: GroupSize = None,
     settings: Sets = None,
+    device: Device = "auto",
     restart: Annotated[bool, typer.Option("--restart", help="Drop what an earlier, interrupted run has done.")] = False,
     trust_remote_code: Trust = False,
+    progress: ProgressMode = "auto",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
-    """Quantize a model by a recipe.
+    """Quantize a model by a recipe or to a scheme.
 
-    Example: quantkit quantize --recipe awq --model meta-llama/Llama-3.2-1B --output llama-w4
+    Example: quantkit quantize meta-llama/Llama-3.2-1B --scheme W4A16 --output llama-w4
     """
-    from quantkit.recipe.load import load
-
-    loaded = load(recipe, settings or (), model)  # before torch: a typo is answered at once
+    mode = start_log(progress, quiet, verbose)
+    flags = {"--calibration": calibration, "--samples": samples, "--seq-len": seq_len, "--bits": bits}
+    loaded = _recipe(recipe, scheme, model, model_option, flags | {"--group-size": group_size}, settings)
+    if output is None:
+        raise UserError("no output folder: pass --output OUT\nhint: OUT is made by the run and must not exist yet")
+    from quantkit.paths import user_path
     from quantkit.quantization.early_checks import check_before_torch
 
+    output = user_path(output)
     check_before_torch(loaded, output, device=device, restart=restart)
+    LOG.info("quantizing %s into %s", loaded.model, output)  # the libraries that follow take seconds to load
     from quantkit.quantization.pipeline import quantize as run
     from quantkit.report.console import (
         render_quantization,
@@ -42,27 +92,34 @@ def quantize(
         device=device,
         restart=restart,
         trust_remote_code=trust_remote_code,
-        progress=sys.stderr.isatty(),
+        progress=mode,
     )
     show_result(report, render_quantization, as_json)
 
 
 def plan(
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Name of a shipped recipe, or a YAML file.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model folder (config.json is enough) or Hub id.")
+        str | None, typer.Argument(metavar="[MODEL]", help="Model folder (config.json is enough) or Hub id.")
     ] = None,
+    recipe: RecipeName = None,
+    scheme: Scheme = None,
+    model_option: ModelOption = None,
+    calibration: Calibration = None,
+    samples: Samples = None,
+    seq_len: SeqLen = None,
+    bits: Bits = None,
+    group_size: GroupSize = None,
     settings: Sets = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """What quantizing will take and give, from config.json alone: size, memory, time, and whether it fits here.
 
-    Exit code 1 where it does not fit. Example: quantkit plan --recipe gptq-w4a16 --model meta-llama/Llama-3.1-8B
+    Exit code 1 where it does not fit. Example: quantkit plan meta-llama/Llama-3.1-8B --scheme W4A16
     """
-    from quantkit.recipe.load import load
-
-    loaded = load(recipe, settings or (), model)
+    start_log("auto", quiet=False, verbose=False)
+    flags = {"--calibration": calibration, "--samples": samples, "--seq-len": seq_len, "--bits": bits}
+    loaded = _recipe(recipe, scheme, model, model_option, flags | {"--group-size": group_size}, settings)
     from quantkit.quantization.early_checks import check_plan
 
     folder = check_plan(loaded)  # before torch
@@ -75,5 +132,38 @@ def plan(
 
     result = estimate(loaded, folder, trust_remote_code=trust_remote_code)
     show_result(result, render_plan, as_json)
-    if not result["fits"]:
+    if not result.fits:
         raise typer.Exit(1)
+
+
+KEYS = {
+    "--calibration": "calibration.data",
+    "--samples": "calibration.samples",
+    "--seq-len": "calibration.seq_len",
+    "--bits": "weights.bits",
+    "--group-size": "weights.group_size",
+}
+
+
+def _recipe(
+    recipe: str | None,
+    scheme: str | None,
+    model: str | None,
+    model_option: str | None,
+    flags: dict[str, str | None],
+    settings: list[str] | None,
+) -> "Recipe":
+    """The recipe that the options stand for, its model included; before torch, so that a typo is answered at once."""
+    from quantkit.recipe.load import Flag, load
+    from quantkit.recipe.names import taken
+
+    if model is not None and model_option is not None and model != model_option:
+        raise UserError(f"two models: {model} and --model {model_option}\nhint: give one of them")
+    texts = {name: text for name, text in flags.items() if text is not None}
+    given = [Flag(name, KEYS[name], text, literal=name == "--calibration") for name, text in texts.items()]
+    loaded = load(recipe, settings or (), model_option if model is None else model, flags=given, scheme=scheme)
+    if loaded.model is None:
+        raise UserError("no model: pass --model FOLDER_OR_HUB_ID, or give it as the first argument")
+    if note := taken(recipe, scheme):
+        LOG.info(note)
+    return loaded

@@ -31,11 +31,11 @@ def check_before_torch(
     check_output(output)
     check_device_name(device)
     if recipe.model is None:
-        raise UserError("no model given\nhint: pass --model FOLDER_OR_HUB_ID, or set `model:` in the recipe")
+        raise UserError("no model: pass --model FOLDER_OR_HUB_ID, or set `model:` in the recipe")
     calibrated = calibrated and recipe.calibration is not None
     if (folder := local_folder(recipe.model)) is not None:
         check_output(output, folder)
-        _check_folder(folder, calibrated)
+        check_folder(folder, calibrated)
     if calibrated and recipe.calibration is not None:
         local_path(recipe.calibration.data)
     refuse_foreign(partial_folder(output))
@@ -43,7 +43,7 @@ def check_before_torch(
         _check_unfinished(recipe, partial_folder(output), device)
     if folder is None:
         folder = locate_model(recipe.model)
-        _check_folder(folder, calibrated)
+        check_folder(folder, calibrated)
     return folder
 
 
@@ -67,7 +67,8 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in ("model", "calibration")}
 
 
-def _check_folder(folder: Path, calibrated: bool) -> None:
+def check_folder(folder: Path, calibrated: bool) -> None:
+    """UserError for a model folder that a run would refuse; calibrated: it needs a tokenizer."""
     check_causal(folder)
     checkpoint = Checkpoint.open(folder)
     refuse_quantized(checkpoint)

@@ -1,31 +1,30 @@
 """Reads recipes from YAML files, shipped names and plain data; all problems at once, as file:line: key: message."""
 
-import difflib
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from quantkit.errors import UserError
+from quantkit.paths import user_path
 from quantkit.recipe.messages import explain
-from quantkit.recipe.number_formats import PRESETS
+from quantkit.recipe.names import BEST, find, scheme_named, shipped
 from quantkit.recipe.recipe import Recipe, cross_checks
-from quantkit.recipe.yaml_document import AFTER_THE_FILE, Document, apply_setting, parse
+from quantkit.recipe.yaml_document import AFTER_THE_FILE, Document, apply_setting, apply_value, parse
 
-MAX_RECIPE_BYTES = 1 << 20
+MAX_RECIPE_BYTES, MAX_REPORT_BYTES = 1 << 20, 1 << 28
+NO_RECIPE = (
+    "no recipe and no scheme: nothing says what to make of the model\n"
+    "hint: pass --scheme W4A16 (or another scheme) or --recipe NAME; `quantkit recipes` shows what there is to choose"
+)
 
 
 def schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a recipe file, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Recipe.model_json_schema(by_alias=True)
-
-
-def shipped() -> dict[str, Path]:
-    """Name -> file of the recipes that come along: inside the wheel, or beside the package in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    folder = next((f for f in (package / "recipes", package.parent / "recipes") if f.is_dir()), package)
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def recipe_names() -> list[str]:
@@ -35,36 +34,109 @@ def recipe_names() -> list[str]:
 
 def recipe_text(path_or_name: str | Path) -> str:
     """A recipe file as it is written; UserError where there is none."""
-    return _read(_find(path_or_name))
+    return _read(find(path_or_name))
 
 
-def load(path_or_name: str | Path, sets: Iterable[str] = (), model: str | None = None) -> Recipe:
-    """Read a shipped recipe by name, or any file, with `key.path=value` settings applied on top.
+class RecipeError(UserError):
+    """Mistakes in a recipe; problems: one `file:line: key: message` each."""
 
+    def __init__(self, name: str | Path, problems: list[str]) -> None:
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"recipe {name} has {count}:\n" + "\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """An option that stands for one key of a recipe. text: YAML, or the value itself where `literal`."""
+
+    name: str
+    key: str
+    text: str
+    literal: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.text}"
+
+
+def load(
+    path_or_name: str | Path | None,
+    sets: Iterable[str] = (),
+    model: str | None = None,
+    *,
+    flags: Iterable[Flag] = (),
+    scheme: str | None = None,
+) -> Recipe:
+    """Read a shipped recipe by name, or any file, with `key.path=value` settings and flags applied on top.
+
+    A quantkit-report.json is read too: the recipe of its run. scheme: what the whole recipe is to be, replacing the
+    file's; without a recipe it names the best shipped one for it.
+    Relative paths of a file are looked for in the current folder, then beside the file.
     Raises UserError with every problem, one `file:line: key: message` per line.
     """
-    path = _find(path_or_name)
-    document = parse(_read(path), str(path))
+    scheme = None if scheme is None else scheme_named(scheme)
+    if path_or_name is None and scheme is None:
+        raise UserError(NO_RECIPE)
+    path = find(BEST[str(scheme)] if path_or_name is None else path_or_name)
+    document = _document(path)
+    if isinstance(document.data, dict):
+        sets, flags = list(sets), list(flags)
+        if path_or_name is not None and (scheme is not None or any(_names_scheme(setting) for setting in sets)):
+            _forget_scheme(document.data)
+        if scheme is not None:
+            flags.insert(0, Flag("--scheme", "scheme", scheme))
+        for setting in sets:
+            apply_setting(document, setting)
+        for flag in flags:
+            _apply_flag(document, flag, sets)
+        if model is not None:
+            apply_value(document, ["model"], model, "--model")
+        recipe = _check(document)
+        if recipe is not None and not document.problems:
+            return _with_paths(recipe, path, document)
+    raise RecipeError(path_or_name or path.stem, document.messages())
+
+
+def _document(path: Path) -> Document:
+    """The recipe in a file, a YAML one or a run's report; what is no mapping of keys is a problem of it."""
+    text = _read(path)
+    if (data := _report_recipe(text)) is not None:
+        return Document(data, str(path), {(): (1, str(path))})
+    document = parse(text, str(path))
     if document.data is None and not document.problems:
         document.problems.append((1, f"{path}:1: the file is empty: a recipe is a mapping of keys like weights:"))
     if document.data is not None and not isinstance(document.data, dict):
         kind = type(document.data).__name__
         document.problems.append((1, f"{path}:1: a recipe is a mapping of keys like weights:, this is a {kind}"))
-    if isinstance(document.data, dict):
-        sets = list(sets)
-        if any(_names_scheme(setting) for setting in sets):
-            _forget_scheme(document.data)
-        for setting in sets:
-            apply_setting(document, setting)
-        if model is not None:
-            document.data["model"] = model
-            document.where["model",] = (AFTER_THE_FILE, "--model")
-        recipe = _check(document)
-        if recipe is not None and not document.problems:
-            return _with_paths(recipe, path)
-    messages = document.messages()
-    count = "a problem" if len(messages) == 1 else f"{len(messages)} problems"
-    raise UserError(f"recipe {path_or_name} has {count}:\n" + "\n".join(messages))
+    return document
+
+
+def _report_recipe(text: str) -> dict[str, Any] | None:
+    """The recipe of a quantkit-report.json, with the model it was run on; None for any other text."""
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        report = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(report, dict) or not isinstance(report.get("recipe"), dict) or "quantkit" not in report:
+        return None
+    model = report["recipe"].get("model") or report.get("model")
+    return report["recipe"] | ({"model": model} if isinstance(model, str) else {})
+
+
+def _apply_flag(document: Document, flag: Flag, sets: list[str]) -> None:
+    for setting in sets:
+        key, _, text = setting.partition("=")
+        if key.strip() == flag.key and text.strip() != flag.text:
+            document.problems.append((AFTER_THE_FILE, f"{flag.label} and --set {setting} differ: give one of them"))
+            return
+    parts = flag.key.split(".")
+    if flag.literal:
+        apply_value(document, parts, flag.text, flag.label)
+    else:
+        apply_setting(document, f"{flag.key}={flag.text}", flag.label)
 
 
 def _names_scheme(setting: str) -> bool:
@@ -90,32 +162,14 @@ def from_data(data: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def _find(path_or_name: str | Path) -> Path:
-    known = shipped()
-    if str(path_or_name) in known:
-        return known[str(path_or_name)]
-    path = Path(path_or_name).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, not a recipe file\nhint: `quantkit recipes` lists the shipped recipes")
-    scheme = str(path_or_name).upper()
-    if scheme in PRESETS:
-        hint = f"`{scheme}` is a scheme: give a recipe, and with it --set scheme={scheme}"
-    else:
-        near = difflib.get_close_matches(path.stem.lower(), known, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean `{near[0]}`? `quantkit recipes` lists all" if near else "`quantkit recipes` lists the names"
-        )
-    raise UserError(f"no recipe or file named `{path_or_name}`\nhint: {hint}")
-
-
 def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_RECIPE_BYTES + 1)
-        if len(raw) > MAX_RECIPE_BYTES:
-            raise UserError(f"{path} is larger than {MAX_RECIPE_BYTES} bytes: this is not a recipe")
+            if len(raw) > MAX_RECIPE_BYTES and raw.lstrip().startswith(b"{"):  # the report of a run of a large model
+                raw += file.read(MAX_REPORT_BYTES)
+            elif len(raw) > MAX_RECIPE_BYTES:
+                raise UserError(f"{path} is larger than {MAX_RECIPE_BYTES} bytes: this is not a recipe")
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}): this is not a recipe") from None
@@ -139,14 +193,22 @@ def _check(document: Document) -> Recipe | None:
         return None
 
 
-def _with_paths(recipe: Recipe, file: Path) -> Recipe:
-    def found(value: str) -> str:
-        path, beside = Path(value).expanduser(), file.resolve().parent.parent / value
-        return str(path) if path.exists() else str(beside) if beside.exists() else value
+def _with_paths(recipe: Recipe, file: Path, document: Document) -> Recipe:
+    """The recipe with `~` expanded, and the paths its file gives looked for beside the file if they are not here."""
+
+    def found(value: str, *key: str | int) -> str:
+        path = user_path(value)
+        if path.exists() or path.is_absolute():
+            return str(path)
+        known = next((document.where[k] for n in range(len(key), 0, -1) if (k := key[:n]) in document.where), (1, ""))
+        beside = file.parent / path
+        return str(beside) if known[0] != AFTER_THE_FILE and beside.exists() else value
 
     update: dict[str, Any] = {}
     if recipe.model is not None:
-        update["model"] = found(recipe.model)
+        update["model"] = found(recipe.model, "model")
     if recipe.calibration is not None:
-        update["calibration"] = recipe.calibration.model_copy(update={"data": found(recipe.calibration.data)})
+        update["calibration"] = recipe.calibration.model_copy(
+            update={"data": found(recipe.calibration.data, "calibration", "data")}
+        )
     return recipe.model_copy(update=update)

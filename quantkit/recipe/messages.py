@@ -1,12 +1,12 @@
 """Validation errors of a recipe in the words of its author, with the nearest valid name."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from quantkit.recipe.algorithms import Choice
+from quantkit.suggestions import nearest
 
 
 def explain(error: Any, root: type[BaseModel]) -> str:
@@ -23,7 +23,10 @@ def explain(error: Any, root: type[BaseModel]) -> str:
             return "this key is required"
         case "literal_error":
             expected = context["expected"].replace(" or ", ", ").replace("'", "")
-            return f"must be one of {expected}, {got}{did_you_mean(str(given), expected.split(', '))}"
+            if path[-1] == "format" and str(given).lower() == "gguf":
+                return f"GGUF is not supported yet; possible are {expected}"
+            hint = did_you_mean(str(given), expected.split(", "))
+            return f"unknown value {str(given)[:60]!r}{hint}" if hint else f"{got}; must be one of {expected}"
         case "value_error":
             return str(context["error"])
         case "model_type" if issubclass(model := _model_at(path, root), Choice):
@@ -81,5 +84,5 @@ def _leaves(annotation: Any) -> list[Any]:
 
 def did_you_mean(given: str, names: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or nothing where no name is near."""
-    close = difflib.get_close_matches(given, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    near = nearest(given, names)
+    return f"; did you mean {near!r}?" if near else ""

@@ -128,13 +128,12 @@ def _scalar(node: ScalarNode, path: KeyPath, document: Document) -> Any:
     return text
 
 
-def apply_setting(document: Document, setting: str) -> None:
+def apply_setting(document: Document, setting: str, label: str | None = None) -> None:
     """Apply one `key.path=value` (value in YAML 1.2) to the data; what cannot be applied is added to the problems.
 
-    Whether the path names a real key is left to the check of the whole recipe, which finds it at this setting's label.
-    A name given in short (`algorithm: gptq`, a transform in a list) opens up when a path leads into it.
+    label: what messages call it, `--set key.path=value` where nothing else is given.
     """
-    label = f"--set {setting}"
+    label = label or f"--set {setting}"
     key, equals, text = setting.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -144,7 +143,16 @@ def apply_setting(document: Document, setting: str) -> None:
     if value.problems:
         document.problems += [(AFTER_THE_FILE, f"{label}: {text!r} is not a YAML value")]
         return
-    path, problem = _put(document.data, parts, value.data)
+    apply_value(document, parts, value.data, label)
+
+
+def apply_value(document: Document, parts: list[str], value: Any, label: str) -> None:
+    """Put a value at the path of `parts`; what cannot be applied is added to the problems.
+
+    Whether the path names a real key is left to the check of the whole recipe, which finds it at this label.
+    A name given in short (`algorithm: gptq`, a transform in a list) opens up when a path leads into it.
+    """
+    path, problem = _put(document.data, parts, value)
     if problem:
         document.problems.append((AFTER_THE_FILE, f"{label}: {problem}"))
         return

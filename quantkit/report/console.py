@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from quantkit.report.plan import Plan
 from quantkit.report.records import ConversionReport, Report
 
 _COLOUR = {"loads": "green", "refused": "red", "unknown": "yellow", "error": "red", "warning": "yellow", "info": "dim"}
 
 MAX_WARNINGS = 10
-GIB = 1 << 30
 
 
 def render_quantization(report: Report, console: Console) -> None:
@@ -55,33 +55,32 @@ def render_conversion(report: ConversionReport, console: Console) -> None:
         console.print("codes, scales and zero points are exactly the same")
 
 
-def render_plan(result: dict[str, Any], console: Console) -> None:
+def render_plan(plan: Plan, console: Console) -> None:
     """Print an estimate: what comes out, what it takes, and the verdict last."""
-    total = sum(result["params"].values())
-    kinds = ", ".join(f"{kind} {_count(n)}" for kind, n in sorted(result["params"].items(), key=lambda kv: -kv[1]))
-    seen = "headers" if result["weights_seen"] else "config.json alone"
-    console.print(f"{result['model']}: {result['model_type']}, {_count(total)} parameters ({kinds})", markup=False)
-    schemes = ", ".join(f"{count} x {scheme}" for scheme, count in result["schemes"].items())
-    console.print(f"{result['linears']} linears: {schemes}; sizes from {seen}", markup=False)
+    total = sum(plan.params.values())
+    kinds = ", ".join(f"{kind} {_count(n)}" for kind, n in sorted(plan.params.items(), key=lambda kv: -kv[1]))
+    seen = "headers" if plan.weights_seen else "config.json alone"
+    console.print(f"{plan.model}: {plan.model_type}, {_count(total)} parameters ({kinds})", markup=False)
+    schemes = ", ".join(f"{count} x {scheme}" for scheme, count in plan.schemes.items())
+    console.print(f"{plan.linears} linears: {schemes}; sizes from {seen}", markup=False)
     table = Table("", "estimate", "free", box=None, pad_edge=False)
-    before, after = result["bytes_before"], result["bytes_after"]
-    table.add_row("output", f"{after / GIB:.2f} GiB of {before / GIB:.2f}", "")
-    table.add_row("bits per quantized weight", f"{result['bits_per_weight']:.3f}", "")
-    table.add_row("cache per token", f"{result['kv_bytes_per_token'] / 1024:.1f} KiB, {result['kv_cache']}", "")
-    table.add_row(
-        "peak memory", f"{result['peak_memory_bytes'] / GIB:.2f} GiB", f"{result['free_memory_bytes'] / GIB:.2f} GiB"
-    )
-    for part, size in result["memory"].items():
-        table.add_row(f"  {part}", f"{size / GIB:.2f}", "")
-    table.add_row("disk", f"{result['disk_bytes'] / GIB:.2f} GiB", f"{result['free_disk_bytes'] / GIB:.2f} GiB")
-    table.add_row("time", _duration(result["seconds_total"]), f"on a CPU: {result['machine']}")
-    for stage, spent in result["seconds"].items():
+    table.add_row("output", f"{size_text(plan.bytes_after)} of {size_text(plan.bytes_before)}", "")
+    table.add_row("bits per quantized weight", f"{plan.bits_per_weight:.3f}", "")
+    table.add_row("cache per token", f"{size_text(plan.kv_bytes_per_token)}, {plan.kv_cache}", "")
+    if (text := plan.calibration) is not None:
+        table.add_row("calibration", f"{text.samples} x {text.seq_len} = {text.tokens:,} tokens", "")
+    table.add_row("peak memory", size_text(plan.peak_memory_bytes), size_text(plan.free_memory_bytes))
+    for part, held in plan.memory.items():
+        table.add_row(f"  {part}", size_text(held), "")
+    table.add_row("disk", size_text(plan.disk_bytes), size_text(plan.free_disk_bytes))
+    table.add_row("time", _duration(plan.seconds_total), f"on a CPU: {plan.machine}")
+    for stage, spent in plan.seconds.items():
         table.add_row(f"  {stage}", _duration(spent), "")
     console.print(table)
-    console.print("it fits" if result["fits"] else "it does not fit", style="green" if result["fits"] else "red")
-    for line in result["problems"]:
-        console.print(f"  {line}", markup=False)
-    for line in result["advice"]:
+    for line in plan.warnings[:MAX_WARNINGS]:
+        console.print(f"warning: {line}", markup=False)
+    console.print("it fits" if plan.fits else "it does not fit", style="green" if plan.fits else "red")
+    for line in (*plan.problems, *plan.advice):
         console.print(f"  {line}", markup=False)
 
 
@@ -93,6 +92,8 @@ def _count(number: int) -> str:
 
 
 def _duration(spent: float) -> str:
+    if spent < 0.05:
+        return "under 0.1 s"
     if spent < 120:
         return f"{spent:.1f} s"
     return f"{spent / 60:.0f} min" if spent < 7200 else f"{spent / 3600:.1f} h"
@@ -104,24 +105,27 @@ def render_inspection(found: dict[str, Any], console: Console) -> None:
     console.print(f"{found['path']}: {found['architecture']}, {found['method'] or 'not quantized'}", markup=False)
     if found["note"]:
         console.print(found["note"], markup=False)
-    size = f"{megabytes(found['bytes'])} of tensors"
+    size = f"{size_text(found['bytes'])} of tensors"
     if found["bf16_bytes"]:
         share = 100 * found["bytes"] / found["bf16_bytes"]
-        size += f", {share:.1f} % of {megabytes(found['bf16_bytes'])} in bf16; {bits['model']:.3f} bits per parameter"
+        size += f", {share:.1f} % of {size_text(found['bf16_bytes'])} in bf16; {bits['model']:.3f} bits per parameter"
     console.print(size)
     if found["modules"]:
         console.print(f"{len(found['modules'])} quantized linears, {bits['quantized']:.3f} bits per weight with scales")
         console.print(_table(["scheme", "modules", "bits per weight", "count"], _scheme_rows(found["modules"])))
-    rows = [[kind, str(x["tensors"]), megabytes(x["bytes"])] for kind, x in found["kinds"].items()]
+    rows = [[kind, str(x["tensors"]), size_text(x["bytes"])] for kind, x in found["kinds"].items()]
     console.print(_table(["kind", "tensors", "size"], rows))
     console.print(_table(["not quantized", "reason", "count", "size"], _unquantized_rows(found["unquantized"])))
-    rows = [[shard["file"], str(shard["tensors"]), megabytes(shard["bytes"])] for shard in found["shards"]]
+    rows = [[shard["file"], str(shard["tensors"]), size_text(shard["bytes"])] for shard in found["shards"]]
     console.print(_table(["shard", "tensors", "size"], rows))
 
 
-def megabytes(count: int) -> str:
-    """Bytes in powers of ten, as disks count."""
-    return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+def size_text(count: float) -> str:
+    """Bytes in powers of ten, as disks count: 512 B, 4.62 MB, 1.33 GB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= 0.9995 * size:  # what rounds to 1000 of a unit is 1 of the next
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
 
 
 def _scheme_rows(modules: dict[str, dict[str, Any]]) -> list[list[str]]:
@@ -136,7 +140,7 @@ def _unquantized_rows(entries: list[dict[str, Any]]) -> list[list[str]]:
     groups: dict[tuple[str, str], list[int]] = {}
     for entry in entries:
         groups.setdefault((_family(entry["name"]), entry["reason"]), []).append(entry["bytes"])
-    return [[*key, str(len(sizes)), megabytes(sum(sizes))] for key, sizes in groups.items()]
+    return [[*key, str(len(sizes)), size_text(sum(sizes))] for key, sizes in groups.items()]
 
 
 def _family(name: str) -> str:

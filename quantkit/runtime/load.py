@@ -25,6 +25,7 @@ from quantkit.runtime.definition import multiplied_weight
 from quantkit.runtime.fused_experts import round_inputs
 from quantkit.runtime.quant_linear import QuantLinear, is_linear
 from quantkit.runtime.quantized_cache import round_entries
+from quantkit.runtime.save import Origin, remember
 from quantkit.types import ActivationRange, ActivationSpec
 
 
@@ -59,11 +60,14 @@ def load(
     sources = weight_sources(model, folder.shapes())
     for remark in settle_ties(model, sources, partial(_equal, folder, dtype)):
         warnings.warn(f"{checkpoint.folder}: {remark}", stacklevel=2)
+    plain = {name: pieces[0].name for name, pieces in sources.items() if pieces == [TensorSlice(pieces[0].name)]}
+    plain = {name: tensor for name, tensor in plain.items() if not folder.is_packed(tensor)}
     _fill(model, folder, sources, dtype, torch.device(device))
     _simulate_cache(model, folder)
     model.name_or_path = config._name_or_path = str(checkpoint.folder)
     if (checkpoint.folder / "generation_config.json").exists() and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+    remember(model, Origin.of(checkpoint.folder, plain, owner))
     return model.eval()
 
 

@@ -13,8 +13,7 @@ config/      what a quantization_config declares
 engines/     what each engine accepts
 """
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +25,8 @@ from quantkit.checkpoint.output_folder import (
 from quantkit.checkpoint.quantization_config import descriptions, quantized_tensor
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
+from quantkit.paths import user_path
+from quantkit.suggestions import unknown
 from quantkit.verify import files as files
 from quantkit.verify import scales
 from quantkit.verify import tensors as layouts
@@ -35,9 +36,20 @@ from quantkit.verify.engines import llama_cpp, sglang, tensorrt_llm, transformer
 from quantkit.verify.engines import shared_rules as rules
 from quantkit.verify.engines import vllm_kernels as kernels
 from quantkit.verify.findings import Finding, Verdict, error, info
-from quantkit.verify.subject import ENGINES, Modules, Shape, Subject, TensorHeader
+from quantkit.verify.subject import ENGINES, DeclaredNumbers, DeclaredScheme, Modules, Shape, Subject, TensorHeader
 
-__all__ = ["ENGINES", "Finding", "Verdict", "file_hashes", "preflight", "verify_folder", "verify_layout"]
+__all__ = [
+    "ENGINES",
+    "DeclaredNumbers",
+    "DeclaredScheme",
+    "Finding",
+    "Verdict",
+    "file_hashes",
+    "judge_schemes",
+    "preflight",
+    "verify_folder",
+    "verify_layout",
+]
 
 _ENGINE_RULES: dict[str, ModuleType] = {
     "vllm": vllm,
@@ -66,6 +78,31 @@ def preflight(
     UserError for an unknown engine or a tp below 1; never for the config, which may be anything.
     """
     return _judge(_subject(quantization_config, shapes, linears, model_config, engine, tp))
+
+
+def judge_schemes(
+    schemes: Sequence[DeclaredScheme], engine: str, cache: Mapping[str, Any] | None = None
+) -> tuple[list[Finding], dict[str, str]]:
+    """What an engine says of a plain Llama stored as compressed-tensors in these number formats, before there is one.
+
+    cache: its kv_cache_scheme. Returns the findings, worst first, and what each kind of machine does ("yes", "no",
+    "weight-only", "slow kernel", ...). UserError for an unknown engine.
+    """
+    _check_arguments(engine, 1)
+    groups = {f"group_{i}": {} for i in range(len(schemes))}
+    qc: dict[str, Any] = {
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+    }
+    stated = {f"model.layers.{i}.mlp.down_proj": said for i, said in enumerate(schemes)}
+    shapes = dict.fromkeys(stated, (4096, 4096))
+    qc["kv_cache_scheme"] = cache
+    subject = Subject(qc, "compressed-tensors", {"model_type": "llama"}, shapes, shapes, engine, stated=stated)
+    runs = machines.hardware(subject)
+    slow = kernels.slow_machines(subject) if engine == "vllm" else set()
+    runs |= {name: "slow kernel" for name in slow if runs.get(name) == "yes"}
+    return _judge(subject), runs
 
 
 def verify_layout(
@@ -106,9 +143,7 @@ def _subject(
 
 def _check_arguments(engine: str | None, tp: int) -> None:
     if engine is not None and engine not in ENGINES:
-        near = difflib.get_close_matches(engine.lower(), ENGINES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"unknown engine {engine!r}; {hint}There are {', '.join(ENGINES)}")
+        raise unknown("engine", engine, ENGINES)
     if tp < 1:
         raise UserError(f"tp is the number of GPUs a layer is split over: at least 1, not {tp}")
 
@@ -144,7 +179,7 @@ def verify_folder(
     hardware   also ask whether it runs there (cpu, h100, cuda:8.6, ...): refused where the engine has no kernel
     UserError for an unknown engine or hardware, or a tp below 1; never for the folder, which may be anything.
     """
-    folder = Path(path)
+    folder = user_path(path)
     _check_arguments(engine, tp)
     machine = None if hardware is None else machines.find_machine(hardware)
     shared, checkpoint = _open(folder)

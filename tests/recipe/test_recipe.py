@@ -43,8 +43,9 @@ def test_shipped_recipes_load(path: Path) -> None:
     header = recipe_text(path.stem).splitlines()
     assert header[0].startswith("# ")
     assert any(line.startswith("# Measured: ") for line in header)
-    assert recipe.model is not None
-    assert recipe.model.endswith("examples/tiny-llama")
+    assert recipe.model is None
+    assert "examples/" not in path.read_text().partition("\n\n")[2]  # no file of the repository
+    assert recipe.calibration is None or recipe.calibration.data == "general"
 
 
 def test_the_promised_recipes_are_shipped() -> None:
@@ -90,10 +91,14 @@ TYPOS = {
         "output:\n  zzz: 1",
         "r.yaml:2: output.zzz: unknown key; valid here: format, engine, tp, max_shard_gb",
     ),
+    "far value": (
+        "output: {engine: zzz}",
+        "r.yaml:1: output.engine: got the text 'zzz'; "
+        "must be one of vllm, sglang, transformers, llama.cpp, tensorrt-llm",
+    ),
     "value": (
         "output: {engine: vlm}",
-        "r.yaml:1: output.engine: must be one of vllm, sglang, transformers, llama.cpp, tensorrt-llm, "
-        "got the text 'vlm'; did you mean 'vllm'?",
+        "r.yaml:1: output.engine: unknown value 'vlm'; did you mean 'vllm'?",
     ),
 }
 
@@ -267,20 +272,60 @@ def test_bad_model_option(tmp_path: Path) -> None:
         good(tmp_path, "weights: {bits: 4}", model="")
 
 
-def test_paths_are_found_here_or_above_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def calibration_data(recipe: Recipe) -> Any:
+    assert recipe.calibration is not None
+    return recipe.calibration.data
+
+
+def test_paths_of_a_file_are_found_here_or_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipes, here = tmp_path / "root" / "recipes", tmp_path / "here"
     for folder in (recipes, here):
         folder.mkdir(parents=True)
-    (recipes / "r.yaml").write_text("model: m\ncalibration: {data: d.txt}\n")
-    (recipes.parent / "d.txt").write_text("x")
+    (recipes / "r.yaml").write_text("model: ./m\ncalibration: {data: d.txt}\n")
     monkeypatch.chdir(here)
+    for elsewhere in (recipes.parent, tmp_path):  # neither the folder above nor any other one is looked into
+        (elsewhere / "d.txt").write_text("x")
     recipe = load(recipes / "r.yaml")
-    assert recipe.calibration is not None
-    assert (recipe.model, recipe.calibration.data) == ("m", str(recipes.parent / "d.txt"))
+    assert (recipe.model, calibration_data(recipe)) == ("./m", "d.txt")
+    (recipes / "d.txt").write_text("x")
+    (recipes / "m").mkdir()
+    recipe = load(recipes / "r.yaml")
+    assert (recipe.model, calibration_data(recipe)) == (str(recipes / "m"), str(recipes / "d.txt"))
     (here / "d.txt").write_text("x")
-    recipe = load(recipes / "r.yaml")
-    assert recipe.calibration is not None
-    assert recipe.calibration.data == "d.txt"
+    assert calibration_data(load(recipes / "r.yaml")) == "d.txt"
+
+
+def test_settings_are_not_looked_for_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "r.yaml").write_text("calibration: {}\n")
+    (tmp_path / "d.txt").write_text("x")
+    recipe = load(tmp_path / "r.yaml", ["calibration.data=d.txt"], "d.txt")
+    assert (recipe.model, calibration_data(recipe)) == ("d.txt", "d.txt")
+
+
+@pytest.mark.parametrize("how", ["file", "options"])
+def test_the_home_folder_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    named = "model: ~/m\ncalibration: {data: ~/d.txt}\n"
+    (tmp_path / "r.yaml").write_text(named if how == "file" else "calibration: {}\n")
+    recipe = load("~/r.yaml") if how == "file" else load("~/r.yaml", ["calibration.data=~/d.txt"], "~/m")
+    assert (recipe.model, calibration_data(recipe)) == (f"{tmp_path}/m", f"{tmp_path}/d.txt")
+    with pytest.raises(UserError, match="no home folder for '~nobody-here'"):
+        load("~/r.yaml", model="~nobody-here/m")
+
+
+def test_the_report_of_a_run_is_a_recipe(tmp_path: Path) -> None:
+    recipe = good(tmp_path, CALIBRATION + "weights: {group_size: 32, algorithm: {gptq: {sweeps: 1}}}", model="org/m")
+    for data in (recipe.resolved(), {k: v for k, v in recipe.resolved().items() if k != "model"}):
+        report = {"quantkit": "1.0", "model": "org/m", "recipe": data, "blocks": [{"pad": "x" * (2 << 20)}]}
+        (tmp_path / "again.json").write_text(json.dumps(report, indent=2))
+        assert load(tmp_path / "again.json") == recipe
+    assert load(tmp_path / "again.json", ["weights.bits=3"], "other").weights.bits == 3
+    data = {"quantkit": "1.0", "recipe": {"weights": {"bitz": 4}}}
+    (tmp_path / "again.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"again.json: weights.bitz: unknown key; did you mean 'bits'\?"):
+        load(tmp_path / "again.json")
 
 
 LINEARS = {

@@ -4,6 +4,7 @@ The tables are read from the engines' sources; the CPU column of vLLM was held t
 AMX.
 """
 
+import difflib
 import re
 
 from quantkit.errors import UserError
@@ -140,8 +141,10 @@ def find_machine(name: str) -> str:
     for machine, names in _NAMES.items():
         if plain in names.split() or f"rtx{plain}" in names.split() or plain == machine.lower().replace(" ", ""):
             return machine
+    near = difflib.get_close_matches(plain, [word for names in _NAMES.values() for word in names.split()], n=1)
     known = ", ".join(each.split()[min(1, len(each.split()) - 1)] for each in _NAMES.values())
-    raise UserError(f"unknown hardware {name!r}; name a device such as {known}, or a compute capability: cuda:8.6")
+    hint = f"did you mean `{near[0]}`? Or name" if near else f"name a device such as {known}, or"
+    raise UserError(f"unknown hardware {name!r}\nhint: {hint} a compute capability: cuda:8.6")
 
 
 def check_machine(subject: Subject, machine: str) -> list[Finding]:

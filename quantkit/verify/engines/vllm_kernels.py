@@ -20,6 +20,7 @@ from quantkit.verify.subject import (
     local_shape,
 )
 
+BEHIND_MARLIN = ("Humming", "Triton", "Exllama")
 _TRITON_GROUPS = (-1, 32, 64, 128, 256)
 
 
@@ -76,7 +77,7 @@ def _other_kernel(said: DeclaredScheme, kind: str, machine: str) -> str:
 
 def slow_kernels(subject: Subject) -> list[Finding]:
     """Weight-only integers that end up on a kernel behind Marlin."""
-    rows = [row for row in kernel_table(subject) if row.kernel.get("Ampere") in ("Humming", "Triton", "Exllama")]
+    rows = [row for row in kernel_table(subject) if row.kernel.get("Ampere") in BEHIND_MARLIN]
     found = []
     for row in rows:
         if "int4" in row.scheme or "int8" in row.scheme:
@@ -86,3 +87,10 @@ def slow_kernels(subject: Subject) -> list[Finding]:
             )
             found.append(warning("kernel-slow", row.modules, message, remedy))
     return found
+
+
+def slow_machines(subject: Subject) -> set[str]:
+    """Where weight-only integers of the model end up on a kernel behind Marlin."""
+    dense_inputs = {str(said) for said, _ in subject.quantized.values() if said.inputs is None}
+    rows = [row for row in kernel_table(subject) if row.scheme in dense_inputs]
+    return {machine for row in rows for machine, kernel in row.kernel.items() if kernel in BEHIND_MARLIN}
