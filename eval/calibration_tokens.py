@@ -33,7 +33,7 @@ def divergence(model: str, column: str, settings: list[str], ids_ST: Tensor, tex
     loaded = recipe.load(name, ["output.engine=null", *given, *settings], model)
     with tempfile.TemporaryDirectory(prefix="quantkit-tokens-") as scratch:
         folder = Path(scratch) / "out"
-        pipeline.quantize(loaded, folder, calibration_ids=ids_ST, progress=False)
+        pipeline.quantize(loaded, folder, calibration=ids_ST, progress=False)
         return evaluate(folder, ref=model, text=text, max_tokens=8192, progress=False)["kl"]["mean"]["value"]
 
 

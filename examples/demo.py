@@ -16,7 +16,7 @@ from quantkit.inspect import (
     inspect_folder,
 )
 from quantkit.report.console import (
-    megabytes,
+    size_text,
 )
 
 
@@ -29,7 +29,7 @@ def rows(original: dict, quantized: dict, folder: Path) -> list[tuple[str, str, 
     report = json.loads((folder / "quantkit-report.json").read_text(encoding="utf-8"))
     before, after = inspect_folder(original["path"]), inspect_folder(folder)
     return [
-        ("size", megabytes(before["bytes"]), megabytes(after["bytes"])),
+        ("size", size_text(before["bytes"]), size_text(after["bytes"])),
         ("bits per weight, quantized linears", "16.000", f"{after['bits_per_weight']['quantized']:.3f}"),
         ("bits per weight, whole model", *(f"{x['bits_per_weight']['model']:.3f}" for x in (before, after))),
         ("perplexity", *(f"{x['perplexity']['value']:.3f}" for x in (original, quantized))),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from quantkit.errors import UserError
+from quantkit.progress import Mode
 from quantkit.quantization import pipeline
 from quantkit.recipe import load as recipes
 from quantkit.recipe.recipe import Recipe
@@ -23,17 +24,17 @@ def quantize(
     output: str | Path | None = None,
     *,
     tokenizer: Any = None,
-    calibration_ids: Tensor | None = None,
+    calibration: Tensor | None = None,
     device: str = "auto",
     restart: bool = False,
     trust_remote_code: bool = False,
-    progress: bool = True,
+    progress: Mode = True,
 ) -> Report:
     """The report of quantizing `model` by `recipe` (a shipped name, a file, plain data or a Recipe) into `output`.
 
     model   folder or Hub id (None: the recipe's own). A module is quantized as by `quantize_module`, of which the
             report alone comes back.
-    calibration_ids  [samples, seq] token ids that stand in for the recipe's calibration text
+    calibration  [samples, seq] token ids that stand in for the recipe's calibration text
     Raises UserError for bad input, RunError for a failed run.
     """
     options = {
@@ -41,7 +42,7 @@ def quantize(
         "restart": restart,
         "trust_remote_code": trust_remote_code,
         "progress": progress,
-        "calibration_ids": calibration_ids,
+        "calibration": calibration,
     }
     if isinstance(model, nn.Module):
         return quantize_module(model, recipe, output, tokenizer=tokenizer, **options)[0]

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from quantkit.checkpoint.early_checks import check_conversion
 from quantkit.checkpoint.journal import Journal, read_key
 from quantkit.checkpoint.output_folder import (
     REPORT,
-    check_output,
     copy_side_files,
     file_hashes,
     side_files,
@@ -30,7 +30,9 @@ from quantkit.errors import UserError
 from quantkit.formats import FORMATS, Format, holders
 from quantkit.formats.common import natural
 from quantkit.formats.quantized_folder import QuantizedFolder
+from quantkit.paths import user_path
 from quantkit.report.records import ConversionReport, RoundedScales
+from quantkit.suggestions import unknown
 from quantkit.types import QuantizedWeight, Scheme
 
 SHARD_BYTES = 5_000_000_000
@@ -42,10 +44,10 @@ def convert(source: Path, output: Path, format_name: str, *, requantize: bool = 
     UserError, with nothing left behind, where the folder is not quantized, foreign or damaged, where the target cannot
     hold what is there, or where `output` exists.
     """
+    source, output = user_path(source), user_path(output)
     if format_name not in FORMATS:
-        raise UserError(f"unknown format {format_name!r}; choose from {', '.join(FORMATS)}")
-    check_output(output)
-    folder, target = QuantizedFolder.open(source), FORMATS[format_name]
+        raise unknown("format", format_name, FORMATS)
+    folder, target = QuantizedFolder.open(check_conversion(source, output)), FORMATS[format_name]
     side_files(folder.checkpoint.folder)
     _refuse_unknown(folder)
     units = _layouts(folder, target, format_name)

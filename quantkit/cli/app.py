@@ -32,6 +32,25 @@ Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="weights.group_size=64; repeatable.")
 ]
 
+ProgressMode = Annotated[
+    str, typer.Option("--progress", metavar="auto|plain|off", help="auto: a bar on a terminal; plain: lines of text.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors alone.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More lines of what is done.")]
+
+
+def start_log(progress: str, quiet: bool, verbose: bool) -> Any:
+    """Set up what is written to stderr, before anything heavy loads; returns the mode of the run's progress."""
+    from quantkit.progress import check_mode, configure
+    from quantkit.suggestions import unknown
+
+    if quiet and verbose:
+        raise UserError("--quiet and --verbose are both given\nhint: give one of them")
+    if progress not in (modes := ("auto", "plain", "off")):
+        raise unknown("mode of --progress", progress, modes)
+    configure(mode := "off" if quiet else check_mode(progress), verbose - quiet)
+    return mode
+
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:
     """Turn failures into one message and an exit code."""
@@ -109,6 +128,16 @@ def names(kind: str) -> Callable[[str], list[str]]:
         return [name for name in NAMES[kind]() if name.lower().startswith(incomplete.lower())]
 
     return complete
+
+
+def check_name(kind: str, given: str) -> None:
+    """UserError for a name that none of its kind ("engine", "format") has; before anything heavy is loaded."""
+    from quantkit.cli.completion import NAMES
+
+    if given not in (known := list(NAMES[f"{kind}s"]())):
+        from quantkit.suggestions import unknown
+
+        raise unknown(kind, given, known)
 
 
 def show_result(result: R, render: Callable[[R, Any], None], as_json: bool) -> None:

@@ -23,6 +23,13 @@ def evaluate(
 
     Example: quantkit eval llama-w4 --ref meta-llama/Llama-3.2-1B --text held-out.txt
     """
+    from quantkit.checkpoint.hub import locate_model
+    from quantkit.device_names import check_device_name
+
+    check_device_name(device)
+    for name in (path, ref):  # before torch
+        if name is not None:
+            locate_model(str(name))
     from quantkit_eval import evaluate as run
     from quantkit_eval import render
 

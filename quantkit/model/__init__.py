@@ -1,5 +1,6 @@
 """The model's structure, found by running it; quantization is not known here. Start in streamed_model.py.
 
+model_ends.py      what surrounds the blocks: to the first one, from the last one to the logits
 meta_model.py      a config as a model without weights, and its decoder blocks
 streamed_model.py  the model with one block filled at a time, and what reaches each block
 block_trial.py     each distinct kind of block, run once to be looked at

@@ -8,15 +8,16 @@ from typing import Any
 
 from quantkit.errors import UserError
 from quantkit.planner.model_inventory import ModelInventory
+from quantkit.planner.calibration_size import calibration_size
 from quantkit.planner.output_size import resolved, sizes
-from quantkit.planner.run_cost import need
+from quantkit.planner.run_memory import need
 from quantkit.planner.this_machine import Machine
 from quantkit.recipe.load import from_data
 from quantkit.recipe.recipe import Recipe
 
 FEWEST_SAMPLES = 16
 KNOBS = 3  # that are named at most
-GIB = 1 << 30
+GB = 1e9
 
 
 def advice(recipe: Recipe, inventory: ModelInventory, machine: Machine, target: Path) -> list[str]:
@@ -24,7 +25,7 @@ def advice(recipe: Recipe, inventory: ModelInventory, machine: Machine, target: 
 
     def takes(changed: Recipe) -> tuple[float, float]:
         jobs, _ = resolved(changed, inventory)
-        needed = need(changed, inventory, jobs, machine.process)
+        needed = need(changed, inventory, jobs, machine.process, calibration_size(changed, inventory))
         return needed.peak, sizes(changed, inventory, jobs)[0] + needed.spilled
 
     tried: list[tuple[str, float, float]] = []
@@ -36,12 +37,12 @@ def advice(recipe: Recipe, inventory: ModelInventory, machine: Machine, target: 
     if peak > machine.free_memory:
         found = [f"memory: set {text}" for text, peak, _ in tried if peak <= machine.free_memory and "bits" not in text]
         least = min([peak, *(peak for _, peak, _ in tried)])
-        lacking = f"memory: no setting needs less than {least / GIB:.1f} GiB: use a machine with that much free"
+        lacking = f"memory: no setting needs less than {least / GB:.1f} GB: use a machine with that much free"
         found_advice += found[:KNOBS] or [lacking]
     if disk > machine.free_disk:
         found = [f"disk: set {text}" for text, _, disk in tried if disk <= machine.free_disk]
         lacking = (
-            f"disk: free {(disk - machine.free_disk) / GIB:.1f} GiB more at {target.resolve()}, or write elsewhere"
+            f"disk: free {(disk - machine.free_disk) / GB:.1f} GB more at {target.resolve()}, or write elsewhere"
         )
         found_advice += found[:KNOBS] or [lacking]
     return found_advice

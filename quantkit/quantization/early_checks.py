@@ -6,7 +6,8 @@ The command asks before it imports torch, the pipeline asks again for those who 
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.hub import locate_model
+from quantkit.checkpoint.header import read_json
+from quantkit.checkpoint.hub import locate_config, locate_model
 from quantkit.checkpoint.journal import read_key, refuse_changed, refuse_foreign
 from quantkit.checkpoint.model_folder import check_tokenizer, local_folder
 from quantkit.checkpoint.model_kind import check_causal
@@ -34,7 +35,7 @@ def check_before_torch(
     calibrated = calibrated and recipe.calibration is not None
     if (folder := local_folder(recipe.model)) is not None:
         check_output(output, folder)
-        _check_folder(folder, calibrated)
+        check_folder(folder, calibrated)
     if calibrated and recipe.calibration is not None:
         check_sources(recipe.calibration)
     refuse_foreign(partial_folder(output))
@@ -42,7 +43,16 @@ def check_before_torch(
         _check_unfinished(recipe, partial_folder(output), device)
     if folder is None:
         folder = locate_model(recipe.model)
-        _check_folder(folder, calibrated)
+        check_folder(folder, calibrated)
+    return folder
+
+
+def check_plan(recipe: Recipe) -> Path:
+    """The model's folder, of which config.json is enough; UserError for a model that `quantize` would refuse by it."""
+    folder = locate_config(recipe.model)
+    refuse_quantized(Checkpoint(folder, read_json(folder / "config.json", "give a model folder"), {}))
+    if recipe.calibration is not None:
+        local_path(recipe.calibration.data)
     return folder
 
 
@@ -57,7 +67,8 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in ("model", "calibration")}
 
 
-def _check_folder(folder: Path, calibrated: bool) -> None:
+def check_folder(folder: Path, calibrated: bool) -> None:
+    """UserError for a model folder that a run would refuse; calibrated: it needs a tokenizer."""
     check_causal(folder)
     checkpoint = Checkpoint.open(folder)
     refuse_quantized(checkpoint)

@@ -16,6 +16,7 @@ from quantkit.checkpoint.output_folder import versions
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.checkpoint.writer import ShardWriter
+from quantkit.device_names import torch_device
 from quantkit.errors import DiskFullError, RunError, UserError
 from quantkit.formats import FORMATS
 from quantkit.model.block_graph import BlockGraph, trace_block
@@ -32,7 +33,7 @@ from quantkit.model.streamed_model import (
 )
 from quantkit.model.ties import equal_tensors, settle_ties
 from quantkit.model.weight_sources import weight_sources
-from quantkit.progress import Progress
+from quantkit.progress import Mode, Progress
 from quantkit.quantization.block_quantizer import BlockQuantizer
 from quantkit.quantization.calibration.data import data_fingerprint, token_batches
 from quantkit.quantization.calibration.widest import widest_input
@@ -52,7 +53,7 @@ from quantkit.quantization.run_context import RunContext
 from quantkit.quantization.targets import resolve_targets
 from quantkit.quantization.transforms.rotation import ModelRotation
 from quantkit.recipe.recipe import Recipe
-from quantkit.report.records import BlockRecord, Report
+from quantkit.report.records import BlockRecord, CalibrationRecord, CalibrationSource, Report
 from quantkit.verify import file_hashes
 
 
@@ -63,21 +64,38 @@ def quantize(
     device: str = "auto",
     restart: bool = False,
     trust_remote_code: bool = False,
-    progress: bool = True,
-    calibration_ids: Tensor | None = None,
+    progress: Mode = True,
+    calibration: Any = None,
+    expected_seconds: float | None = None,
 ) -> Report:
     """Quantize recipe.model into the new folder `output`; returns the report that lies beside the checkpoint.
 
-    calibration_ids, [samples, seq] token ids, stand in for the recipe's calibration text.
+    calibration, [samples, seq] token ids, stand in for the recipe's calibration text.
+    progress, expected_seconds  what is shown, and how long the blocks will take by an estimate
     UserError for bad input, before anything is written; RunError for a run that failed. A run that was killed goes on
     where it stopped when called again with the same arguments.
     """
+    with Progress(progress, expected=expected_seconds) as bar:
+        return _run(recipe, output, device, restart, trust_remote_code, calibration, bar)
+
+
+def _run(
+    recipe: Recipe,
+    output: Path,
+    device: str,
+    restart: bool,
+    trust_remote_code: bool,
+    calibration: Any,
+    bar: Progress,
+) -> Report:
     timer = StageTimer()
     reuse_pages()
-    folder = check_before_torch(recipe, output, device=device, restart=restart, calibrated=calibration_ids is None)
+    folder = check_before_torch(recipe, output, device=device, restart=restart, calibrated=calibration is None)
+    bar.stage("loading model")
     checkpoint = Checkpoint.open(folder)
-    streamed, ids_ST, remarks = _prepare(recipe, checkpoint, _device(device), trust_remote_code, calibration_ids)
+    streamed, ids_ST, remarks = _prepare(recipe, checkpoint, torch_device(device), trust_remote_code, calibration)
     timer.mark("prepare")
+    bar.stage("tracing")
     graphs = trace_all(streamed, folds=bool(recipe.transforms))
     rotation = rotation_for(recipe, streamed, graphs)
     if rotation is not None:
@@ -98,13 +116,16 @@ def quantize(
         if begun and writer.created:
             raise UserError(f"{partial}: files of the unfinished run are gone; pass --restart to start again")
         run = RunContext(recipe, streamed, graphs, targets, format_, writer, partial, timer, rotation)
-        with closing(BlockQuantizer(run)) as blocks, Progress(len(streamed.blocks), enabled=progress) as bar:
+        bar.begin(len(streamed.blocks), max(0, len(journal.entries) - 1))
+        with closing(BlockQuantizer(run)) as blocks:
             _resume(blocks, journal, ids_ST, bar)
             for index in range(len(journal.entries) - 1, len(streamed.blocks)):
                 record = blocks.quantize_block(index, bar.note)
                 writer.sync()
                 journal.append(record.to_json())
-                bar.advance(f"block {index}")
+                bar.advance()
+            held_out = blocks.finish()
+        bar.stage("finishing files")
         writer.finish()
         timer.mark("write")
     except (UserError, RunError) as error:
@@ -115,11 +136,21 @@ def quantize(
     write_side_files(checkpoint, partial, format_, targets, rotation)
     timer.mark("write")
     records = [BlockRecord.from_json(entry) for entry in journal.entries[1:]]
-    report = make_report(run, key, records, advice, output_bytes(units), file_hashes(partial))
+    report = make_report(
+        run, key, _calibration(recipe, ids_ST), records, held_out, advice, output_bytes(units), file_hashes(partial)
+    )
     write_report(partial, report)
     check_result(recipe, partial)
     journal.publish(output)
     return report
+
+
+def _calibration(recipe: Recipe, ids_ST: Tensor | None) -> CalibrationRecord | None:
+    if ids_ST is None:
+        return None
+    samples, seq_len = ids_ST.shape
+    sources = () if recipe.calibration is None else (CalibrationSource(recipe.calibration.data),)
+    return CalibrationRecord(data_fingerprint(ids_ST), samples, seq_len, None, sources)
 
 
 def _resume(blocks: BlockQuantizer, journal: Journal, ids_ST: Tensor | None, bar: Progress) -> None:
@@ -131,7 +162,8 @@ def _resume(blocks: BlockQuantizer, journal: Journal, ids_ST: Tensor | None, bar
     blocks.start_states(ids_ST)
     for entry in journal.entries[1:]:
         blocks.replay(entry["block"])
-        bar.advance(f"block {entry['block']} was done")
+        bar.replayed()
+    bar.start_blocks()
 
 
 def _prepare(
@@ -157,18 +189,6 @@ def _prepare(
     sources = weight_sources(model, checkpoint.tensors)
     remarks += settle_ties(model, sources, lambda one, other: equal_tensors(checkpoint, one, other, checkpoint.dtype))
     return StreamedModel(model, sources, checkpoint, compute, device), ids_ST, remarks
-
-
-USABLE = "`--device auto` takes a GPU where there is one"
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}\nhint: {USABLE}") from error
-    return device
 
 
 def rotation_for(recipe: Recipe, streamed: StreamedModel, graphs: list[BlockGraph]) -> ModelRotation | None:

@@ -202,7 +202,7 @@ def _with_paths(recipe: Recipe, file: Path, document: Document) -> Recipe:
         if path.exists() or path.is_absolute():
             return str(path)
         known = next((document.where[k] for n in range(len(key), 0, -1) if (k := key[:n]) in document.where), (1, ""))
-        beside = file.resolve().parent / path
+        beside = file.parent / path
         return str(beside) if known[0] != AFTER_THE_FILE and beside.exists() else value
 
     update: dict[str, Any] = {}

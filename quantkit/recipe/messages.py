@@ -1,12 +1,12 @@
 """Validation errors of a recipe in the words of its author, with the nearest valid name."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from quantkit.recipe.algorithms import Choice
+from quantkit.suggestions import nearest
 
 
 def explain(error: Any, root: type[BaseModel]) -> str:
@@ -23,6 +23,8 @@ def explain(error: Any, root: type[BaseModel]) -> str:
             return "this key is required"
         case "literal_error":
             expected = context["expected"].replace(" or ", ", ").replace("'", "")
+            if path[-1] == "format" and str(given).lower() == "gguf":
+                return f"GGUF is not supported yet; must be one of {expected}"
             return f"must be one of {expected}, {got}{did_you_mean(str(given), expected.split(', '))}"
         case "whole_or_auto":
             return f"{error['msg']}, {got}{did_you_mean(str(given), ['auto'])}"
@@ -83,5 +85,5 @@ def _leaves(annotation: Any) -> list[Any]:
 
 def did_you_mean(given: str, names: Iterable[str], cutoff: float = 0.5) -> str:
     """`; did you mean 'x'?`, or nothing where no name is near."""
-    close = difflib.get_close_matches(given, list(names), n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    near = nearest(given, names, cutoff)
+    return f"; did you mean {near!r}?" if near else ""

@@ -3,8 +3,8 @@
 load() reads YAML 1.2 and reports every problem of a file at once, each as `file:line: key: message`. No torch here:
 checking a recipe must be instant.
 
-Relative `model` and `calibration.data` paths of a file are looked for in the current folder first, then beside the file.
-What is found in neither is taken for a Hub name.
+Relative `model` and `calibration.data` paths of a file are looked for in the current folder, then beside the file. What
+is found in neither is taken for a Hub name.
 """
 
 import re

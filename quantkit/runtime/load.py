@@ -17,6 +17,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import RunError, UserError
 from quantkit.formats.quantized_folder import QuantizedFolder
 from quantkit.grids.activations import KVRange
+from quantkit.library_output import quiet_libraries
 from quantkit.model.meta_model import build_meta_model, find_blocks, read_config
 from quantkit.model.ties import settle_ties
 from quantkit.model.weight_sources import TensorSlice, assemble, weight_sources
@@ -24,6 +25,7 @@ from quantkit.runtime.definition import multiplied_weight
 from quantkit.runtime.fused_experts import round_inputs
 from quantkit.runtime.quant_linear import QuantLinear, is_linear
 from quantkit.runtime.quantized_cache import round_entries
+from quantkit.runtime.save import Origin, remember
 from quantkit.types import ActivationRange, ActivationSpec
 
 
@@ -58,11 +60,14 @@ def load(
     sources = weight_sources(model, folder.shapes())
     for remark in settle_ties(model, sources, partial(_equal, folder, dtype)):
         warnings.warn(f"{checkpoint.folder}: {remark}", stacklevel=2)
+    plain = {name: pieces[0].name for name, pieces in sources.items() if pieces == [TensorSlice(pieces[0].name)]}
+    plain = {name: tensor for name, tensor in plain.items() if not folder.is_packed(tensor)}
     _fill(model, folder, sources, dtype, torch.device(device))
     _simulate_cache(model, folder)
     model.name_or_path = config._name_or_path = str(checkpoint.folder)
     if (checkpoint.folder / "generation_config.json").exists() and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+    remember(model, Origin.of(checkpoint.folder, plain, owner))
     return model.eval()
 
 
@@ -205,9 +210,11 @@ def _load_plain(
     """An unquantized model by transformers itself; UserError where it would leave weights random."""
     try:
         # with output_loading_info it returns a pair, which its annotation does not say
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype or "auto", trust_remote_code=trust_remote_code, output_loading_info=True
-        )
+        settings: dict[str, Any] = {"dtype": dtype or "auto", "output_loading_info": True}
+        with quiet_libraries():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, trust_remote_code=trust_remote_code, **settings
+            )
     except Exception as error:  # anything that transformers or safetensors make of a broken folder
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder}: transformers cannot load this model: {first}") from error

@@ -13,7 +13,6 @@ config/      what a quantization_config declares
 engines/     what each engine accepts
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,8 @@ from quantkit.checkpoint.output_folder import (
 from quantkit.checkpoint.quantization_config import descriptions, quantized_tensor
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
+from quantkit.paths import user_path
+from quantkit.suggestions import unknown
 from quantkit.verify import files as files
 from quantkit.verify import scales
 from quantkit.verify import tensors as layouts
@@ -89,14 +90,19 @@ def judge_schemes(
     """
     _check_arguments(engine, 1)
     groups = {f"group_{i}": {} for i in range(len(schemes))}
-    qc: dict[str, Any] = {"quant_method": "compressed-tensors", "quantization_status": "compressed", "config_groups": groups}
+    qc: dict[str, Any] = {
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+    }
     stated = {f"model.layers.{i}.mlp.down_proj": said for i, said in enumerate(schemes)}
     shapes = dict.fromkeys(stated, (4096, 4096))
     qc["kv_cache_scheme"] = cache
     subject = Subject(qc, "compressed-tensors", {"model_type": "llama"}, shapes, shapes, engine, stated=stated)
     runs = machines.hardware(subject)
     slow = kernels.slow_machines(subject) if engine == "vllm" else set()
-    return _judge(subject), {name: "slow kernel" if how == "yes" and name in slow else how for name, how in runs.items()}
+    runs |= {name: "slow kernel" for name in slow if runs.get(name) == "yes"}
+    return _judge(subject), runs
 
 
 def verify_layout(
@@ -137,9 +143,7 @@ def _subject(
 
 def _check_arguments(engine: str | None, tp: int) -> None:
     if engine is not None and engine not in ENGINES:
-        near = difflib.get_close_matches(engine.lower(), ENGINES, n=1, cutoff=0.4)
-        hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(ENGINES)}"
-        raise UserError(f"unknown engine {engine!r}\nhint: {hint}")
+        raise unknown("engine", engine, ENGINES)
     if tp < 1:
         raise UserError(f"tp is the number of GPUs a layer is split over: at least 1, not {tp}")
 
@@ -175,7 +179,7 @@ def verify_folder(
     hardware   also ask whether it runs there (cpu, h100, cuda:8.6, ...): refused where the engine has no kernel
     UserError for an unknown engine or hardware, or a tp below 1; never for the folder, which may be anything.
     """
-    folder = Path(path)
+    folder = user_path(path)
     _check_arguments(engine, tp)
     machine = None if hardware is None else machines.find_machine(hardware)
     shared, checkpoint = _open(folder)

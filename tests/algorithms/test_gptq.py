@@ -402,9 +402,7 @@ def few_tokens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[floa
     reference_WTV, result = log_probabilities(model), {}
     for name, algorithm in algorithms.items():
         settings = {"model": str(model), "weights": {"algorithm": algorithm}, "calibration": {"data": "ids"}}
-        report = pipeline.quantize(
-            recipe.from_data(settings), folder / name, calibration_ids=ids_ST[:2], progress=False
-        )
+        report = pipeline.quantize(recipe.from_data(settings), folder / name, calibration=ids_ST[:2], progress=False)
         kl_WT = (reference_WTV.exp() * (reference_WTV - log_probabilities(folder / name))).sum(-1)
         result[name] = kl_WT.mean().item(), report.warnings
     return result

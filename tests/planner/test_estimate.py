@@ -74,13 +74,13 @@ def test_sizes_are_those_of_a_real_run(tmp_path: Path, name: str, weights: dict[
     report = quantize(recipe, tmp_path / "out", device="cpu", progress=False)
     seen = estimate(recipe, source, machine=MACHINE)
     alone = estimate(recipe, config_folder(tmp_path / "alone", json.loads((source / "config.json").read_text())))
-    assert seen["weights_seen"]
-    assert not alone["weights_seen"]
-    assert seen["linears"] == alone["linears"] == len(report.linears)
-    assert seen["bytes_before"] == report.bytes_before
-    assert seen["bytes_after"] == report.bytes_after
-    assert alone["bytes_after"] == pytest.approx(report.bytes_after, rel=0.01)
-    assert seen["bits_per_weight"] == pytest.approx(report.bits_per_weight, rel=0.001)
+    assert seen.weights_seen
+    assert not alone.weights_seen
+    assert seen.linears == alone.linears == len(report.linears)
+    assert seen.bytes_before == report.bytes_before
+    assert seen.bytes_after == report.bytes_after
+    assert alone.bytes_after == pytest.approx(report.bytes_after, rel=0.01)
+    assert seen.bits_per_weight == pytest.approx(report.bits_per_weight, rel=0.001)
 
 
 @pytest.mark.parametrize(
@@ -95,37 +95,37 @@ def test_sizes_are_those_of_a_real_run(tmp_path: Path, name: str, weights: dict[
 def test_memory_of_runs_that_were_measured(tmp_path: Path, recipe: Recipe, measured: float) -> None:
     """A Llama of 8B layer sizes, 16 x 256 tokens: figures of the README, in GiB."""
     found = estimate(recipe, config_folder(tmp_path, LLAMA_8B), machine=MACHINE)
-    assert found["peak_memory_bytes"] / GIB == pytest.approx(measured, rel=0.15)
-    assert found["fits"]
-    assert sum(found["memory"].values()) == found["peak_memory_bytes"]
+    assert found.peak_memory_bytes / GIB == pytest.approx(measured, rel=0.15)
+    assert found.fits
+    assert sum(found.memory.values()) == found.peak_memory_bytes
 
 
 def test_parameters_and_sizes_by_hand(tmp_path: Path) -> None:
     found = estimate(from_data(MINMAX), config_folder(tmp_path, LLAMA_8B), machine=MACHINE)
     block = 2 * 4096**2 + 2 * 1024 * 4096 + 3 * 4096 * 14336
-    assert found["params"] == {
+    assert found.params == {
         "embeddings": 128256 * 4096,
         "head": 128256 * 4096,
         "norms and biases": 65 * 4096,
         "linears": 32 * block,
     }
-    assert found["bytes_before"] == 2 * 8030261248
+    assert found.bytes_before == 2 * 8030261248
     codes_and_scales = 32 * block * 4.125 / 8
     dense = 2 * (2 * 128256 * 4096 + 65 * 4096)
-    assert found["bytes_after"] == codes_and_scales + dense + 7 * 32 * 16  # two int64 for the shape of each linear
-    assert found["bits_per_weight"] == 4.125
-    assert found["schemes"] == {"int4 sym g128": 224}
+    assert found.bytes_after == codes_and_scales + dense + 7 * 32 * 16  # two int64 for the shape of each linear
+    assert found.bits_per_weight == 4.125
+    assert found.schemes == {"int4 sym g128": 224}
 
 
 def test_refuses_what_is_far_too_large_and_names_the_knob(tmp_path: Path) -> None:
     found = estimate(gptq(), config_folder(tmp_path, LLAMA_405B), machine=MACHINE)
-    assert not found["fits"]
-    assert [problem.split(":")[0] for problem in found["problems"]] == ["memory", "disk"]
-    memory, disk = found["advice"]
+    assert not found.fits
+    assert [problem.split(":")[0] for problem in found.problems] == ["memory", "disk"]
+    memory, disk = found.advice
     assert memory.startswith("memory: set weights.algorithm: {rtn: {range: minmax}} with transforms: [] and no calibr")
     assert disk.startswith("disk: free 1")
     tiny = replace(MACHINE, free_memory=4 * GIB, free_disk=999 * GIB)
-    (only,) = estimate(from_data(MINMAX), config_folder(tmp_path, LLAMA_405B), machine=tiny)["advice"]
+    (only,) = estimate(from_data(MINMAX), config_folder(tmp_path, LLAMA_405B), machine=tiny).advice
     assert only.startswith("memory: no setting needs less than 1")
 
 
@@ -133,15 +133,15 @@ def test_mildest_knobs_first(tmp_path: Path) -> None:
     folder = config_folder(tmp_path, LLAMA_8B)
     recipe = from_data({"calibration": TEXT | {"samples": 128}, "weights": {"algorithm": "gptq"}})
     full = estimate(recipe, folder, machine=MACHINE)
-    short = replace(MACHINE, free_memory=int(full["peak_memory_bytes"]) - 1)
+    short = replace(MACHINE, free_memory=int(full.peak_memory_bytes) - 1)
     found = estimate(recipe, folder, machine=short)
-    assert found["advice"][0] == "memory: set calibration.samples: 64"
-    assert len(found["advice"]) == 3
+    assert found.advice[0] == "memory: set calibration.samples: 64"
+    assert len(found.advice) == 3
     scarce = replace(MACHINE, free_disk=4 * GIB)
     eight = from_data({"weights": {"bits": 8, "group_size": "channel"}})
-    advice = estimate(eight, folder, machine=replace(scarce, free_disk=6 * GIB))["advice"]
+    advice = estimate(eight, folder, machine=replace(scarce, free_disk=6 * GIB)).advice
     assert advice[0] == "disk: set weights: {type: int, bits: 4, group_size: 128}"
-    assert estimate(eight, folder, machine=replace(scarce, free_disk=GIB))["advice"][0].startswith("disk: free 7.5 GiB")
+    assert estimate(eight, folder, machine=replace(scarce, free_disk=GIB)).advice[0].startswith("disk: free 8.0 GB")
 
 
 def test_large_states_go_to_the_disk(tmp_path: Path) -> None:
@@ -150,15 +150,15 @@ def test_large_states_go_to_the_disk(tmp_path: Path) -> None:
     found = estimate(recipe, folder, machine=MACHINE)
     tokens = 1024 * 256
     states = 4 * tokens * (4096 * 2 + 3 * 4096 + 14336)  # two streams; inputs of qkv, o, gate and up, down
-    assert found["disk_bytes"] - found["bytes_after"] == states
-    assert found["memory"]["calibration states"] == 0
+    assert found.disk_bytes - found.bytes_after == states
+    assert found.memory["calibration states"] == 0
 
 
 def test_time_grows_with_text_and_with_what_is_done(tmp_path: Path) -> None:
     folder = config_folder(tmp_path, LLAMA_8B)
 
     def spent(recipe: Recipe) -> dict[str, float]:
-        return estimate(recipe, folder, machine=MACHINE)["seconds"]
+        return estimate(recipe, folder, machine=MACHINE).seconds
 
     more = from_data({"calibration": TEXT | {"samples": 32}, "weights": {"algorithm": {"gptq": {"refit": False}}}})
     plain, longer, refit = spent(gptq(refit=False)), spent(more), spent(gptq(sweeps=2))
@@ -188,7 +188,7 @@ def test_cache_bytes_by_hand() -> None:
 )
 def test_cache_of_a_recipe(tmp_path: Path, data: dict[str, Any], expected: tuple[float, str]) -> None:
     found = estimate(from_data(data), config_folder(tmp_path, LLAMA_8B), machine=MACHINE)
-    assert (found["kv_bytes_per_token"], found["kv_cache"]) == expected
+    assert (found.kv_bytes_per_token, found.kv_cache) == expected
 
 
 def test_linears_of_one_input_are_one_group(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_rotation_unties_the_head(tmp_path: Path) -> None:
     folder = config_folder(tmp_path, LLAMA_8B | {"tie_word_embeddings": True})
     plain = estimate(from_data({}), folder, machine=MACHINE)
     turned = estimate(from_data({"transforms": ["rotation"]}), folder, machine=MACHINE)
-    assert turned["bytes_after"] - plain["bytes_after"] == 128256 * 4096 * 2
+    assert turned.bytes_after - plain.bytes_after == 128256 * 4096 * 2
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,10 @@ def test_flags_are_settings() -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"flags": [Flag("--bits", "weights.bits", "four")]}, "--bits four: weights.bits: must be a whole number"),
     ({"flags": [Flag("--bits", "weights.bits", "9")]}, "--bits 9: weights.bits: must be at most 8, got 9"),
-    ({"flags": [Flag("--samples", "calibration.samples", "0")]}, "--samples 0: calibration.samples: must be at least 1"),
+    (
+        {"flags": [Flag("--samples", "calibration.samples", "0")]},
+        "--samples 0: calibration.samples: must be at least 1",
+    ),
     ({"flags": [Flag("--bits", "weights.bits", "8")], "scheme": "W4A16"}, "--bits 8: weights.bits: 8 contradicts"),
     (
         {"flags": [Flag("--bits", "weights.bits", "8")], "sets": ["weights.bits=4"]},
