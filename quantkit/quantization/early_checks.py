@@ -19,6 +19,8 @@ from quantkit.errors import UserError
 from quantkit.quantization.calibration.sources import check_sources
 from quantkit.recipe.recipe import Recipe
 
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+
 
 def check_before_torch(
     recipe: Recipe, output: Path, *, device: str = "auto", restart: bool = False, calibrated: bool = True
@@ -50,10 +52,24 @@ def check_before_torch(
 def check_plan(recipe: Recipe) -> Path:
     """The model's folder, of which config.json is enough; UserError for a model that `quantize` would refuse by it."""
     folder = locate_config(recipe.model)
-    refuse_quantized(Checkpoint(folder, read_json(folder / "config.json", "give a model folder"), {}))
+    check_planned(folder, recipe.calibration is not None)
     if recipe.calibration is not None:
         local_path(recipe.calibration.data)
     return folder
+
+
+def check_planned(folder: Path, calibrated: bool) -> None:
+    """As `check_folder`, for one that may hold config.json alone."""
+    if has_weights(folder):
+        check_folder(folder, calibrated)
+    else:
+        check_causal(folder)
+        refuse_quantized(Checkpoint(folder, read_json(folder / "config.json", "give a model folder"), {}))
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a model folder holds any file of weights."""
+    return any(any(folder.glob(pattern)) for pattern in WEIGHTS)
 
 
 def partial_folder(output: Path) -> Path:

@@ -154,7 +154,7 @@ def test_every_verb_refuses_them_in_the_same_words(undescribed: Path, tmp_path: 
     run = {
         "quantize": lambda: pipeline.quantize(loaded, tmp_path / "out", progress=False),
         "load": lambda: load(undescribed),
-        "eval": lambda: evaluate(undescribed, text=text, max_tokens=1024, progress=False),
+        "eval": lambda: evaluate(undescribed, text=text, tokens=1024, progress=False),
         "inspect": lambda: inspect_folder(undescribed),
         "convert": lambda: convert(undescribed, tmp_path / "out", "fp8_tensor"),
         "plan": lambda: estimate(loaded, undescribed),
