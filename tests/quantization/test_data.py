@@ -155,9 +155,10 @@ def test_messages_go_through_the_chat_template(tokenizer: Any, tmp_path: Path) -
         text = f"<s><user>{words(30)}<assistant>{words(40, 3)}"
         expected = plain(tokenizer, text)[:32]
         for packing in ("concat", "document"):  # the template writes <s> itself: never twice
-            assert batches(tokenizer, path, samples=1, seq_len=32, seed=None, packing=packing).tolist() == [expected]
+            options: dict[str, Any] = {"seed": None, "packing": packing, "bos": "auto"}
+            assert batches(tokenizer, path, samples=1, seq_len=32, **options).tolist() == [expected]
         rows = [{"text": words(60)}, {"messages": messages}, {"text": words(60, 2)}]
-        mixed = batches(tokenizer, jsonl(tmp_path, *rows), samples=3, packing="document", seed=None)
+        mixed = batches(tokenizer, jsonl(tmp_path, *rows), samples=3, packing="document", seed=None, bos="auto")
         texts = [f"<s>{words(60)}", text, f"<s>{words(60, 2)}"]
         assert mixed.tolist() == [plain(tokenizer, each)[:16] for each in texts]
         path = jsonl(tmp_path, {"messages": messages})
@@ -175,7 +176,7 @@ def test_document_packing_takes_the_start_of_each(tokenizer: Any, tmp_path: Path
         jsonl(tmp_path, *({"text": text} for text in texts)),
         text_file(tmp_path, "\n<|endoftext|>\n".join(texts)),
     ):
-        tokens = batches(tokenizer, path, samples=2, packing="document", seed=None, notes=notes)
+        tokens = batches(tokenizer, path, samples=2, packing="document", seed=None, bos="auto", notes=notes)
         assert tokens.tolist() == [[0, *plain(tokenizer, texts[i])[:15]] for i in (1, 3)]
         assert notes[0] == "calibration: 2 documents shorter than 16 tokens were skipped"
         assert notes[1].startswith("calibration: only 32 tokens (2 x 16)")
@@ -218,13 +219,13 @@ def test_a_hub_data_set(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.Monk
         raise ConnectionError("Couldn't reach the Hub\nlong story")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(UserError, match=r"'some/texts': no file .* cannot be read: Couldn't reach the Hub \("):
+    with pytest.raises(UserError, match="'some/texts': no file .* the Hub cannot be reached"):
         batches(tokenizer, "some/texts")
 
 
 def test_without_the_datasets_package(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'quantkit\[data\]'"):
+    with pytest.raises(UserError, match=r"hint: pip install datasets"):
         batches(tokenizer, "some/texts")
 
 

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from quantkit.errors import UserError
@@ -54,20 +54,32 @@ def hub_rows(data: str, column: str | None = None) -> Iterator[Row]:
 
     data: NAME, NAME:SUBSET, NAME:SUBSET:SPLIT or NAME::SPLIT, of the table of known names or any Hub id; column:
     another one than the table's. A row of a set with a known column holds that one alone, under its usual name.
-    Raises UserError, after at most a few seconds, where the Hub cannot be reached or has no such set.
+    Where the Hub cannot be reached only what is in the cache is read. Raises UserError, after at most a few seconds,
+    where there is no such set, or neither the Hub nor a copy of it.
     """
     wanted = data_set(data)
     datasets = datasets_package()
     with quiet():
-        offline = _check_reachable(data, wanted)
-        try:
-            table = datasets.load_dataset(
-                wanted.hub_id, wanted.subset, split=wanted.split, **({} if offline else {"streaming": True})
-            )
-            for number, row in enumerate(table):
-                yield f"{data} row {number}", _known(row, wanted.column) if column is None else row
-        except Exception as error:  # network, names, configs, splits: each layer below has its own classes
-            raise UserError(f"calibration.data {data!r}: {_why(error, wanted, offline)}") from error
+        unreachable = _unreachable(data, wanted)
+        with _switched_off(datasets, unreachable is not None):
+            try:
+                table = _load(datasets, wanted, cached=unreachable is not None)
+                for number, row in enumerate(table):
+                    yield f"{data} row {number}", _known(row, wanted.column) if column is None else row
+            except Exception as error:  # network, names, configs, splits: each layer below has its own classes
+                why = unreachable or f"the Hub data set {wanted.hub_id!r} cannot be read: {_first_line(error)}"
+                hint = f"name a file, or use `{GENERAL}`, which needs no network" if unreachable else FORMS
+                raise UserError(f"calibration.data {data!r}: no file of that name, and {why}\nhint: {hint}") from error
+
+
+def _load(datasets: Any, wanted: DataSet, *, cached: bool) -> Any:
+    """The table, streamed; where that fails and a copy may be in the cache, that copy."""
+    try:
+        return datasets.load_dataset(wanted.hub_id, wanted.subset, split=wanted.split, streaming=True)
+    except Exception:
+        if not cached:
+            raise
+        return datasets.load_dataset(wanted.hub_id, wanted.subset, split=wanted.split)
 
 
 def _known(row: Any, column: str | None) -> Any:
@@ -77,40 +89,42 @@ def _known(row: Any, column: str | None) -> Any:
     return {"messages" if isinstance(row[column], list) else "text": row[column]}
 
 
-def _check_reachable(data: str, wanted: DataSet) -> bool:
-    """Whether the Hub is switched off by the user's environment; UserError where it does not answer or has no such set.
+def _unreachable(data: str, wanted: DataSet) -> str | None:
+    """Why the Hub cannot be asked, None where it answers. UserError where it says that it has no such set.
 
     The libraries try five times and wait in between: one short question comes first.
     """
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     if constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        return True
+        return f"the Hub is switched off (HF_HUB_OFFLINE), and {wanted.hub_id!r} is not in the cache"
     try:
-        with suppress(GatedRepoError):  # said by the download, which may have a token
-            HfApi().dataset_info(wanted.hub_id, timeout=PATIENCE)
-    except RepositoryNotFoundError as error:
+        HfApi().dataset_info(wanted.hub_id, timeout=PATIENCE)
+    except GatedRepoError:
+        return None  # what it takes is said by the download
+    except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
             f"calibration.data {data!r}: no file of that name, and the Hub has no data set {wanted.hub_id!r} "
             f"(or it is private)\nhint: check the name, or log in with `hf auth login`; {FORMS}"
         ) from error
     except Exception as error:
-        raise UserError(
-            f"calibration.data {data!r}: no file of that name, and the Hub cannot be reached at {constants.ENDPOINT}: "
-            f"{_first_line(error)}\nhint: name a file, or calibration.data: {GENERAL}, which needs no network"
-        ) from error
-    return False
+        return f"the Hub cannot be reached at {constants.ENDPOINT}: {_first_line(error)}"
+    return None
 
 
-def _why(error: Exception, wanted: DataSet, offline: bool) -> str:
-    if offline:
-        return (
-            f"the Hub is switched off (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE), and {wanted.hub_id!r} is not in the "
-            "cache\n"
-            f"hint: name a file, or calibration.data: {GENERAL}, which needs no network"
-        )
-    return f"the Hub data set {wanted.hub_id!r} cannot be read: {_first_line(error)}\nhint: {FORMS}"
+@contextmanager
+def _switched_off(datasets: Any, off: bool) -> Iterator[None]:
+    """The libraries in their offline mode inside, where `off`: then they neither try again nor wait."""
+    from huggingface_hub import constants
+
+    before = (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
+    try:
+        if off:
+            constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def _first_line(error: Exception) -> str:

@@ -25,6 +25,7 @@ from quantkit.quantization.calibration.windows import (
 )
 from quantkit.recipe.data_sets import GENERAL
 from quantkit.recipe.sections import Calibration
+from quantkit.texts import general_sha256
 
 HASHED = 1 << 28  # bytes of a file; of a longer one the beginning
 MOST_ROWS = 1 << 20  # of an iterable, which may be infinite
@@ -35,8 +36,8 @@ class SourceRecord:
     """A source as the report names it.
 
     name    as the recipe or the caller gives it
-    sha256  of a file's bytes (of its first `bytes` where it is longer), of the rows read (each as a line of JSON with
-            sorted keys), or of the token ids read
+    sha256  of a file's bytes (of its first `bytes` where it is longer; of `general` the file in the wheel), of the rows
+            read (each as a line of JSON with sorted keys), or of the token ids read
     rows    that were read, None where there are none; bytes: of the file that are hashed, None for other sources
     """
 
@@ -131,6 +132,8 @@ def _read_rows(
         material = Stream(ids, starts_with_bos(tokenizer, calibration.bos))
     if path is not None and path.is_file():
         record = _file_record(name, path, documents.read)
+    elif name == GENERAL:
+        record = SourceRecord(name, general_sha256(), rows=documents.read)
     else:
         record = SourceRecord(name, documents.sha256, rows=documents.read)
     return ReadSource(record, material, pool, documents.blank)

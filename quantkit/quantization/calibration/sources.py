@@ -14,6 +14,7 @@ from quantkit.quantization.calibration.json_rows import Row
 from quantkit.quantization.calibration.records import file_rows
 from quantkit.recipe.data_sets import GENERAL, data_set, is_known
 from quantkit.recipe.sections import Calibration
+from quantkit.texts import general
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]*){0,2}")
 
@@ -73,8 +74,6 @@ def _check_name(data: str) -> None:
 def place_rows(place: Place) -> Iterator[Row]:
     """The rows of a source, in order; one that is plain text has none."""
     if place.data == GENERAL:
-        from quantkit.texts import general
-
         for number, row in enumerate(general("calibration")):
             yield f"{GENERAL} row {number}", row
     elif place.path is None:
