@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from quantkit.checkpoint.reader import Checkpoint
     from quantkit.report.plan import Plan
     from quantkit.report.records import ConversionReport, Report
+    from quantkit.runtime.load import CausalLM
     from quantkit.verification import Verdict
 
 LOG = logging.getLogger("quantkit.api")
@@ -104,7 +105,7 @@ def quantize_module(
     restart: bool = False,
     trust_remote_code: bool = False,
     progress: Mode = "auto",
-) -> "tuple[Report, PreTrainedModel]":
+) -> "tuple[Report, CausalLM]":
     """Quantize a transformers module in memory; returns the report and a new module with packed weights.
 
     model      a causal language model of transformers. It is left as it was, bit for bit

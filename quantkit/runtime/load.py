@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Cache, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    Cache,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.pytorch_utils import Conv1D
 
 from quantkit.checkpoint.hub import locate_model
@@ -31,6 +37,15 @@ from quantkit.runtime.quantized_cache import round_entries
 from quantkit.runtime.save import Origin, remember
 from quantkit.types import ActivationRange, ActivationSpec
 
+if TYPE_CHECKING:
+
+    class CausalLM(PreTrainedModel):
+        """What a loaded model is: a model of transformers that generates."""
+
+        def generate(self, inputs: Tensor | None = None, **options: Any) -> Any: ...
+else:
+    CausalLM = PreTrainedModel
+
 
 def load(
     path: str | Path,
@@ -38,7 +53,7 @@ def load(
     device: str | torch.device = "cpu",
     *,
     trust_remote_code: bool = False,
-) -> PreTrainedModel:
+) -> CausalLM:
     """The model of a folder or Hub id, ready for generate and evaluation; one that is not quantized loads as it is.
 
     dtype   what the model computes in and keeps its unquantized weights in (None: as its config says)
@@ -73,7 +88,7 @@ def load_quantized(
     *,
     trust_remote_code: bool = False,
     owner: Any = None,
-) -> PreTrainedModel:
+) -> CausalLM:
     """`load` of a folder. owner: what keeps a temporary one alive, for as long as the model lives."""
     checkpoint = Checkpoint.open(path)
     quantized = quantization_config(checkpoint) is not None
@@ -100,7 +115,7 @@ def load_quantized(
     if (checkpoint.folder / "generation_config.json").exists() and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
     remember(model, Origin.of(checkpoint.folder, plain, owner))
-    return model.eval()
+    return cast(CausalLM, model.eval())
 
 
 def _equal(folder: QuantizedFolder, dtype: torch.dtype, one: str, other: str) -> bool:
@@ -238,7 +253,7 @@ def _load_plain(
     dtype: torch.dtype | None,
     device: str | torch.device,
     trust_remote_code: bool,
-) -> PreTrainedModel:
+) -> CausalLM:
     """An unquantized model by transformers itself; UserError where it would leave weights random."""
     try:
         # with output_loading_info it returns a pair, which its annotation does not say
