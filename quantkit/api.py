@@ -80,8 +80,10 @@ def quantize(
     check_mode(progress)
     from quantkit.quantization import early_checks
 
+    expected = None
     if calibration is None:
-        early_checks.check_before_torch(found, place, device=device, restart=restart)
+        folder = early_checks.check_before_torch(found, place, device=device, restart=restart)
+        expected = expected_seconds(found, folder, device, trust_remote_code=trust_remote_code)
     from quantkit.quantization import pipeline
 
     return pipeline.quantize(
@@ -92,7 +94,25 @@ def quantize(
         restart=restart,
         trust_remote_code=trust_remote_code,
         progress=progress,
+        expected_seconds=expected,
     )
+
+
+def expected_seconds(recipe: Recipe, folder: Path, device: str, *, trust_remote_code: bool = False) -> float | None:
+    """How long a run will take by the plan, shown until it can be measured; None on a GPU, which plans know nothing of.
+
+    None, too, where the plan fails for any reason: the run says what is wrong, and an estimate must not end it.
+    """
+    import torch
+
+    from quantkit.planner.estimate import estimate
+
+    if not (device == "cpu" or (device == "auto" and not torch.cuda.is_available())):
+        return None
+    try:
+        return estimate(recipe, folder, trust_remote_code=trust_remote_code).seconds_total
+    except Exception:
+        return None
 
 
 def quantize_module(
