@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from quantkit.errors import DiskFullError, RunError, UserError
 from quantkit.paths import user_path
@@ -67,9 +67,17 @@ def quantize(
     Raises UserError for bad input, before anything is written; RunError for a run that failed.
     """
     if _is_module(model):
-        options = {"device": device, "restart": restart, "trust_remote_code": trust_remote_code, "progress": progress}
-        made = quantize_module(model, recipe, output, calibration=calibration, tokenizer=tokenizer, **options)
-        return made[0]
+        return quantize_module(
+            model,
+            recipe,
+            output,
+            calibration=calibration,
+            tokenizer=tokenizer,
+            device=device,
+            restart=restart,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )[0]
     if tokenizer is not None:
         raise UserError("tokenizer= is for a module in memory; a folder or Hub id has its own tokenizer")
     name = None if model is None else _path(model, "model", "a model folder, a Hub id or a transformers module")
@@ -294,7 +302,7 @@ def _device(device: Any) -> str:
     return str(device)
 
 
-def _is_module(model: Any) -> bool:
+def _is_module(model: Any) -> "TypeGuard[nn.Module]":
     """Whether it is a torch module; torch is not imported for the question."""
     return any(base.__module__ == "torch.nn.modules.module" for base in type(model).__mro__)
 

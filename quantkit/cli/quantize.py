@@ -99,6 +99,7 @@ def quantize(
         from quantkit.report.console import render_quantization
 
     expected = expected_seconds(loaded, folder, device, trust_remote_code=trust_remote_code)
+    estimate = {} if expected is None else {"expected_seconds": expected}
     report = run(
         loaded,
         output,
@@ -106,7 +107,7 @@ def quantize(
         restart=restart,
         trust_remote_code=trust_remote_code,
         progress=mode,
-        **({} if expected is None else {"expected_seconds": expected}),
+        **estimate,  # type: ignore[arg-type]
     )
     from quantkit.verification import verify_folder
 

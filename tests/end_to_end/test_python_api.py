@@ -197,7 +197,7 @@ def test_calibration_of_any_kind(kind: str, tmp_path: Path) -> None:
         twin = quantkit.quantize(tmp_path / "source", again, tmp_path / "twin", progress=False)
         assert twin.files == report.files
     else:  # it is nowhere to be read again, and nothing else is taken in its place
-        with pytest.raises(UserError, match="given|token ids"):
+        with pytest.raises(UserError, match=r"given|token ids"):
             quantized(model, again, tokenizer=tokenizer)
 
 
