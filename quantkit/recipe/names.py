@@ -126,7 +126,7 @@ def _unknown(name: str, path: Path, known: Mapping[str, Path]) -> str:
 
 def taken(name: str | None, scheme: str | None) -> str | None:
     """Which shipped recipe is taken, in a line for the user; None where it was named as it is, or is a file."""
-    if name is None:
+    if not name:
         return None if scheme is None else f"recipe: {BEST[scheme_named(scheme)]} (for {scheme_named(scheme)})"
     found = find(name)
     return f"recipe: {found.stem} (for {name})" if found.stem != name and shipped().get(found.stem) == found else None
