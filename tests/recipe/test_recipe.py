@@ -13,6 +13,7 @@ from quantkit.errors import UserError
 from quantkit.recipe.load import from_data, load, recipe_names, recipe_text, schema
 from quantkit.recipe.number_formats import Weights
 from quantkit.recipe.recipe import Recipe
+from quantkit.recipe.sections import Calibration
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -156,22 +157,22 @@ def test_wrong_values(tmp_path: Path, case: str) -> None:
 
 def test_every_problem_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = (
-        "model: 3\ntransforms: [awq]\nweights:\n  bits: 4\n  bits: 12\n  symetric: true\n"
+        "model: 3\ntransforms: [awq]\ncalibration: null\nweights:\n  bits: 4\n  bits: 12\n  symetric: true\n"
         "overrides:\n- match: a\n  weights: {bits: 1}\noutput: {format: gguf}\n"
     )
     found = errors(tmp_path, text, "ignore=x", "nothing")
     assert [message.split(": ")[:2] for message in found] == [
         ["r.yaml:1", "model"],
         ["r.yaml:2", "transforms.0"],
-        ["r.yaml:5", "weights.bits"],
-        ["r.yaml:6", "weights.symetric"],
-        ["r.yaml:9", "overrides.0.weights.bits"],
-        ["r.yaml:10", "output.format"],
+        ["r.yaml:6", "weights.bits"],
+        ["r.yaml:7", "weights.symetric"],
+        ["r.yaml:10", "overrides.0.weights.bits"],
+        ["r.yaml:11", "output.format"],
         ["--set nothing", "write it as key.path=value, like weights.group_size=64"],
         ["--set ignore=x", "ignore"],
     ]
     assert "awq needs calibration text: add a section like calibration:" in found[1]
-    assert "duplicate key, already given on line 4" in found[2]
+    assert "duplicate key, already given on line 5" in found[2]
 
 
 @pytest.mark.parametrize(
@@ -476,7 +477,9 @@ def test_a_scheme_given_as_a_setting_replaces_the_files_format(tmp_path: Path) -
 
 def test_recipes_from_python_are_checked_too() -> None:
     with pytest.raises(ValidationError, match="gptq needs calibration text"):
-        Recipe.model_validate({"weights": {"algorithm": "gptq"}})
+        Recipe.model_validate({"weights": {"algorithm": "gptq"}, "calibration": None})
+    assert Recipe.model_validate({"weights": {"algorithm": "gptq"}}).calibration == Calibration()
+    assert Recipe().calibration is None
     with pytest.raises(ValidationError, match="frozen"):
         Weights().bits = 3  # type: ignore[misc]
     assert Weights.model_validate({"group_size": -1}) == Weights(group_size="channel")
