@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from quantkit.inspect import (
+from quantkit.inspection import (
     inspect_folder,
 )
 from quantkit.report.console import (

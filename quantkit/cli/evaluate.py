@@ -4,7 +4,17 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.app import Device, Json, ProgressMode, Quiet, Trust, Verbose, show_result, start_log
+from quantkit.cli.app import (
+    Device,
+    Json,
+    ProgressMode,
+    Quiet,
+    Trust,
+    Verbose,
+    no_garbage_collection,
+    show_result,
+    start_log,
+)
 
 
 def evaluate(
@@ -34,8 +44,9 @@ def evaluate(
     from quantkit_eval.early_checks import check_before_torch
 
     check_before_torch(model, ref, texts, context=context, tokens=tokens, device=device, bos=bos)
-    from quantkit_eval import evaluate as run
-    from quantkit_eval import render
+    with no_garbage_collection():
+        from quantkit_eval import evaluate as run
+        from quantkit_eval import render
 
     result = run(
         model,

@@ -72,6 +72,17 @@ def has_weights(folder: Path) -> bool:
     return any(any(folder.glob(pattern)) for pattern in WEIGHTS)
 
 
+def check_given(recipe: Recipe, output: Path, checkpoint: Checkpoint, *, device: str, restart: bool) -> None:
+    """The same for a model that is not read from recipe.model: UserError for whatever is wrong with it or `output`."""
+    check_output(output)
+    check_device_name(device)
+    check_causal(checkpoint.folder)
+    refuse_quantized(checkpoint)
+    refuse_foreign(partial_folder(output))
+    if not restart:
+        _check_unfinished(recipe, partial_folder(output), device)
+
+
 def partial_folder(output: Path) -> Path:
     """Where a run works until it is finished."""
     return output.with_name(output.name + ".partial")

@@ -92,7 +92,7 @@ def make_report(
         kv_cache=None if targets.kv is None else str(targets.kv),
         folds_rejected=tuple(RejectedFold(pair, reason) for pair, reason in sorted(rejected)),
         warnings=(*advice, *targets.notes, *_too_few_tokens(records), *remarks),
-        seconds=dict(run.timer.stages),
+        seconds={stage: round(spent, 3) for stage, spent in run.timer.stages.items()},
         peak_memory_bytes=run.timer.peak_bytes(),
         files=files,
     )

@@ -200,7 +200,7 @@ def _with_paths(recipe: Recipe, file: Path, document: Document) -> Recipe:
     def found(value: str, *key: str | int) -> str:
         path = user_path(value)
         if path.exists() or path.is_absolute():
-            return str(path)
+            return str(path) if value.startswith("~") else value  # ./wikitext is the file, wikitext the data set
         known = next((document.where[k] for n in range(len(key), 0, -1) if (k := key[:n]) in document.where), (1, ""))
         beside = file.parent / path
         return str(beside) if known[0] != AFTER_THE_FILE and beside.exists() else value

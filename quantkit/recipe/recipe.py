@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from quantkit.errors import UserError
 from quantkit.recipe.algorithms import (
     Strict,
     Transform,
@@ -48,6 +49,21 @@ class Recipe(Strict):
     propagate: Literal["quantized", "original"] = "quantized"
     """Whether a block is calibrated on the outputs of the quantized blocks before it, or of the original ones."""
     output: Output = Output()
+
+    def __init__(self, /, **data: Any) -> None:
+        """A recipe from the keys of a file; UserError with every problem, one per line."""
+        try:
+            super().__init__(**data)
+            return
+        except ValidationError as failure:
+            first = str(failure)
+        from quantkit.recipe.load import from_data  # which names keys and what was meant, where pydantic names types
+
+        from_data(data)
+        raise UserError(first)
+
+    # Read by pydantic: validating data, as the reader of files does, goes past __init__ and keeps pydantic's errors.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @model_validator(mode="before")
     @classmethod

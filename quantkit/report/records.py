@@ -296,7 +296,7 @@ class Report:
             "kv_cache": self.kv_cache,
             "folds_rejected": [{"pair": one.pair, "reason": one.reason} for one in self.folds_rejected],
             "warnings": list(self.warnings),
-            "seconds": {stage: round(spent, 3) for stage, spent in self.seconds.items()},
+            "seconds": self.seconds,
             "seconds_total": self.seconds_total,
             "peak_memory_bytes": self.peak_memory_bytes,
             "files": self.files,

@@ -180,7 +180,7 @@ def test_eval_and_inspect_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantkit_eval.early_checks.check_before_torch", lambda *_, **__: None)
     monkeypatch.setitem(sys.modules, "quantkit.report.console", Module)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "quantkit_eval", Module)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "quantkit.inspect", Module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "quantkit.inspection", Module)  # type: ignore[arg-type]
     arguments = ("eval", "m", "--ref", "r", "--text", "t.txt", "--context", "64", "--tokens", "100")
     assert "shown" in invoke(*arguments).output
     assert json.loads(invoke(*arguments, "--json").output) == {"perplexity": 1.5}
@@ -270,7 +270,39 @@ def test_recipes_load_without_torch() -> None:
     assert python("-c", code).stdout.strip() == "False"
 
 
-def test_version() -> None:
-    result = invoke("--version")
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version(option: str) -> None:
+    result = invoke(option)
     assert result.exit_code == 0
     assert result.output.startswith("quantkit")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("quantize -r gptq-w4", {"gptq-w4a16", "gptq-w4a16-g32"}),
+        ("plan --scheme NV", {"NVFP4", "NVFP4A16"}),
+        ("verify x --engine tr", {"transformers"}),
+        ("convert a b --format g", {"gptq", "gptq_v2"}),
+        ("recipes show fp8-d", {"fp8-dynamic", "fp8-dynamic-gptq"}),
+        ("quantize --sam", {"--samples"}),
+    ],
+)
+def test_completion(typed: str, offered: set[str]) -> None:
+    words = f"quantkit {typed}"
+    environment = {"_QUANTKIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    result = CliRunner().invoke(cli.app, [], env=environment, prog_name="quantkit", complete_var="_QUANTKIT_COMPLETE")
+    assert set(result.stdout.split()) == offered
+    assert "--install-completion" in invoke("--help").output
+
+
+@pytest.mark.parametrize("verb", ["quantize", "eval", "inspect", "convert", "verify", "plan", "recipes", "env"])
+def test_every_verb_has_json(verb: str) -> None:
+    assert "--json" in invoke(verb, "--help").output
+
+
+@pytest.mark.parametrize("verb", ["show", "check", "schema"])
+def test_every_verb_of_recipes_has_json(verb: str) -> None:
+    assert "--json" in invoke("recipes", verb, "--help").output
+    if verb == "schema":
+        assert json.loads(invoke("recipes", "schema", "--json").stdout)["type"] == "object"

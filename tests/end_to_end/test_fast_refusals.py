@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.end_to_end.test_inspect import config, packed, weights, write
+
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples/tiny-llama"
 # Runs each command in turn in one process, and says what it printed and what was imported by then.
@@ -169,8 +171,12 @@ def test_quantize_refuses_before_torch(tmp_path: Path) -> None:
     assert not (tmp_path / "o.partial").exists()
 
 
-def test_what_only_reads_headers_needs_no_torch() -> None:
-    """inspect, verify and recipes of whole folders."""
-    for result in run([["inspect", str(MODEL)], ["verify", str(MODEL)], ["recipes"], ["recipes", "show", "awq"]]):
+def test_what_only_reads_headers_needs_no_torch(tmp_path: Path) -> None:
+    """inspect and verify of whole folders, plain and quantized, and recipes."""
+    name = "model.layers.0.self_attn.q_proj"
+    group = {"targets": ["Linear"], "weights": weights(4, 32, symmetric=True)}
+    packed_folder = write(tmp_path / "q", packed(name, 4, 2, symmetric=True), config({"a": group}, []))
+    folders = [["inspect", str(packed_folder)], ["verify", str(packed_folder)], ["inspect", str(MODEL)]]
+    for result in run([*folders, ["verify", str(MODEL)], ["recipes"], ["recipes", "show", "awq"]]):
         assert result["code"] == 0, result
         assert result["heavy"] == [], result

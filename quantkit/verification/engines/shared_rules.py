@@ -3,13 +3,13 @@
 from collections import defaultdict
 from typing import Any
 
-from quantkit.verify.config.other_methods import METHODS, agreement
-from quantkit.verify.findings import (
+from quantkit.verification.config.other_methods import METHODS, agreement
+from quantkit.verification.findings import (
     Finding,
     error,
     warning,
 )
-from quantkit.verify.subject import (
+from quantkit.verification.subject import (
     FUSING,
     DeclaredScheme,
     Subject,

@@ -8,16 +8,15 @@ import re
 from collections.abc import Collection
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantkit.checkpoint.header import TensorInfo
 from quantkit.checkpoint.output_folder import REPORT
 from quantkit.checkpoint.quantization_config import descriptions, quantization_config
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
-
-if TYPE_CHECKING:
-    from quantkit.formats.quantized_folder import QuantizedFolder
+from quantkit.formats.common import listed
+from quantkit.formats.described_folder import DescribedFolder
 
 IGNORE_KEYS = ("ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers")
 PAYLOAD = {
@@ -39,10 +38,8 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
     tensors, stated = checkpoint.tensors, quantization_config(checkpoint) or {}
     folder, note = None, None
     if stated:
-        from quantkit.formats.quantized_folder import QuantizedFolder
-
         try:
-            folder = QuantizedFolder.open(checkpoint)
+            folder = DescribedFolder.open(checkpoint)
         except UserError as error:
             note = str(error)
     modules = {} if folder is None else {name: _module(folder, name) for name in folder.schemes}
@@ -80,7 +77,7 @@ def _architecture(config: dict[str, Any]) -> str:
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else "unknown"
 
 
-def _module(folder: "QuantizedFolder", name: str) -> dict[str, Any]:
+def _module(folder: DescribedFolder, name: str) -> dict[str, Any]:
     """One quantized linear, from headers."""
     (N, K), scheme = folder.shape(name), folder.schemes[name]
     size = sum(
@@ -173,8 +170,6 @@ def _ignored(stated: dict[str, Any]) -> list[str]:
 
 
 def _matches(name: str, patterns: list[str]) -> bool:
-    from quantkit.formats.common import listed
-
     try:
         by_regex = any(re.match(p[3:], name) for p in patterns if p.startswith("re:"))
     except re.error:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from quantkit.verify import verify_folder
+from quantkit.verification import verify_folder
 from tests.tiny_folders import Folder
 
 GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_head": 4}

@@ -1,14 +1,14 @@
 """What transformers 5.24 loads, with compressed-tensors 0.20: above all what it loads wrongly without a word."""
 
-from quantkit.verify.config.compressed_tensors import GROUP_KEYS
-from quantkit.verify.engines.shared_rules import conv1d, kv_scheme
-from quantkit.verify.findings import (
+from quantkit.verification.config.compressed_tensors import GROUP_KEYS
+from quantkit.verification.engines.shared_rules import conv1d, kv_scheme
+from quantkit.verification.findings import (
     Finding,
     error,
     info,
     warning,
 )
-from quantkit.verify.subject import (
+from quantkit.verification.subject import (
     Subject,
     leaf,
     some,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from quantkit.verify.findings import Finding
+from quantkit.verification.findings import Finding
 
 Shape = tuple[int, int]
 

@@ -8,9 +8,9 @@ import difflib
 import re
 
 from quantkit.errors import UserError
-from quantkit.verify.engines.shared_rules import grouped
-from quantkit.verify.findings import Finding, error, info, warning
-from quantkit.verify.subject import DeclaredScheme, Subject, local_shape, siblings, some
+from quantkit.verification.engines.shared_rules import grouped
+from quantkit.verification.findings import Finding, error, info, warning
+from quantkit.verification.subject import DeclaredScheme, Subject, local_shape, siblings, some
 
 HARDWARE = ("Turing", "Ampere", "Ada", "Hopper", "Blackwell", "ROCm", "XPU", "CPU")
 _FP8_RUNS = ("weight-only", "weight-only", "yes", "yes", "yes", "MI300 on", "yes", "no")

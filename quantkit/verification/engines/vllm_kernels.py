@@ -5,15 +5,15 @@ Order and conditions are those of vLLM's choose_mp_linear_kernel and of the kern
 
 from collections import Counter
 
-from quantkit.verify.engines.hardware import HARDWARE, VLLM_RUNS, family, merged_rows
-from quantkit.verify.engines.vllm import MARLIN_GROUPS
-from quantkit.verify.engines.vllm_schemes import scheme
-from quantkit.verify.findings import (
+from quantkit.verification.engines.hardware import HARDWARE, VLLM_RUNS, family, merged_rows
+from quantkit.verification.engines.vllm import MARLIN_GROUPS
+from quantkit.verification.engines.vllm_schemes import scheme
+from quantkit.verification.findings import (
     Finding,
     KernelRow,
     warning,
 )
-from quantkit.verify.subject import (
+from quantkit.verification.subject import (
     DeclaredScheme,
     Subject,
     leaf,

@@ -1,13 +1,13 @@
 """What TensorRT-LLM's PyTorch backend reads (its source of autumn 2026)."""
 
-from quantkit.verify.config.other_methods import MODELOPT
-from quantkit.verify.engines import shared_rules as rules
-from quantkit.verify.engines.hardware import family
-from quantkit.verify.findings import (
+from quantkit.verification.config.other_methods import MODELOPT
+from quantkit.verification.engines import shared_rules as rules
+from quantkit.verification.engines.hardware import family
+from quantkit.verification.findings import (
     Finding,
     error,
 )
-from quantkit.verify.subject import (
+from quantkit.verification.subject import (
     DeclaredScheme,
     Subject,
 )

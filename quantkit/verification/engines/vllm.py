@@ -6,17 +6,17 @@ tests/interop/test_vllm_config.py.
 
 from typing import Any
 
-from quantkit.verify.config.other_methods import METHODS
-from quantkit.verify.engines import shared_rules as rules
-from quantkit.verify.engines.hardware import amx_note
-from quantkit.verify.engines.vllm_schemes import ACTIVATION_FORMATS, scheme
-from quantkit.verify.findings import (
+from quantkit.verification.config.other_methods import METHODS
+from quantkit.verification.engines import shared_rules as rules
+from quantkit.verification.engines.hardware import amx_note
+from quantkit.verification.engines.vllm_schemes import ACTIVATION_FORMATS, scheme
+from quantkit.verification.findings import (
     Finding,
     error,
     info,
     warning,
 )
-from quantkit.verify.subject import (
+from quantkit.verification.subject import (
     HEADS,
     DeclaredNumbers,
     DeclaredScheme,

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from fnmatch import fnmatch
 from typing import Any
 
-from quantkit.verify.config import compressed_tensors as ctconfig
-from quantkit.verify.findings import (
+from quantkit.verification.config import compressed_tensors as ctconfig
+from quantkit.verification.findings import (
     Finding,
     error,
     warning,
 )
-from quantkit.verify.subject import (
+from quantkit.verification.subject import (
     HEADS,
     DeclaredNumbers,
     DeclaredScheme,

@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from quantkit.cli.main import app
 from quantkit.errors import UserError
-from quantkit.verify import Finding, Verdict, preflight, verify_folder
-from quantkit.verify.config.other_methods import make_subject
-from quantkit.verify.engines.hardware import cpu_limits, find_machine, hardware
+from quantkit.verification import Finding, Verdict, preflight, verify_folder
+from quantkit.verification.config.other_methods import make_subject
+from quantkit.verification.engines.hardware import cpu_limits, find_machine, hardware
 from tests.tiny_folders import CONFIGS, DENSE, MODEL, SHAPES, Folder, ct, integer
 
 

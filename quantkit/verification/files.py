@@ -10,13 +10,13 @@ from quantkit.checkpoint.header import read_header, read_json
 from quantkit.checkpoint.output_folder import file_hashes
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
-from quantkit.verify.findings import (
+from quantkit.verification.findings import (
     Finding,
     error,
     info,
     warning,
 )
-from quantkit.verify.subject import (
+from quantkit.verification.subject import (
     HEADS,
     leaf,
     some,

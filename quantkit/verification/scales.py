@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.verify.engines.shared_rules import grouped
-from quantkit.verify.findings import (
+from quantkit.verification.engines.shared_rules import grouped
+from quantkit.verification.findings import (
     Finding,
     error,
     info,
     warning,
 )
-from quantkit.verify.subject import (
+from quantkit.verification.subject import (
     FUSING,
     DeclaredScheme,
     Modules,
@@ -25,7 +25,7 @@ from quantkit.verify.subject import (
     siblings,
     some,
 )
-from quantkit.verify.values import read_values
+from quantkit.verification.values import read_values
 
 LIMIT = 512 << 20  # bytes of scales beyond which only those of one number are read
 _SUFFIXES = {

@@ -1,13 +1,13 @@
 """What SGLang 0.5.23 accepts, by its source: compressed-tensors 0.18, the Marlin kernels, FP8 and ModelOpt."""
 
-from quantkit.verify.engines import shared_rules as rules
-from quantkit.verify.engines.hardware import family
-from quantkit.verify.findings import (
+from quantkit.verification.engines import shared_rules as rules
+from quantkit.verification.engines.hardware import family
+from quantkit.verification.findings import (
     Finding,
     error,
     warning,
 )
-from quantkit.verify.subject import (
+from quantkit.verification.subject import (
     Subject,
     some,
 )

@@ -14,10 +14,10 @@ from quantkit.errors import UserError
 from quantkit.report.console import (
     render_verdict,
 )
-from quantkit.verify import ENGINES, file_hashes, preflight, verify_folder, verify_layout
-from quantkit.verify.config.other_methods import make_subject
-from quantkit.verify.engines.vllm_kernels import kernel_table
-from quantkit.verify.findings import Verdict
+from quantkit.verification import ENGINES, file_hashes, preflight, verify_folder, verify_layout
+from quantkit.verification.config.other_methods import make_subject
+from quantkit.verification.engines.vllm_kernels import kernel_table
+from quantkit.verification.findings import Verdict
 from tests.tiny_folders import CONFIGS, DENSE, FP8_TOKEN, KV, MODEL, SHAPES, Folder, ct, floating, integer
 
 Q0, K0, O0, UP0, DOWN0 = (f"model.layers.0.{n}" for n in (

@@ -10,13 +10,13 @@ from typing import Any
 from quantkit.checkpoint.header import DTYPES
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
-from quantkit.verify.engines.shared_rules import grouped
-from quantkit.verify.findings import (
+from quantkit.verification.engines.shared_rules import grouped
+from quantkit.verification.findings import (
     Finding,
     error,
     warning,
 )
-from quantkit.verify.subject import (
+from quantkit.verification.subject import (
     FUSING,
     DeclaredNumbers,
     DeclaredScheme,
@@ -27,7 +27,7 @@ from quantkit.verify.subject import (
     leaf,
     some,
 )
-from quantkit.verify.values import read_values
+from quantkit.verification.values import read_values
 
 Sizes = tuple[int, ...]
 _FLOATS = ("BF16", "F16", "F32")

@@ -7,12 +7,12 @@ import re
 from typing import Any
 
 from quantkit.checkpoint.header import DTYPES
-from quantkit.verify.findings import (
+from quantkit.verification.findings import (
     Finding,
     error,
     warning,
 )
-from quantkit.verify.subject import (
+from quantkit.verification.subject import (
     DeclaredNumbers,
     DeclaredScheme,
     Subject,

@@ -1,6 +1,6 @@
 """vLLM 0.33's choice among its compressed-tensors schemes (its _get_scheme_from_parts)."""
 
-from quantkit.verify.subject import DeclaredNumbers, DeclaredScheme
+from quantkit.verification.subject import DeclaredNumbers, DeclaredScheme
 
 ACTIVATION_FORMATS = ("naive-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized")
 

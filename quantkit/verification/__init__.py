@@ -27,16 +27,24 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.paths import user_path
 from quantkit.suggestions import unknown
-from quantkit.verify import files as files
-from quantkit.verify import scales
-from quantkit.verify import tensors as layouts
-from quantkit.verify.config.other_methods import METHODS, make_subject
-from quantkit.verify.engines import hardware as machines
-from quantkit.verify.engines import llama_cpp, sglang, tensorrt_llm, transformers, vllm
-from quantkit.verify.engines import shared_rules as rules
-from quantkit.verify.engines import vllm_kernels as kernels
-from quantkit.verify.findings import Finding, Verdict, error, info
-from quantkit.verify.subject import ENGINES, DeclaredNumbers, DeclaredScheme, Modules, Shape, Subject, TensorHeader
+from quantkit.verification import files as files
+from quantkit.verification import scales
+from quantkit.verification import tensors as layouts
+from quantkit.verification.config.other_methods import METHODS, make_subject
+from quantkit.verification.engines import hardware as machines
+from quantkit.verification.engines import llama_cpp, sglang, tensorrt_llm, transformers, vllm
+from quantkit.verification.engines import shared_rules as rules
+from quantkit.verification.engines import vllm_kernels as kernels
+from quantkit.verification.findings import Finding, Verdict, error, info
+from quantkit.verification.subject import (
+    ENGINES,
+    DeclaredNumbers,
+    DeclaredScheme,
+    Modules,
+    Shape,
+    Subject,
+    TensorHeader,
+)
 
 __all__ = [
     "ENGINES",

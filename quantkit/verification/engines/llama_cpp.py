@@ -1,12 +1,12 @@
 """What llama.cpp's converter from Hugging Face folders reads (of October 2026)."""
 
-from quantkit.verify.engines.shared_rules import conv1d
-from quantkit.verify.findings import (
+from quantkit.verification.engines.shared_rules import conv1d
+from quantkit.verification.findings import (
     Finding,
     error,
     warning,
 )
-from quantkit.verify.subject import (
+from quantkit.verification.subject import (
     Subject,
     some,
 )
