@@ -54,7 +54,7 @@ def check_plan(recipe: Recipe) -> Path:
     folder = locate_config(recipe.model)
     check_planned(folder, recipe.calibration is not None)
     if recipe.calibration is not None:
-        local_path(recipe.calibration.data)
+        check_sources(recipe.calibration)
     return folder
 
 
