@@ -5,8 +5,10 @@ traceback shows with `quantkit --debug VERB ...` or QUANTKIT_DEBUG=1. Progress a
 """
 
 import functools
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
@@ -50,6 +52,16 @@ def start_log(progress: str, quiet: bool, verbose: bool) -> Any:
         raise unknown("mode of --progress", progress, modes)
     configure(mode := "off" if quiet else check_mode(progress), verbose - quiet)
     return mode
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """For imports: they make a million objects, none of which dies; looking for dead ones takes a sixth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:

@@ -14,7 +14,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="Model folder.")], as_json
 
     Example: quantkit inspect llama-w4
     """
-    from quantkit.inspect import (
+    from quantkit.inspection import (
         inspect_folder,
     )
     from quantkit.report.console import (
@@ -49,7 +49,7 @@ def convert(
     from quantkit.checkpoint.early_checks import check_conversion
 
     check_conversion(user_path(source), user_path(output))  # before torch
-    from quantkit.convert import convert as run
+    from quantkit.conversion import convert as run
     from quantkit.report.console import render_conversion
 
     show_result(run(source, output, format_, requantize=requantize), render_conversion, as_json)
@@ -82,7 +82,7 @@ def verify(
     from quantkit.report.console import (
         render_verdict,
     )
-    from quantkit.verify import verify_folder
+    from quantkit.verification import verify_folder
 
     check_verifiable(path)
 

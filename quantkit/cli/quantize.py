@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantkit.cli.app import Device, Json, ProgressMode, Quiet, Sets, Trust, Verbose, names, show_result, start_log
+from quantkit.cli.app import (
+    Device,
+    Json,
+    ProgressMode,
+    Quiet,
+    Sets,
+    Trust,
+    Verbose,
+    names,
+    no_garbage_collection,
+    show_result,
+    start_log,
+)
 from quantkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,10 +93,9 @@ def quantize(
     output = user_path(output)
     check_before_torch(loaded, output, device=device, restart=restart)
     LOG.info("quantizing %s into %s", loaded.model, output)  # the libraries that follow take seconds to load
-    from quantkit.quantization.pipeline import quantize as run
-    from quantkit.report.console import (
-        render_quantization,
-    )
+    with no_garbage_collection():
+        from quantkit.quantization.pipeline import quantize as run
+        from quantkit.report.console import render_quantization
 
     report = run(
         loaded,
@@ -94,7 +105,11 @@ def quantize(
         trust_remote_code=trust_remote_code,
         progress=mode,
     )
-    show_result(report, render_quantization, as_json)
+    from quantkit.verification import verify_folder
+
+    verdict = verify_folder(output, tp=loaded.output.tp)
+    engines = [name for name, one in (verdict.engines or {}).items() if one.verdict == "loads"]
+    show_result(report, lambda done, console: render_quantization(done, output, engines, console), as_json)
 
 
 def plan(
@@ -123,14 +138,11 @@ def plan(
     from quantkit.quantization.early_checks import check_plan
 
     folder = check_plan(loaded)  # before torch
-    from quantkit.planner.estimate import (
-        estimate,
-    )
-    from quantkit.report.console import (
-        render_plan,
-    )
+    with no_garbage_collection():
+        from quantkit.planner.estimate import estimate
+        from quantkit.report.console import render_plan
 
-    result = estimate(loaded, folder, trust_remote_code=trust_remote_code)
+        result = estimate(loaded, folder, trust_remote_code=trust_remote_code)
     show_result(result, render_plan, as_json)
     if not result.fits:
         raise typer.Exit(1)

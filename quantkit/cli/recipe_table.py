@@ -9,8 +9,8 @@ from quantkit.recipe.load import load, recipe_names, recipe_text
 from quantkit.recipe.number_formats import Activations, Weights
 from quantkit.recipe.recipe import Recipe, uncalibrated
 from quantkit.recipe.sections import merged
-from quantkit.verify import ENGINES, DeclaredNumbers, DeclaredScheme, judge_schemes
-from quantkit.verify.engines.hardware import find_machine
+from quantkit.verification import ENGINES, DeclaredNumbers, DeclaredScheme, judge_schemes
+from quantkit.verification.engines.hardware import find_machine
 
 GPUS = ("Turing", "Ampere", "Ada", "Hopper", "Blackwell")  # oldest first
 MEASURED = re.compile(

@@ -14,17 +14,16 @@ import torch
 
 from quantkit.algorithms.rtn import rtn
 from quantkit.checkpoint.header import read_json
-from quantkit.checkpoint.hub import locate_config
 from quantkit.grids import RangeSearch, make_grid
 from quantkit.planner.advice import GB, advice
-from quantkit.planner.calibration_size import calibration_size
+from quantkit.planner.calibration_size import calibration_size, check_text
 from quantkit.planner.linear_groups import PlannedLinear
 from quantkit.planner.model_inventory import kv_bytes, take_inventory
 from quantkit.planner.output_size import planned_targets, resolved, sizes
 from quantkit.planner.run_memory import need
 from quantkit.planner.run_time import seconds
 from quantkit.planner.this_machine import Machine, measure
-from quantkit.quantization.early_checks import check_folder
+from quantkit.quantization.early_checks import check_plan, check_planned
 from quantkit.quantization.engine_check import check_engine
 from quantkit.quantization.targets import kv_spec
 from quantkit.recipe import load as recipes
@@ -54,10 +53,11 @@ def plan(
         recipe = recipes.from_data(recipe)
     if not isinstance(recipe, Recipe):
         recipe = recipes.load(recipe, model=None if model is None else str(model))
-    name = recipe.model if model is None else str(model)
+    if model is not None:
+        recipe = recipe.model_copy(update={"model": str(model)})
     return estimate(
         recipe,
-        locate_config(name),
+        check_plan(recipe),
         target=None if target is None else Path(target).expanduser(),
         trust_remote_code=trust_remote_code,
     )
@@ -77,11 +77,11 @@ def estimate(
     `quantize` refuses too: an unknown architecture, patterns without effect, a scheme that the format or the engine
     does not take, a missing calibration file.
     """
+    check_planned(config_folder, recipe.calibration is not None)
     inventory = take_inventory(config_folder, trust_remote_code=trust_remote_code)
-    if inventory.from_headers:
-        check_folder(config_folder, recipe.calibration is not None)
     target = target or Path()
     text = calibration_size(recipe, inventory)
+    check_text(recipe, inventory, config_folder, trust_remote_code)
     jobs, found = resolved(recipe, inventory)
     planned, config = planned_targets(recipe, inventory, found), read_json(config_folder / "config.json", "")
     warnings = check_engine(recipe, planned, inventory.tensors, config)

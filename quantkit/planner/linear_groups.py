@@ -38,7 +38,7 @@ class Group:
     rows: list[int] = field(default_factory=list)
 
     @property
-    def N(self) -> int:
+    def N(self) -> int:  # noqa: N802 (the shape suffix)
         return sum(self.rows)
 
     @property

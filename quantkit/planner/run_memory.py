@@ -9,8 +9,9 @@ Shapes: N = out features (of all linears of a group), K = in features, H = hidde
 from dataclasses import dataclass
 
 from quantkit.algorithms import awq, gptq
-from quantkit.planner.linear_groups import Blocks, Group, PlannedLinear, grouped, halted, staged
+from quantkit.planner.linear_groups import Group, PlannedLinear, grouped, halted, staged
 from quantkit.planner.model_inventory import ModelInventory
+from quantkit.quantization import held_out
 from quantkit.quantization.calibration.hidden_states import batch_samples
 from quantkit.quantization.calibration.spill import STATES_LIMIT
 from quantkit.quantization.calibration.statistics import OutputDrift, Statistic
@@ -72,15 +73,18 @@ def need(
     memory["calibration states"] = sum(array(FLOAT * tokens * H) for _ in range(1 + refits))
     if refits:
         worst = max(blocks, key=lambda groups: sum(group.K for group in groups if group.refits))
-        memory["inputs of the original model"] = sum(
-            array(FLOAT * tokens * group.K) for group in worst if group.refits
-        )
+        memory["inputs of the original model"] = sum(array(FLOAT * tokens * group.K) for group in worst if group.refits)
     stops = halted(recipe, blocks, inventory, tokens)
     if stops:
         memory["python and libraries"] += -(-tokens // batch) * THREAD
-    memory["running and quantizing one block"] = max(
+    unseen = held_out.windows_for(text.samples, text.seq_len) * text.seq_len
+    memory["held-out text"] = sum(held_out.stream_sizes(unseen, H))
+    working = [
         resident_bytes(_phases(recipe, groups, inventory, Batches(tokens, batch), refits, stops)) for groups in blocks
-    )
+    ]
+    vocabulary = inventory.config.get_text_config().vocab_size
+    logits = held_out.logits_sizes(unseen, vocabulary, H, inventory.dtype.itemsize)
+    memory["running and quantizing one block"] = max(*working, resident_bytes([logits]) - held)
     return result
 
 
@@ -89,8 +93,8 @@ def _phases(
 ) -> list[Phase]:
     """Sizes of the tensors alive in each phase of a block."""
     H, batch = inventory.hidden_size, text.batch
-    running = _running(groups, inventory, batch)
-    phases = [running]
+    steps = _running(groups, inventory, batch)
+    running, phases = max(steps, key=sum), [*steps]
     names = {transform.name for transform in recipe.transforms}
     stack = [FLOAT * N * group.K for group in groups for N in group.rows]
     if names:  # folds and rotations are proved in float64, a matrix or a fold at a time
@@ -109,9 +113,11 @@ def _phases(
         drifts = [
             size for group in stage if refits and group.refits for size in OutputDrift.sizes(group.N, group.K, batch)
         ]
-        phases.append([*before, *running, *gathered])
+        phases += [[*before, *step, *gathered] for step in (steps[:index] if stops else steps)]
         phases.append([*halting, *gathered, *drifts, *([] if stops else running)])
         phases += [[*halting, *gathered, *_quantizing(group, refits)] for group in stage]
+        if recipe.kv_cache is not None:  # its scales are found by one more run, before the halted ones go on
+            phases.append([*halting, *running])
     return phases
 
 
@@ -123,29 +129,26 @@ def _stages(recipe: Recipe, groups: list[Group]) -> list[list[Group]]:
     return [[group] for group in groups if not group.expert] + ([experts] if experts else [])
 
 
-def _running(groups: list[Group], inventory: ModelInventory, batch: int) -> Phase:
-    """One batch inside the block, at its fullest: two hidden states, a group's outputs, and what is made of them.
+def _running(groups: list[Group], inventory: ModelInventory, batch: int) -> list[Phase]:
+    """One batch inside the block, behind each group: two hidden states, the group's outputs, what is made of them.
 
     Keys and queries are rotated: outputs of an attention are there twice. Experts see their share of the tokens.
     """
-    H, fullest = inventory.hidden_size, list[float]()
+    H, steps = inventory.hidden_size, list[Phase]()
     for index, group in enumerate(groups):
         tokens = batch * (inventory.active if group.expert else 1)
         outputs = group.rows * (2 if group.attention and len(group.rows) > 1 else 1)
         made = groups[index + 1].K if index + 1 < len(groups) else 0
-        sizes = [*(FLOAT * batch * H for _ in range(2)), *(FLOAT * tokens * N for N in (*outputs, made))]
-        fullest = max(fullest, sizes, key=sum)
-    return fullest
+        steps.append([*(FLOAT * batch * H for _ in range(2)), *(FLOAT * tokens * N for N in (*outputs, made))])
+    return steps
 
 
 def _halted(groups: list[Group], index: int, H: int, text: Batches) -> Phase:
-    """What all batches hold that are halted at the input of group `index`: two hidden states, it, an attention's parts."""
+    """What all batches hold that are halted at a group: two hidden states, its input, and an attention's parts."""
     group, before = groups[index], groups[index - 1]
     inside = before.rows if index and group.attention and before.attention else []
     return [
-        FLOAT * text.batch * width
-        for _ in range(-(-text.tokens // text.batch))
-        for width in (H, H, group.K, *inside)
+        FLOAT * text.batch * width for _ in range(-(-text.tokens // text.batch)) for width in (H, H, group.K, *inside)
     ]
 
 

@@ -16,8 +16,10 @@ from quantkit.checkpoint.quantization_config import refuse_quantized
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.device_names import check_device_name
 from quantkit.errors import UserError
-from quantkit.quantization.calibration.records import local_path
+from quantkit.quantization.calibration.sources import check_sources
 from quantkit.recipe.recipe import Recipe
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 
 def check_before_torch(
@@ -37,7 +39,7 @@ def check_before_torch(
         check_output(output, folder)
         check_folder(folder, calibrated)
     if calibrated and recipe.calibration is not None:
-        local_path(recipe.calibration.data)
+        check_sources(recipe.calibration)
     refuse_foreign(partial_folder(output))
     if not restart:
         _check_unfinished(recipe, partial_folder(output), device)
@@ -50,10 +52,35 @@ def check_before_torch(
 def check_plan(recipe: Recipe) -> Path:
     """The model's folder, of which config.json is enough; UserError for a model that `quantize` would refuse by it."""
     folder = locate_config(recipe.model)
-    refuse_quantized(Checkpoint(folder, read_json(folder / "config.json", "give a model folder"), {}))
+    check_planned(folder, recipe.calibration is not None)
     if recipe.calibration is not None:
-        local_path(recipe.calibration.data)
+        check_sources(recipe.calibration)
     return folder
+
+
+def check_planned(folder: Path, calibrated: bool) -> None:
+    """As `check_folder`, for one that may hold config.json alone."""
+    if has_weights(folder):
+        check_folder(folder, calibrated)
+    else:
+        check_causal(folder)
+        refuse_quantized(Checkpoint(folder, read_json(folder / "config.json", "give a model folder"), {}))
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a model folder holds any file of weights."""
+    return any(any(folder.glob(pattern)) for pattern in WEIGHTS)
+
+
+def check_given(recipe: Recipe, output: Path, checkpoint: Checkpoint, *, device: str, restart: bool) -> None:
+    """The same for a model that is not read from recipe.model: UserError for whatever is wrong with it or `output`."""
+    check_output(output)
+    check_device_name(device)
+    check_causal(checkpoint.folder)
+    refuse_quantized(checkpoint)
+    refuse_foreign(partial_folder(output))
+    if not restart:
+        _check_unfinished(recipe, partial_folder(output), device)
 
 
 def partial_folder(output: Path) -> Path:

@@ -17,7 +17,15 @@ from quantkit.quantization.output_layout import quantization_config
 from quantkit.quantization.run_context import RunContext
 from quantkit.quantization.targets import LinearTarget, Targets
 from quantkit.quantization.transforms.rotation import ModelRotation
-from quantkit.report.records import BlockRecord, CalibrationRecord, LinearRecord, RejectedFold, Report, SkippedLinear
+from quantkit.report.records import (
+    BlockRecord,
+    CalibrationRecord,
+    HeldOutRecord,
+    LinearRecord,
+    RejectedFold,
+    Report,
+    SkippedLinear,
+)
 
 
 def write_side_files(
@@ -48,6 +56,7 @@ def make_report(
     key: Mapping[str, Any],
     calibration: CalibrationRecord | None,
     blocks: Sequence[BlockRecord],
+    held_out: HeldOutRecord | None,
     advice: Sequence[str],
     bytes_after: int,
     files: dict[str, str],
@@ -77,12 +86,13 @@ def make_report(
         bytes_before=sum(info.nbytes for info in checkpoint.tensors.values()),
         bytes_after=bytes_after,
         blocks=tuple(blocks),
+        held_out=held_out,
         skipped=tuple(SkippedLinear(name, reason) for name, reason in targets.skipped),
         rotation=None if run.rotation is None else run.rotation.report(),
         kv_cache=None if targets.kv is None else str(targets.kv),
         folds_rejected=tuple(RejectedFold(pair, reason) for pair, reason in sorted(rejected)),
         warnings=(*advice, *targets.notes, *_too_few_tokens(records), *remarks),
-        seconds=dict(run.timer.stages),
+        seconds={stage: round(spent, 3) for stage, spent in run.timer.stages.items()},
         peak_memory_bytes=run.timer.peak_bytes(),
         files=files,
     )

@@ -36,7 +36,8 @@ from quantkit.model.weight_sources import weight_sources
 from quantkit.progress import Mode, Progress
 from quantkit.quantization.block_quantizer import BlockQuantizer
 from quantkit.quantization.calibration.data import data_fingerprint, token_batches
-from quantkit.quantization.early_checks import check_before_torch, partial_folder, recipe_settings
+from quantkit.quantization.calibration.widest import widest_input
+from quantkit.quantization.early_checks import check_before_torch, check_given, partial_folder, recipe_settings
 from quantkit.quantization.engine_check import check_engine, check_result
 from quantkit.quantization.output import (
     make_report,
@@ -53,7 +54,7 @@ from quantkit.quantization.targets import resolve_targets
 from quantkit.quantization.transforms.rotation import ModelRotation
 from quantkit.recipe.recipe import Recipe
 from quantkit.report.records import BlockRecord, CalibrationRecord, CalibrationSource, Report
-from quantkit.verify import file_hashes
+from quantkit.verification import file_hashes
 
 
 def quantize(
@@ -65,17 +66,19 @@ def quantize(
     trust_remote_code: bool = False,
     progress: Mode = True,
     calibration: Any = None,
+    checkpoint: Checkpoint | None = None,
     expected_seconds: float | None = None,
 ) -> Report:
     """Quantize recipe.model into the new folder `output`; returns the report that lies beside the checkpoint.
 
     calibration, [samples, seq] token ids, stand in for the recipe's calibration text.
+    checkpoint  what is quantized in place of what recipe.model names
     progress, expected_seconds  what is shown, and how long the blocks will take by an estimate
     UserError for bad input, before anything is written; RunError for a run that failed. A run that was killed goes on
     where it stopped when called again with the same arguments.
     """
     with Progress(progress, expected=expected_seconds) as bar:
-        return _run(recipe, output, device, restart, trust_remote_code, calibration, bar)
+        return _run(recipe, output, device, restart, trust_remote_code, calibration, checkpoint, bar)
 
 
 def _run(
@@ -85,13 +88,17 @@ def _run(
     restart: bool,
     trust_remote_code: bool,
     calibration: Any,
+    checkpoint: Checkpoint | None,
     bar: Progress,
 ) -> Report:
     timer = StageTimer()
     reuse_pages()
-    folder = check_before_torch(recipe, output, device=device, restart=restart, calibrated=calibration is None)
-    bar.stage("loading model")
-    checkpoint = Checkpoint.open(folder)
+    if checkpoint is None:
+        folder = check_before_torch(recipe, output, device=device, restart=restart, calibrated=calibration is None)
+        bar.stage("loading model")
+        checkpoint = Checkpoint.open(folder)
+    else:
+        check_given(recipe, output, checkpoint, device=device, restart=restart)
     streamed, ids_ST, remarks = _prepare(recipe, checkpoint, torch_device(device), trust_remote_code, calibration)
     timer.mark("prepare")
     bar.stage("tracing")
@@ -123,6 +130,7 @@ def _run(
                 writer.sync()
                 journal.append(record.to_json())
                 bar.advance()
+            held_out = blocks.finish()
         bar.stage("finishing files")
         writer.finish()
         timer.mark("write")
@@ -135,7 +143,7 @@ def _run(
     timer.mark("write")
     records = [BlockRecord.from_json(entry) for entry in journal.entries[1:]]
     report = make_report(
-        run, key, _calibration(recipe, ids_ST), records, advice, output_bytes(units), file_hashes(partial)
+        run, key, _calibration(recipe, ids_ST), records, held_out, advice, output_bytes(units), file_hashes(partial)
     )
     write_report(partial, report)
     check_result(recipe, partial)
@@ -177,8 +185,9 @@ def _prepare(
             recipe.calibration,
             locate_tokenizer(folder, trust_remote_code),
             max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
+            widest=widest_input(model, recipe),
             notes=remarks,
-        )
+        ).ids_ST
     # A CPU computes fastest and best in float32; without calibration nothing is computed, so nothing is widened.
     # A rotation, though, is computed in float32 at least.
     wide = (device.type == "cpu" and ids_ST is not None) or any(t.name == "rotation" for t in recipe.transforms)

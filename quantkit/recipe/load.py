@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from quantkit.errors import UserError
 from quantkit.paths import user_path
+from quantkit.recipe.data_sets import is_known
 from quantkit.recipe.messages import explain
 from quantkit.recipe.names import BEST, find, scheme_named, shipped
 from quantkit.recipe.recipe import Recipe, cross_checks
@@ -199,7 +200,7 @@ def _with_paths(recipe: Recipe, file: Path, document: Document) -> Recipe:
     def found(value: str, *key: str | int) -> str:
         path = user_path(value)
         if path.exists() or path.is_absolute():
-            return str(path)
+            return str(path) if value.startswith("~") else value  # ./wikitext is the file, wikitext the data set
         known = next((document.where[k] for n in range(len(key), 0, -1) if (k := key[:n]) in document.where), (1, ""))
         beside = file.parent / path
         return str(beside) if known[0] != AFTER_THE_FILE and beside.exists() else value
@@ -208,7 +209,14 @@ def _with_paths(recipe: Recipe, file: Path, document: Document) -> Recipe:
     if recipe.model is not None:
         update["model"] = found(recipe.model, "model")
     if recipe.calibration is not None:
-        update["calibration"] = recipe.calibration.model_copy(
-            update={"data": found(recipe.calibration.data, "calibration", "data")}
-        )
+        data, key = recipe.calibration.data, ("calibration", "data")
+        if isinstance(data, str):
+            placed: Any = data if is_known(data) else found(data, *key)
+        else:
+            sources = enumerate(data)
+            placed = [
+                s if is_known(s.data) else s.model_copy(update={"data": found(s.data, *key, i, "data")})
+                for i, s in sources
+            ]
+        update["calibration"] = recipe.calibration.model_copy(update={"data": placed})
     return recipe.model_copy(update=update)

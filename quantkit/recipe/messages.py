@@ -27,6 +27,8 @@ def explain(error: Any, root: type[BaseModel]) -> str:
                 return f"GGUF is not supported yet; possible are {expected}"
             hint = did_you_mean(str(given), expected.split(", "))
             return f"unknown value {str(given)[:60]!r}{hint}" if hint else f"{got}; must be one of {expected}"
+        case "whole_or_auto":
+            return f"{error['msg']}, {got}{did_you_mean(str(given), ['auto'])}"
         case "value_error":
             return str(context["error"])
         case "model_type" if issubclass(model := _model_at(path, root), Choice):
@@ -82,7 +84,7 @@ def _leaves(annotation: Any) -> list[Any]:
     return [leaf for part in inner for leaf in _leaves(part)] if inner else [annotation]
 
 
-def did_you_mean(given: str, names: Iterable[str]) -> str:
+def did_you_mean(given: str, names: Iterable[str], cutoff: float = 0.5) -> str:
     """`; did you mean 'x'?`, or nothing where no name is near."""
-    near = nearest(given, names)
+    near = nearest(given, names, cutoff)
     return f"; did you mean {near!r}?" if near else ""

@@ -1,7 +1,10 @@
 """Every table the command prints: the few figures that matter; reports and --json have the rest."""
 
 import re
+import shlex
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -9,15 +12,23 @@ from rich.markup import escape
 from rich.table import Table
 
 from quantkit.report.plan import Plan
-from quantkit.report.records import ConversionReport, Report
+from quantkit.report.records import ConversionReport, HeldOutRecord, Report
 
 _COLOUR = {"loads": "green", "refused": "red", "unknown": "yellow", "error": "red", "warning": "yellow", "info": "dim"}
 
 MAX_WARNINGS = 10
+SERVE = {
+    "vllm": "vllm serve {}",
+    "sglang": "python -m sglang.launch_server --model-path {}",
+    "tensorrt-llm": "trtllm-serve {}",
+}
 
 
-def render_quantization(report: Report, console: Console) -> None:
-    """A table of a quantization run's report."""
+def render_quantization(report: Report, output: Path, engines: Sequence[str], console: Console) -> None:
+    """What a run made and where, how good it is, and what to do with it next.
+
+    output   the folder that was written; engines: those that load it
+    """
     transforms, weights = report.recipe["transforms"], report.recipe["weights"]
     steps = [name for item in (*transforms, weights["algorithm"]) for name in item]
     counts = Counter(record.scheme for record in report.linears)
@@ -25,14 +36,17 @@ def render_quantization(report: Report, console: Console) -> None:
     before, after = report.bytes_before, report.bytes_after
     table = Table(show_header=False)
     for label, value in {
-        "model": report.model,
+        "model": report.model or "a module in memory",
+        "output": str(output),
+        "size": f"{size_text(after)}, {after / before:.0%} of {size_text(before)}",
         "scheme": f"{' + '.join(steps)}, {schemes}",
+        "bits per weight": f"{report.bits_per_weight:.2f}",
         "cache": report.kv_cache,
         "coverage": report.coverage,
-        "size": f"{before / 1e6:.1f} MB -> {after / 1e6:.1f} MB ({after / before:.0%})",
-        "bits per weight": f"{report.bits_per_weight:.2f}",
-        "seconds": f"{report.seconds_total:.1f}",
-        "peak memory": f"{report.peak_memory_bytes / 2**20:.0f} MiB",
+        "calibration": _calibration_text(report),
+        "output error": f"{report.output_error:.2%} of the energy, mean of {len(report.linears)} linears",
+        "KL on held-out text": None if report.held_out is None else _held_out_text(report.held_out),
+        "time and memory": f"{_duration(report.seconds_total)}, {size_text(report.peak_memory_bytes)}",
     }.items():
         if value is not None:
             table.add_row(label, escape(value))
@@ -41,6 +55,31 @@ def render_quantization(report: Report, console: Console) -> None:
         console.print(f"warning: {warning}", markup=False, highlight=False)
     if (more := len(report.warnings) - MAX_WARNINGS) > 0:
         console.print(f"and {more} more warnings in quantkit-report.json")
+    console.print("next:")
+    for line in _next_lines(report, output, engines):
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _calibration_text(report: Report) -> str | None:
+    found = report.calibration
+    if found is None:
+        return None
+    names = ", ".join(source.name for source in found.sources) or "given tokens"
+    bos = ", each window after BOS" if found.bos else ""
+    return f"{names}, {found.samples} x {found.seq_len} tokens{bos}"
+
+
+def _held_out_text(found: HeldOutRecord) -> str:
+    return f"{found.kl:.4f} nats, same likeliest token {found.top1_agreement:.1%} ({found.tokens} tokens)"
+
+
+def _next_lines(report: Report, output: Path, engines: Sequence[str]) -> list[str]:
+    """Commands to copy; engines without one of their own, and those that refuse the folder, have none."""
+    folder = shlex.quote(str(output))
+    ref = "" if report.model is None else f" --ref {shlex.quote(report.model)}"
+    lines = [f"quantkit eval {folder}{ref}"]
+    lines += [command.format(folder) for engine, command in SERVE.items() if engine in engines]
+    return [*lines, f"python: model = quantkit.load({str(output)!r})"]
 
 
 def render_conversion(report: ConversionReport, console: Console) -> None:

@@ -145,6 +145,28 @@ class RejectedFold:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldOutRecord:
+    """The quantized model beside the original on windows it was not calibrated on.
+
+    tokens  of these windows; kl: mean KL(original || quantized) of the next token in nats, computed as an engine
+            computes it (inputs and caches rounded); top1_agreement: share of tokens with the same likeliest next one
+    """
+
+    tokens: int
+    kl: float
+    top1_agreement: float
+
+    def to_json(self) -> Json:
+        """Its place in the report."""
+        return {"tokens": self.tokens, "kl": self.kl, "top1_agreement": self.top1_agreement}
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> "HeldOutRecord":
+        """The inverse of `to_json`."""
+        return HeldOutRecord(found["tokens"], found["kl"], found["top1_agreement"])
+
+
+@dataclass(frozen=True, slots=True)
 class CalibrationSource:
     """One data set of a calibration: its name as given, sha256 of what was read of it, rows or bytes read."""
 
@@ -201,6 +223,7 @@ class Report:
     weights_quantized   share of the decoder's linear weights; bits_per_weight of these, scales and zero points included
     bytes_before, bytes_after   tensor data of the source and of the output
     rotation            what the rotation turned and proved, None without one; kv_cache the cache's scheme, None: as is
+    held_out            beside the original on text that was not calibrated on; None where nothing was calibrated
     seconds             by stage; files: sha256 of every file of the output
     """
 
@@ -218,6 +241,7 @@ class Report:
     bytes_before: int
     bytes_after: int
     blocks: tuple[BlockRecord, ...]
+    held_out: HeldOutRecord | None = None
     skipped: tuple[SkippedLinear, ...]
     rotation: Json | None
     kv_cache: str | None
@@ -231,6 +255,11 @@ class Report:
     def linears(self) -> tuple[LinearRecord, ...]:
         """Every quantized linear, in the order of the run."""
         return tuple(record for block in self.blocks for record in block.linears)
+
+    @property
+    def output_error(self) -> float:
+        """Mean over the quantized linears of the squared output error over the output's energy."""
+        return sum(record.error for record in self.linears) / max(1, len(self.linears))
 
     @property
     def folds(self) -> tuple[FoldRecord, ...]:
@@ -258,6 +287,8 @@ class Report:
             "bits_per_weight": self.bits_per_weight,
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
+            "output_error": self.output_error,
+            "held_out": None if self.held_out is None else self.held_out.to_json(),
             "linears": [{"block": block.block, **one.to_json()} for block in self.blocks for one in block.linears],
             "skipped": [{"name": one.name, "reason": one.reason} for one in self.skipped],
             "folds": [{"block": block.block, **fold.to_json()} for block in self.blocks for fold in block.folds],
@@ -265,7 +296,7 @@ class Report:
             "kv_cache": self.kv_cache,
             "folds_rejected": [{"pair": one.pair, "reason": one.reason} for one in self.folds_rejected],
             "warnings": list(self.warnings),
-            "seconds": {stage: round(spent, 3) for stage, spent in self.seconds.items()},
+            "seconds": self.seconds,
             "seconds_total": self.seconds_total,
             "peak_memory_bytes": self.peak_memory_bytes,
             "files": self.files,
@@ -279,6 +310,7 @@ class Report:
             calibration = content["calibration"]
             made = {
                 "calibration": None if calibration is None else CalibrationRecord.from_json(calibration),
+                "held_out": None if (held := content["held_out"]) is None else HeldOutRecord.from_json(held),
                 "blocks": _blocks(content["linears"], content["folds"]),
                 "skipped": tuple(SkippedLinear(**one) for one in content["skipped"]),
                 "folds_rejected": tuple(RejectedFold(**one) for one in content["folds_rejected"]),

@@ -94,7 +94,7 @@ class QuantLinear(nn.Module):
             return self._dequantized(x)
         if x.device != self.kernel.device:
             raise ValueError(
-                f"x is on {x.device}, this layer is on {self.kernel.device}: move one of them with .to()"
+                f"x is on {x.device}, this layer was repacked for {self.kernel.device}: move one of them with .to()"
             )
         return self.kernel.run(x)
 

@@ -101,8 +101,9 @@ def _revive(base: type) -> Any:
 def save(model: PreTrainedModel, folder: str | Path) -> None:
     """Write the checkpoint of a model that `quantkit.load` or `quantkit.quantize_module` returned into `folder`.
 
-    Works before and after the model ran, on any device and in any dtype: the files are those of the run, packed tensors,
-    configuration, tokenizer and report, byte for byte. A model that is not quantized is saved by transformers.
+    Works before and after the model ran, on any device and in any dtype: the files are those it was loaded from,
+    packed tensors, configuration, tokenizer and report, byte for byte. A model that is not quantized is saved by
+    transformers.
     folder  new, or one that holds no model yet (a tokenizer, say); all or nothing is written
 
     UserError where the folder holds a model or cannot be written to, where weights of the model were changed since it
@@ -190,8 +191,8 @@ def _check_unchanged(model: PreTrainedModel, origin: Origin) -> None:
         ways = (stored, stored.to(torch.float16), stored.to(torch.bfloat16))
         if not any(torch.equal(way.to(now.dtype), now) for way in ways):
             raise UserError(
-                f"{name} was changed since the model was loaded from {origin.folder}; a packed model is saved as it was "
-                "loaded\nhint: make the change in the original model, and quantize that"
+                f"{name} was changed since the model was loaded from {origin.folder}; a packed model is saved as it "
+                "was loaded\nhint: make the change in the original model, and quantize that"
             )
 
 

@@ -163,7 +163,7 @@ def test_eval_and_inspect_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Module:
         @staticmethod
-        def evaluate(path: Path, **options: Any) -> Report:
+        def evaluate(path: str, **options: Any) -> Report:
             calls.append((path, options))
             return {"perplexity": 1.5}
 
@@ -177,16 +177,18 @@ def test_eval_and_inspect_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
         render_inspection = render
 
-    monkeypatch.setattr("quantkit.checkpoint.hub.locate_model", lambda *_: None)
+    monkeypatch.setattr("quantkit_eval.early_checks.check_before_torch", lambda *_, **__: None)
     monkeypatch.setitem(sys.modules, "quantkit.report.console", Module)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "quantkit_eval", Module)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "quantkit.inspect", Module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "quantkit.inspection", Module)  # type: ignore[arg-type]
     arguments = ("eval", "m", "--ref", "r", "--text", "t.txt", "--context", "64", "--tokens", "100")
     assert "shown" in invoke(*arguments).output
     assert json.loads(invoke(*arguments, "--json").output) == {"perplexity": 1.5}
     path, options = calls[0]
-    assert (path, options["ref"], options["text"]) == (Path("m"), Path("r"), Path("t.txt"))
-    assert (options["context"], options["max_tokens"], options["device"]) == (64, 100, "cpu")
+    assert (path, options["ref"], options["text"], options["bos"]) == ("m", "r", ["t.txt"], "auto")
+    assert (options["context"], options["tokens"], options["device"]) == (64, 100, "auto")
+    invoke("eval", "m")
+    assert calls[-1][1]["text"] == ["general"]
     assert json.loads(invoke("inspect", "m", "--json").output) == {"bits": 4}
     assert "shown" in invoke("inspect", "m").output
 
@@ -222,7 +224,21 @@ def test_options_are_frozen() -> None:
         "plan": common,
         "verify": ["--checksums", "--engine", "--hardware", "--json", "--tp"],
         "quantize": sorted([*common, "--device", "--output", "--progress", "--quiet", "--restart", "--verbose"]),
-        "eval": ["--context", "--device", "--json", "--ref", "--text", "--tokens", "--trust-remote-code"],
+        "eval": sorted(
+            [
+                "--bos",
+                "--context",
+                "--device",
+                "--json",
+                "--progress",
+                "--quiet",
+                "--ref",
+                "--text",
+                "--tokens",
+                "--trust-remote-code",
+                "--verbose",
+            ]
+        ),
         "inspect": ["--json"],
         "recipes": ["--engine", "--for", "--json"],
         "env": ["--json"],

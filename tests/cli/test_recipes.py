@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from quantkit.cli.main import app
 from quantkit.cli.recipe_table import fast_gpus, rows, runs_fast
 from quantkit.recipe import load as recipes
-from quantkit.verify import ENGINES, verify_folder
+from quantkit.verification import ENGINES, verify_folder
 
 
 def invoke(*arguments: str, width: int = 80) -> Any:

@@ -295,6 +295,19 @@ def test_paths_of_a_file_are_found_here_or_beside_it(tmp_path: Path, monkeypatch
     assert calibration_data(load(recipes / "r.yaml")) == "d.txt"
 
 
+def test_a_file_may_be_called_like_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wikitext").write_text("x")
+    for data in ("./wikitext", "wikitext"):
+        (tmp_path / "r.yaml").write_text(f"calibration: {{data: {data}}}\n")
+        assert calibration_data(load("r.yaml")) == data
+    (tmp_path / "r.yaml").write_text("calibration: {data: [{data: d.txt, weight: 2}, general]}\n")
+    (tmp_path / "d.txt").write_text("x")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert [source.data for source in calibration_data(load("../r.yaml"))] == ["../d.txt", "general"]
+
+
 def test_settings_are_not_looked_for_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

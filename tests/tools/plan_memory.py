@@ -52,9 +52,7 @@ def compare(recipe: str, model: str, text: str, *, samples: int, seq_len: int) -
         if status:
             raise SystemExit(f"quantize --recipe {recipe} failed")
         report = json.loads((output / "quantkit-report.json").read_text())
-    return Row(
-        recipe, plan["peak_memory_bytes"], used.ru_maxrss * 1024, plan["seconds_total"], report["seconds_total"]
-    )
+    return Row(recipe, plan["peak_memory_bytes"], used.ru_maxrss * 1024, plan["seconds_total"], report["seconds_total"])
 
 
 def main() -> None:
@@ -65,7 +63,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--seq-len", type=int, default=256)
     a = parser.parse_args()
-    print("| recipe | memory, plan | measured | plan / measured | seconds, plan | measured |\n|---|---|---|---|---|---|")
+    print(
+        "| recipe | memory, plan | measured | plan / measured | seconds, plan | measured |\n|---|---|---|---|---|---|"
+    )
     for recipe in a.recipes:
         row = compare(recipe, a.model, a.text, samples=a.samples, seq_len=a.seq_len)
         memory = f"{row.planned_bytes / 1e6:.0f} MB | {row.measured_bytes / 1e6:.0f} MB | {row.ratio:.2f}"
