@@ -8,6 +8,7 @@ from quantkit.checkpoint.model_kind import check_causal
 from quantkit.errors import UserError
 from quantkit.library_output import quiet_logs
 
+ANSWER_SECONDS = 5.0
 SETTINGS = ("*.json", "*.py")
 WEIGHT_FILES = ("*.safetensors", *SETTINGS, "*.txt", "*.model", "*.jinja")
 
@@ -50,7 +51,8 @@ def _download(name: str, patterns: tuple[str, ...]) -> Path:
 
     try:
         with quiet_logs():  # retries and the like; what comes of them is said below
-            return Path(snapshot_download(name, allow_patterns=list(patterns)))
+            there = _answers(name)
+            return Path(snapshot_download(name, allow_patterns=list(patterns), local_files_only=not there))
     except (HFValidationError, HfHubHTTPError, OSError) as error:  # offline it is a LocalEntryNotFoundError, an OSError
         near = nearby(Path(name)) if Path(name).parent.is_dir() else ""
         raise UserError(f"model {name!r}: no folder here{near}; {_refusal(name, error)}") from error
@@ -59,6 +61,25 @@ def _download(name: str, patterns: tuple[str, ...]) -> Path:
 def revision(folder: Path) -> str | None:
     """The commit of a folder in the Hub's cache; None for any other folder."""
     return folder.name if folder.parent.name == "snapshots" else None
+
+
+@cache
+def _answers(name: str) -> bool:
+    """Whether the Hub answers within seconds; HfHubHTTPError where it refuses. Downloads retry for minutes."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        HfApi().model_info(name, timeout=ANSWER_SECONDS)
+    except HFValidationError:
+        raise
+    except HfHubHTTPError as error:
+        if error.response.status_code >= 500:  # the Hub is down: what the cache holds may do
+            return False
+        raise
+    except Exception:  # no network, no answer, or offline by choice: each library beneath has errors of its own
+        return False
+    return True
 
 
 def _refusal(name: str, error: Exception) -> str:

@@ -79,11 +79,15 @@ def local_folder(name: str) -> Path | None:
 def nearby(path: Path) -> str:
     """`; did you mean ...?` with the names beside `path` that resemble its own; nothing where none does."""
     try:
-        names = [entry.name for entry in path.absolute().parent.iterdir()]
+        names = [entry.name for entry in path.absolute().parent.iterdir() if entry.is_dir() or _loadable(entry)]
     except OSError:
         return f"; the folder {str(path.parent)!r} does not exist"
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(str(path.with_name(name)) for name in sorted(near))}?" if near else ""
+
+
+def _loadable(file: Path) -> bool:
+    return file.suffix in (".safetensors", ".gguf")
 
 
 def check_model_folder(folder: Path) -> None:

@@ -58,7 +58,7 @@ class Flag:
 
     @property
     def label(self) -> str:
-        return f"{self.name} {self.text}"
+        return f"{self.name} {self.text}".rstrip()
 
 
 def load(
@@ -77,22 +77,22 @@ def load(
     Raises UserError with every problem, one `file:line: key: message` per line.
     """
     scheme = None if scheme is None else scheme_named(scheme)
-    if path_or_name is None and scheme is None:
+    if not path_or_name and scheme is None:
         raise UserError(NO_RECIPE)
-    path = find(BEST[str(scheme)] if path_or_name is None else path_or_name)
+    path = find(path_or_name or BEST[str(scheme)])
     document = _document(path)
     if isinstance(document.data, dict):
         sets, flags = list(sets), list(flags)
-        if path_or_name is not None and (scheme is not None or any(_names_scheme(setting) for setting in sets)):
+        if path_or_name and (scheme is not None or any(_names_scheme(setting) for setting in sets)):
             _forget_scheme(document.data)
         if scheme is not None:
             flags.insert(0, Flag("--scheme", "scheme", scheme))
         for setting in sets:
             apply_setting(document, setting)
+        if model is not None:
+            flags.append(Flag("--model", "model", model, literal=True))
         for flag in flags:
             _apply_flag(document, flag, sets)
-        if model is not None:
-            apply_value(document, ["model"], model, "--model")
         recipe = _check(document)
         if recipe is not None and not document.problems:
             return _with_paths(recipe, path, document)

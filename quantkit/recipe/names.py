@@ -97,7 +97,7 @@ def scheme_named(text: str) -> str:
 
 def _meant(name: str) -> str | None:
     """The shipped recipe that a name in another spelling, a scheme or a word stands for."""
-    wanted = plain(name.removesuffix(".yaml").removesuffix(".yml")) if "/" not in name else plain(name)
+    wanted = plain(name)
     by_scheme = {plain(scheme): recipe for scheme, recipe in BEST.items()}
     by_name = {plain(recipe): recipe for recipe in shipped()}
     return by_name.get(wanted) or by_scheme.get(wanted) or WORDS.get(wanted)
@@ -126,7 +126,7 @@ def _unknown(name: str, path: Path, known: Mapping[str, Path]) -> str:
 
 def taken(name: str | None, scheme: str | None) -> str | None:
     """Which shipped recipe is taken, in a line for the user; None where it was named as it is, or is a file."""
-    if name is None:
+    if not name:
         return None if scheme is None else f"recipe: {BEST[scheme_named(scheme)]} (for {scheme_named(scheme)})"
     found = find(name)
     return f"recipe: {found.stem} (for {name})" if found.stem != name and shipped().get(found.stem) == found else None

@@ -36,6 +36,11 @@ def read_values(checkpoint: Checkpoint, name: str) -> NDArray[np.float64]:
 
 def decode(tag: str, raw: bytes) -> NDArray[np.float64]:
     """The numbers of a tensor's bytes, by safetensors' name of its dtype; complex ones are not read (KeyError)."""
+    with np.errstate(invalid="ignore"):  # a NaN is a finding, not a warning of numpy's
+        return _decode(tag, raw)
+
+
+def _decode(tag: str, raw: bytes) -> NDArray[np.float64]:
     if tag == "BF16":
         return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
     if tag == "F8_E5M2":  # the upper half of a float16

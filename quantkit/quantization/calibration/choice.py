@@ -112,6 +112,7 @@ def too_short(source: ReadSource, samples: int, seq_len: int) -> UserError:
     if isinstance(material, Sequences):
         count = len(material.items) + material.left_out
         longest = max([material.longest_left_out, *map(len, material.items)])
+        have = sum(len(item) >= seq_len for item in material.items)
         if not count:
             return UserError(f"{name}: there is no text in it")
         kind = "sequences" if material.split else "documents"

@@ -15,7 +15,7 @@ Numbers left to auto shrink to what the data has; one window in sixteen is then 
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from quantkit.errors import UserError
 from quantkit.quantization.calibration.amount import Amount, amount
 from quantkit.quantization.calibration.choice import apportioned, draw, settle
 from quantkit.quantization.calibration.given import Given, GivenTokens
-from quantkit.quantization.calibration.read_sources import SourceRecord, read_given, read_place
+from quantkit.quantization.calibration.read_sources import SourceRecord, read_place, read_rows, read_tokens
 from quantkit.quantization.calibration.sources import check_sources
 from quantkit.recipe.sections import LONGEST, Calibration
 
@@ -78,11 +78,12 @@ def token_batches(
         pools = [_pool(wanted, share, seed, held_out) for share in apportioned(wanted.samples, weights)]
         pairs = zip(check_sources(calibration), pools, strict=True)
         sources = [read_place(place, calibration, tokenizer, wanted, pool) for place, pool in pairs]
+    elif isinstance(given, GivenTokens):
+        seed = None
+        source, wanted = read_tokens(given, wanted, _held(held_out, wanted), max_positions or LONGEST)
+        sources = [source]
     else:
-        if isinstance(given, GivenTokens):
-            seed, wanted = None, _given_amount(wanted, given, max_positions)
-        pool = _pool(wanted, wanted.samples, seed, held_out)
-        sources = [read_given(given, calibration, tokenizer, wanted, pool)]
+        sources = [read_rows(given, calibration, tokenizer, wanted, _pool(wanted, wanted.samples, seed, held_out))]
     tokens_given = isinstance(given, GivenTokens)
     samples, seq_len = settle(sources, weights, wanted, hold_back=not tokens_given)
     if not tokens_given and (samples, seq_len) != (wanted.samples, wanted.seq_len):
@@ -117,21 +118,14 @@ def data_fingerprint(tokens: Tensor) -> str:
 def _pool(wanted: Amount, share: int, seed: int | None, held_out: HeldOut) -> int:
     """How many windows of a source are read at most."""
     if seed is None:
-        return share + (held_out if isinstance(held_out, int) else held_out(wanted.samples, wanted.seq_len))
+        return share + _held(held_out, wanted)
     if wanted.auto_samples:
         return min(POOL * share, max(2 * share, DRAWN_FROM // wanted.seq_len))
     return POOL * share
 
 
-def _given_amount(wanted: Amount, given: GivenTokens, max_positions: int | None) -> Amount:
-    """Token sequences keep their length where the model takes it, and one tensor is used as a whole, unless numbers say
-    otherwise."""
-    tokens = wanted.tokens
-    if wanted.auto_seq_len and not given.stream:
-        wanted = replace(wanted, seq_len=max_positions or LONGEST)
-    if wanted.auto_samples:
-        wanted = replace(wanted, samples=LONGEST if given.whole else -(-tokens // wanted.seq_len))
-    return wanted
+def _held(held_out: HeldOut, wanted: Amount) -> int:
+    return held_out if isinstance(held_out, int) else held_out(wanted.samples, wanted.seq_len)
 
 
 def _check_vocabulary(ids_ST: Tensor, held_out_HT: Tensor | None, vocabulary: int | None) -> None:

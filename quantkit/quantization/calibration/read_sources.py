@@ -11,7 +11,7 @@ from quantkit.errors import UserError
 from quantkit.quantization.calibration.amount import Amount
 from quantkit.quantization.calibration.bos import starts_with_bos
 from quantkit.quantization.calibration.documents import Document, Documents
-from quantkit.quantization.calibration.given import Given, GivenRows, GivenTokens
+from quantkit.quantization.calibration.given import GivenRows, GivenTokens
 from quantkit.quantization.calibration.json_rows import Row
 from quantkit.quantization.calibration.sources import Place, place_rows
 from quantkit.quantization.calibration.windows import (
@@ -84,29 +84,47 @@ def read_place(place: Place, calibration: Calibration, tokenizer: Any, wanted: A
     return _read_rows(place.data, rows, place.column, calibration, tokenizer, wanted, pool, path=place.path)
 
 
-def read_given(given: Given, calibration: Calibration, tokenizer: Any, wanted: Amount, pool: int) -> ReadSource:
-    """Up to `pool` windows' worth of what a caller gave."""
-    if isinstance(given, GivenRows):
-        rows = itertools.islice(given.rows, MOST_ROWS)
-        return _read_rows(given.name, rows, calibration.column, calibration, tokenizer, wanted, pool)
-    kept = list(_take(given, wanted, pool))
+def read_rows(given: GivenRows, calibration: Calibration, tokenizer: Any, wanted: Amount, pool: int) -> ReadSource:
+    """Up to `pool` windows' worth of rows that a caller gave."""
+    rows = itertools.islice(given.rows, MOST_ROWS)
+    return _read_rows(given.name, rows, calibration.column, calibration, tokenizer, wanted, pool)
+
+
+def read_tokens(given: GivenTokens, wanted: Amount, held: int, longest: int) -> tuple[ReadSource, Amount]:
+    """Token sequences that a caller gave, no more than needed with `held` windows beside, and the amount they mean.
+
+    Left to auto, the length is the sequences' own up to `longest` (where they differ the one that keeps most tokens),
+    and a single tensor is taken as a whole. UserError where there is no token.
+    """
+    kept = list(_take(given, wanted, held))
     if not kept:
         raise UserError(f"calibration: no token ids in the {given.name}: every sequence is empty or padding alone")
     digest = hashlib.sha256(repr(kept).encode()).hexdigest()
-    material = Stream(list(itertools.chain(*kept))) if given.stream else Sequences(kept, split=True)
-    return ReadSource(SourceRecord(given.name, digest, rows=len(kept)), material, pool)
+    material: Material = Stream(list(itertools.chain(*kept))) if given.stream else Sequences(kept, split=True)
+    samples, seq_len = wanted.samples, wanted.seq_len
+    if wanted.auto_seq_len and not given.stream:
+        tokens = sum(map(len, kept)) if given.whole else wanted.tokens
+        seq_len = material.best(longest, tokens) if wanted.auto_samples else min(longest, material.longest(samples))
+    elif wanted.auto_seq_len:
+        seq_len = min(seq_len, material.longest(1 if wanted.auto_samples else samples))
+    if wanted.auto_samples and seq_len:
+        samples = len(material.windows(seq_len)) if given.whole else -(-wanted.tokens // seq_len)
+    source = ReadSource(SourceRecord(given.name, digest, rows=len(kept)), material, pool=samples + held)
+    return source, Amount(max(1, samples), seq_len, wanted.auto_samples, auto_seq_len=False)
 
 
-def _take(given: GivenTokens, wanted: Amount, pool: int) -> Iterator[list[int]]:
-    """As many sequences as can be of use."""
+def _take(given: GivenTokens, wanted: Amount, held: int) -> Iterator[list[int]]:
+    """As many sequences as can be of use: of an iterable, which may be infinite, those that fill the amount."""
+    if given.whole:
+        yield from given.sequences
+        return
     tokens = windows = 0
-    most = None if given.whole else 64 * pool + 4096
-    for sequence in itertools.islice(given.sequences, most):
+    for sequence in itertools.islice(given.sequences, 64 * (wanted.samples + held) + 4096):
         yield sequence
         tokens += len(sequence)
         windows += 1 if wanted.auto_seq_len else len(sequence) // wanted.seq_len
-        enough = tokens >= pool * wanted.seq_len if wanted.auto_samples else windows >= pool
-        if enough and not given.whole:
+        enough = tokens >= wanted.tokens + held * wanted.seq_len
+        if enough if wanted.auto_samples and wanted.auto_seq_len else windows >= wanted.samples + held:
             return
 
 

@@ -37,8 +37,14 @@ class Place:
 
 
 def check_sources(calibration: Calibration) -> list[Place]:
-    """The places of all sources; UserError for a file that is missing and for a name that no data set can have."""
-    return [Place(source.data, local_path(source.data), source.column) for source in calibration.sources()]
+    """The places of all sources; UserError for files that are missing or not read, and names no data set can have."""
+    places = [Place(source.data, local_path(source.data), source.column) for source in calibration.sources()]
+    for path in (place.path for place in places if place.path is not None):
+        if path.is_dir():
+            _check_folder(path)
+        else:
+            file_kind(path)
+    return places
 
 
 def local_path(data: str) -> Path | None:
@@ -84,12 +90,15 @@ def place_rows(place: Place) -> Iterator[Row]:
         yield from file_rows(place.path, file_kind(place.path), place.column)
 
 
-def _folder_rows(path: Path) -> Iterator[Row]:
+def _check_folder(path: Path) -> None:
     if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
         suffixes = {".txt", *BY_NAME, *PACKED}
         files = ", ".join(sorted(f.name for f in path.iterdir() if f.suffix.lower() in suffixes)[:8])
         hint = f"; it holds {files}: name one of those" if files else f"; {READ}"
         raise UserError(f"{path}: this folder was not saved by datasets' save_to_disk{hint}")
+
+
+def _folder_rows(path: Path) -> Iterator[Row]:
     with hub.quiet():
         try:
             table = hub.datasets_package().load_from_disk(str(path))

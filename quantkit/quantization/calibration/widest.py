@@ -19,7 +19,7 @@ def widest_input(model: PreTrainedModel, recipe: Recipe) -> int:
             kind = type(module).__name__
             for leaf, param in module.named_parameters(recurse=False):
                 if param.ndim in (2, 3) and recipe.weights_for(f"{path}.{index}.{name}", kind) is not None:
-                    widest = max(widest, _features(leaf, kind, tuple(param.shape[-2:]), hidden))
+                    widest = max(widest, _features(leaf, kind, (param.shape[-2], param.shape[-1]), hidden))
     return widest
 
 
