@@ -80,7 +80,8 @@ def quantize(
     check_mode(progress)
     from quantkit.quantization import early_checks
 
-    early_checks.check_before_torch(found, place, device=device, restart=restart, calibrated=calibration is None)
+    if calibration is None:
+        early_checks.check_before_torch(found, place, device=device, restart=restart)
     from quantkit.quantization import pipeline
 
     return pipeline.quantize(
@@ -304,9 +305,9 @@ def _transformers_module(model: Any) -> "PreTrainedModel":
 @contextmanager
 def _checkpoint(model: "PreTrainedModel", tokenizer: Any) -> "Iterator[Checkpoint]":
     """The module as a checkpoint: its tensors where they lie, or in a temporary folder where that cannot be."""
-    from quantkit.model.module_checkpoint import ModuleCheckpoint, held_tensors, write_config
     from quantkit.checkpoint.reader import Checkpoint
     from quantkit.library_output import quiet_libraries
+    from quantkit.model.module_checkpoint import ModuleCheckpoint, held_tensors, write_config
 
     held = held_tensors(model)
     with tempfile.TemporaryDirectory(prefix="quantkit-source-") as name, quiet_libraries():

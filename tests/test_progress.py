@@ -23,6 +23,7 @@ def logger() -> Iterator[logging.Logger]:
     """The logger of quantkit, put back afterwards."""
     found = logging.getLogger("quantkit")
     before = found.handlers[:], found.level
+    found.handlers[:], found.level = [logging.NullHandler()], logging.NOTSET
     yield found
     found.handlers[:], found.level = before
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.checkpoint.journal import Journal
+from quantkit.checkpoint.model_folder import TOKENIZERS
 from quantkit.checkpoint.output_folder import versions
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.tokenizer import locate_tokenizer
@@ -35,10 +36,12 @@ from quantkit.model.ties import equal_tensors, settle_ties
 from quantkit.model.weight_sources import weight_sources
 from quantkit.progress import Mode, Progress
 from quantkit.quantization.block_quantizer import BlockQuantizer
-from quantkit.quantization.calibration.data import data_fingerprint, token_batches
+from quantkit.quantization.calibration.data import CalibrationTokens, data_fingerprint, token_batches
+from quantkit.quantization.calibration.given import Given, GivenTokens, given
 from quantkit.quantization.calibration.widest import widest_input
 from quantkit.quantization.early_checks import check_before_torch, check_given, partial_folder, recipe_settings
 from quantkit.quantization.engine_check import check_engine, check_result
+from quantkit.quantization.held_out import windows_for
 from quantkit.quantization.output import (
     make_report,
     write_report,
@@ -53,6 +56,7 @@ from quantkit.quantization.run_context import RunContext
 from quantkit.quantization.targets import resolve_targets
 from quantkit.quantization.transforms.rotation import ModelRotation
 from quantkit.recipe.recipe import Recipe
+from quantkit.recipe.sections import Calibration
 from quantkit.report.records import BlockRecord, CalibrationRecord, CalibrationSource, Report
 from quantkit.verification import file_hashes
 
@@ -71,7 +75,7 @@ def quantize(
 ) -> Report:
     """Quantize recipe.model into the new folder `output`; returns the report that lies beside the checkpoint.
 
-    calibration, [samples, seq] token ids, stand in for the recipe's calibration text.
+    calibration  in place of the recipe's data: whatever `calibration.given` takes
     checkpoint  what is quantized in place of what recipe.model names
     progress, expected_seconds  what is shown, and how long the blocks will take by an estimate
     UserError for bad input, before anything is written; RunError for a run that failed. A run that was killed goes on
@@ -93,13 +97,14 @@ def _run(
 ) -> Report:
     timer = StageTimer()
     reuse_pages()
+    recipe, data = _with_data(recipe, calibration)
     if checkpoint is None:
-        folder = check_before_torch(recipe, output, device=device, restart=restart, calibrated=calibration is None)
+        folder = check_before_torch(recipe, output, device=device, restart=restart, calibrated=data is None)
         bar.stage("loading model")
         checkpoint = Checkpoint.open(folder)
     else:
         check_given(recipe, output, checkpoint, device=device, restart=restart)
-    streamed, ids_ST, remarks = _prepare(recipe, checkpoint, torch_device(device), trust_remote_code, calibration)
+    streamed, tokens, remarks = _prepare(recipe, checkpoint, torch_device(device), trust_remote_code, data)
     timer.mark("prepare")
     bar.stage("tracing")
     graphs = trace_all(streamed, folds=bool(recipe.transforms))
@@ -111,7 +116,7 @@ def _run(
     config = dict(checkpoint.config) if rotation is None else rotation.config(checkpoint.config)
     advice = [*remarks, *check_engine(recipe, targets, checkpoint.tensors, config)]
     units = file_layout(checkpoint.tensors, targets, format_)
-    key = run_key(recipe, checkpoint, ids_ST, streamed.device)
+    key = run_key(recipe, checkpoint, None if tokens is None else tokens.ids_ST, streamed.device)
     timer.mark("trace")
 
     partial = partial_folder(output)
@@ -124,7 +129,7 @@ def _run(
         run = RunContext(recipe, streamed, graphs, targets, format_, writer, partial, timer, rotation)
         bar.begin(len(streamed.blocks), max(0, len(journal.entries) - 1))
         with closing(BlockQuantizer(run)) as blocks:
-            _resume(blocks, journal, ids_ST, bar)
+            _resume(blocks, journal, tokens, bar)
             for index in range(len(journal.entries) - 1, len(streamed.blocks)):
                 record = blocks.quantize_block(index, bar.note)
                 writer.sync()
@@ -143,7 +148,7 @@ def _run(
     timer.mark("write")
     records = [BlockRecord.from_json(entry) for entry in journal.entries[1:]]
     report = make_report(
-        run, key, _calibration(recipe, ids_ST), records, held_out, advice, output_bytes(units), file_hashes(partial)
+        run, key, _calibration(tokens), records, held_out, advice, output_bytes(units), file_hashes(partial)
     )
     write_report(partial, report)
     check_result(recipe, partial)
@@ -151,21 +156,36 @@ def _run(
     return report
 
 
-def _calibration(recipe: Recipe, ids_ST: Tensor | None) -> CalibrationRecord | None:
-    if ids_ST is None:
+def _with_data(recipe: Recipe, calibration: Any) -> tuple[Recipe, Given | None]:
+    """The recipe with its calibration data replaced by what a caller gives, and that, where it is not read by name.
+
+    Data from memory has a name that no file has: repeating the run from its report alone is then refused.
+    """
+    if calibration is None:
+        return recipe, None
+    data = given(calibration)
+    section = (recipe.calibration or Calibration()).model_copy(
+        update={"data": data if isinstance(data, str) else data.name}
+    )
+    return recipe.model_copy(update={"calibration": section}), None if isinstance(data, str) else data
+
+
+def _calibration(tokens: CalibrationTokens | None) -> CalibrationRecord | None:
+    if tokens is None:
         return None
-    samples, seq_len = ids_ST.shape
-    sources = () if recipe.calibration is None else (CalibrationSource(recipe.calibration.data),)
-    return CalibrationRecord(data_fingerprint(ids_ST), samples, seq_len, None, sources)
+    samples, seq_len = tokens.ids_ST.shape
+    sources = (CalibrationSource(one.name, one.sha256, one.rows, one.bytes) for one in tokens.sources)
+    return CalibrationRecord(data_fingerprint(tokens.ids_ST), samples, seq_len, tokens.bos, tuple(sources))
 
 
-def _resume(blocks: BlockQuantizer, journal: Journal, ids_ST: Tensor | None, bar: Progress) -> None:
+def _resume(blocks: BlockQuantizer, journal: Journal, tokens: CalibrationTokens | None, bar: Progress) -> None:
     """Copy what lies outside the blocks, and replay the blocks in the journal, so that the next one can start."""
     if not journal.entries:
         blocks.copy_unquantized()
         blocks.run.writer.sync()
         journal.append({"block": None})
-    blocks.start_states(ids_ST)
+    if tokens is not None:
+        blocks.start_states(tokens.ids_ST, tokens.held_out_HT)
     for entry in journal.entries[1:]:
         blocks.replay(entry["block"])
         bar.replayed()
@@ -173,28 +193,33 @@ def _resume(blocks: BlockQuantizer, journal: Journal, ids_ST: Tensor | None, bar
 
 
 def _prepare(
-    recipe: Recipe, checkpoint: Checkpoint, device: torch.device, trust_remote_code: bool, ids_ST: Tensor | None
-) -> tuple[StreamedModel, Tensor | None, list[str]]:
+    recipe: Recipe, checkpoint: Checkpoint, device: torch.device, trust_remote_code: bool, data: Given | None
+) -> tuple[StreamedModel, CalibrationTokens | None, list[str]]:
     """The meta model over its checkpoint, the calibration tokens, and remarks on both for the report."""
     folder = checkpoint.folder
     config = read_config(folder, trust_remote_code=trust_remote_code)
     model = build_meta_model(config, trust_remote_code=trust_remote_code)
     remarks: list[str] = []
-    if ids_ST is None and recipe.calibration is not None:
-        ids_ST = token_batches(
+    tokens = None
+    if recipe.calibration is not None:
+        needed = not isinstance(data, GivenTokens) or any((folder / name).exists() for name in TOKENIZERS)
+        tokens = token_batches(
             recipe.calibration,
-            locate_tokenizer(folder, trust_remote_code),
+            locate_tokenizer(folder, trust_remote_code) if needed else None,
             max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
             widest=widest_input(model, recipe),
+            held_out=windows_for,
             notes=remarks,
-        ).ids_ST
+            given=data,
+            vocabulary=getattr(config.get_text_config(), "vocab_size", None),
+        )
     # A CPU computes fastest and best in float32; without calibration nothing is computed, so nothing is widened.
     # A rotation, though, is computed in float32 at least.
-    wide = (device.type == "cpu" and ids_ST is not None) or any(t.name == "rotation" for t in recipe.transforms)
+    wide = (device.type == "cpu" and tokens is not None) or any(t.name == "rotation" for t in recipe.transforms)
     compute = torch.promote_types(checkpoint.dtype, torch.float32) if wide else checkpoint.dtype
     sources = weight_sources(model, checkpoint.tensors)
     remarks += settle_ties(model, sources, lambda one, other: equal_tensors(checkpoint, one, other, checkpoint.dtype))
-    return StreamedModel(model, sources, checkpoint, compute, device), ids_ST, remarks
+    return StreamedModel(model, sources, checkpoint, compute, device), tokens, remarks
 
 
 def rotation_for(recipe: Recipe, streamed: StreamedModel, graphs: list[BlockGraph]) -> ModelRotation | None:

@@ -232,7 +232,7 @@ HEAVY = [
     Mistake(31, "quantize tiny -r awq --calibration chats.jsonl -o OUT", ("chat template",)),
     Mistake(32, "quantize tiny -r awq --calibration short.txt --samples 8 --seq-len 64 -o OUT", ("short.txt", "lower")),
     Mistake(33, "quantize tiny -r awq --calibration binary.txt -o OUT", ("binary.txt", "UTF-8")),
-    Mistake(34, "quantize tiny -r awq --calibration org/absent -o OUT", ("org/absent", "on the Hub")),
+    Mistake(34, "quantize tiny -r awq --calibration org/absent -o OUT", ("org/absent", "not in the cache", "hint:", "general")),
     Mistake(35, "quantize tiny -r awq --seq-len 4096 --calibration tiny/calibration.txt -o OUT", ("4096", "1024")),
     Mistake(37, "quantize tiny -r rtn-w4a16 --set output.engine=tensorrt-llm " + FEW, ("tensorrt-llm", "engine")),
     Mistake(306, "quantize tiny -r overrides.yaml " + FEW, ("overrides.0.match", "down_porj", "down_proj")),

@@ -161,7 +161,7 @@ def test_wrong_values(tmp_path: Path, case: str) -> None:
 def test_every_problem_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = (
         "model: 3\ntransforms: [awq]\nweights:\n  bits: 4\n  bits: 12\n  symetric: true\n"
-        "overrides:\n- match: a\n  weights: {bits: 1}\noutput: {format: gguf}\n"
+        "overrides:\n- match: a\n  weights: {bits: 1}\noutput: {format: gguf}\ncalibration: null\n"
     )
     found = errors(tmp_path, text, "ignore=x", "nothing")
     assert [message.split(": ")[:2] for message in found] == [
@@ -493,7 +493,7 @@ def test_a_scheme_given_as_a_setting_replaces_the_files_format(tmp_path: Path) -
 
 def test_recipes_from_python_are_checked_too() -> None:
     with pytest.raises(ValidationError, match="gptq needs calibration text"):
-        Recipe.model_validate({"weights": {"algorithm": "gptq"}})
+        Recipe.model_validate({"weights": {"algorithm": "gptq"}, "calibration": None})
     with pytest.raises(ValidationError, match="frozen"):
         Weights().bits = 3  # type: ignore[misc]
     assert Weights.model_validate({"group_size": -1}) == Weights(group_size="channel")
