@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import UserError
+from quantkit.paths import user_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ def check_text(name: str | Path) -> None:
     """UserError where `name` is neither a named text nor a file."""
     if str(name) in NAMED:
         return
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_file():
         return
     if path.is_dir():
@@ -39,7 +40,7 @@ def read_text(name: str | Path) -> Text:
     if str(name) in NAMED:
         content = NAMED[str(name)]()
         return Text(str(name), content, hashlib.sha256(content.encode()).hexdigest())
-    path = Path(name).expanduser()
+    path = user_path(name)
     try:
         raw = path.read_bytes()
     except OSError as error:

@@ -15,6 +15,7 @@ import torch
 from quantkit.algorithms.rtn import rtn
 from quantkit.checkpoint.header import read_json
 from quantkit.grids import RangeSearch, make_grid
+from quantkit.paths import user_path
 from quantkit.planner.advice import GB, advice
 from quantkit.planner.calibration_size import calibration_size, check_text
 from quantkit.planner.linear_groups import PlannedLinear
@@ -58,7 +59,7 @@ def plan(
     return estimate(
         recipe,
         check_plan(recipe),
-        target=None if target is None else Path(target).expanduser(),
+        target=None if target is None else user_path(target),
         trust_remote_code=trust_remote_code,
     )
 
