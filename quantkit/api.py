@@ -181,6 +181,7 @@ def quantize_module(
             kept.cleanup()
         raise
     if kept is not None:
+        LOG.info("the packed checkpoint is in %s, for as long as the quantized module lives", target)
         quantized.name_or_path = quantized.config._name_or_path = name or ""
     if source.can_generate():
         quantized.generation_config = copy.deepcopy(source.generation_config)
@@ -381,6 +382,10 @@ def _without(source: Path, target: Path | None) -> Iterator[None]:
         text = str(error).replace(str(source), "the model you passed")
         if target is not None:
             text = text.replace(f"{target}.partial", "the result").replace(str(target), "the result")
+            if isinstance(error, DiskFullError):
+                text = (
+                    f"{str(error).replace(f'{target}.partial', str(target.parent))}\nhint: pass output=, or set TMPDIR"
+                )
         if "no tokenizer" in text:
             text = (
                 "the model you passed comes without a tokenizer, and calibration on text needs one\n"

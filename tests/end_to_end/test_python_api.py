@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 import quantkit
 from quantkit import Recipe, Report, RunError, UserError
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.errors import DiskFullError
 from quantkit.model.module_checkpoint import held_tensors
 from quantkit.quantization.block_quantizer import BlockQuantizer
 from quantkit.runtime.quant_linear import QuantLinear
@@ -150,6 +151,23 @@ def test_errors_name_the_model_and_no_temporary_folder(model: PreTrainedModel, t
         assert "quantkit-source" not in str(failure.value)
         assert str(scratch) not in str(failure.value)
     assert not list(scratch.iterdir())
+
+
+@pytest.mark.parametrize("error", [UserError, RunError, DiskFullError])
+def test_folders_in_errors_are_named_by_what_they_are(
+    error: type[Exception], model: PreTrainedModel, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(blocks: BlockQuantizer, *_: Any) -> None:
+        raise error(f"{blocks.run.streamed.checkpoint.folder}: damaged; {blocks.run.folder}: nothing in it")
+
+    monkeypatch.setattr(BlockQuantizer, "quantize_block", fail)
+    with pytest.raises(error) as failure:
+        quantized(model)
+    if error is DiskFullError:  # where room is needed is what the user must know
+        assert f"{scratch}/quantkit-quantized-" in str(failure.value)
+        assert "hint: pass output=, or set TMPDIR" in str(failure.value)
+    else:
+        assert str(failure.value) == "the model you passed: damaged; the result: nothing in it"
 
 
 def data_given() -> dict[str, Callable[[Path], Any]]:
