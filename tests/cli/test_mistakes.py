@@ -175,6 +175,15 @@ LIGHT = [
     Mistake(302, "eval tiny --ref ~/nope --text tiny/eval.txt", ("home/nope: no such folder", "hint:")),
     Mistake("changed", "quantize tiny -r rtn-w8a16 --bits 4 -o changed", ("weights.bits: 8 -> 4", "--restart")),
     Mistake("foreign", "quantize tiny -r rtn-w8a16 -o foreign", ("foreign.partial",)),
+    Mistake("json", "quantize ./nope -r awq -o OUT --json", ("nope: no such folder", "hint:")),
+    Mistake("json", "plan ./nope -r awq --json", ("nope: no such folder", "hint:")),
+    Mistake("json", "eval ./nope --json", ("nope: no such folder", "hint:")),
+    Mistake("json", "inspect ./nope --json", ("nope: no such folder", "hint:")),
+    Mistake("json", "verify ./nope --json", ("nope: no such folder", "hint:")),
+    Mistake("json", "convert ./nope OUT --format awq --json", ("nope: no such folder", "hint:")),
+    Mistake("json", "recipes --for h10 --json", ("unknown hardware 'h10'", "hint:")),
+    Mistake("json", "recipes show awk --json", ("no recipe or file named `awk`", "hint:")),
+    Mistake("json", "env --json --modle", ("no option `--modle`", "hint:")),
     Mistake("progress", "quantize tiny -r awq -o OUT --progress plan", ("'plan'", "hint: did you mean `plain`?")),
 ]
 
