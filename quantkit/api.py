@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from quantkit.errors import DiskFullError, RunError, UserError
 from quantkit.paths import user_path
@@ -67,9 +67,17 @@ def quantize(
     Raises UserError for bad input, before anything is written; RunError for a run that failed.
     """
     if _is_module(model):
-        options = {"device": device, "restart": restart, "trust_remote_code": trust_remote_code, "progress": progress}
-        made = quantize_module(model, recipe, output, calibration=calibration, tokenizer=tokenizer, **options)
-        return made[0]
+        return quantize_module(
+            model,
+            recipe,
+            output,
+            calibration=calibration,
+            tokenizer=tokenizer,
+            device=device,
+            restart=restart,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )[0]
     if tokenizer is not None:
         raise UserError("tokenizer= is for a module in memory; a folder or Hub id has its own tokenizer")
     name = None if model is None else _path(model, "model", "a model folder, a Hub id or a transformers module")
@@ -80,8 +88,10 @@ def quantize(
     check_mode(progress)
     from quantkit.quantization import early_checks
 
+    expected = None
     if calibration is None:
-        early_checks.check_before_torch(found, place, device=device, restart=restart)
+        folder = early_checks.check_before_torch(found, place, device=device, restart=restart)
+        expected = expected_seconds(found, folder, device, trust_remote_code=trust_remote_code)
     from quantkit.quantization import pipeline
 
     return pipeline.quantize(
@@ -92,7 +102,25 @@ def quantize(
         restart=restart,
         trust_remote_code=trust_remote_code,
         progress=progress,
+        expected_seconds=expected,
     )
+
+
+def expected_seconds(recipe: Recipe, folder: Path, device: str, *, trust_remote_code: bool = False) -> float | None:
+    """How long a run will take by the plan, shown until it can be measured; None on a GPU, which plans know nothing of.
+
+    None, too, where the plan fails for any reason: the run says what is wrong, and an estimate must not end it.
+    """
+    import torch
+
+    from quantkit.planner.estimate import estimate
+
+    if not (device == "cpu" or (device == "auto" and not torch.cuda.is_available())):
+        return None
+    try:
+        return estimate(recipe, folder, trust_remote_code=trust_remote_code).seconds_total
+    except Exception:
+        return None
 
 
 def quantize_module(
@@ -274,7 +302,7 @@ def _device(device: Any) -> str:
     return str(device)
 
 
-def _is_module(model: Any) -> bool:
+def _is_module(model: Any) -> "TypeGuard[nn.Module]":
     """Whether it is a torch module; torch is not imported for the question."""
     return any(base.__module__ == "torch.nn.modules.module" for base in type(model).__mro__)
 

@@ -90,6 +90,10 @@ class Progress:
         LOG.log(self._level, text)
         self._draw(text)
 
+    def expectation(self) -> str:
+        """`, about 3 min` for all blocks, where that was estimated; else nothing."""
+        return "" if self._expected is None else f", about {duration(self._expected)}"
+
     def begin(self, total: int, done: int = 0) -> None:
         """The blocks begin, of which a run before has done some."""
         self._total, self._first, self._done = total, done, 0

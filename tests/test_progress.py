@@ -1,16 +1,20 @@
 """Progress and the log: a bar where somebody looks at a terminal, lines elsewhere, silence on request."""
 
 import io
+import json
 import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from quantkit import progress
 from quantkit.errors import UserError
 from quantkit.progress import Progress, duration
+
+MODEL = Path(__file__).resolve().parents[1] / "examples" / "tiny-llama"
 
 
 class Terminal(io.StringIO):
@@ -182,3 +186,46 @@ assert not {"torch", "transformers", "rich", "pydantic"} & set(sys.modules)
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_command_speaks_before_torch_is_imported(tmp_path: Path) -> None:
+    """The first sign of life, which must come within a second, does not wait for libraries that take three."""
+    script = f"""
+import logging, sys
+class First(logging.Handler):
+    def emit(self, record):
+        print(record.getMessage(), "torch" in sys.modules, flush=True)
+        raise SystemExit
+logging.getLogger("quantkit").addHandler(First())
+from quantkit.cli.main import main
+sys.argv = ["quantkit", "quantize", {str(MODEL)!r}, "-r", "rtn-w4a16", "-o", {str(tmp_path / "out")!r}]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert str(MODEL) in done.stdout, done.stderr
+    assert done.stdout.endswith(" False\n"), done.stdout
+
+
+def test_a_run_tells_its_blocks_on_stderr_alone(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "quantkit",
+        "quantize",
+        str(MODEL),
+        "-r",
+        "rtn-w8a16",
+        "--json",
+        "--set",
+        "calibration=null",
+    ]
+    done = subprocess.run([*command, "-o", str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["files"]
+    assert not {"\x1b", "\r"} & set(done.stderr)
+    told = done.stderr.splitlines()
+    for line in ("loading model", "tracing", "block 6 of 6 done"):
+        assert line in told, done.stderr
+    assert any(line.startswith("block 1 of 6 done, ") and line.endswith(" left") for line in told), done.stderr
+    quiet = subprocess.run([*command, "-q", "-o", str(tmp_path / "quiet")], capture_output=True, text=True)
+    assert (quiet.returncode, quiet.stderr) == (0, "")

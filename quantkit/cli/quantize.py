@@ -91,12 +91,15 @@ def quantize(
     from quantkit.quantization.early_checks import check_before_torch
 
     output = user_path(output)
-    check_before_torch(loaded, output, device=device, restart=restart)
+    folder = check_before_torch(loaded, output, device=device, restart=restart)
     LOG.info("quantizing %s into %s", loaded.model, output)  # the libraries that follow take seconds to load
     with no_garbage_collection():
+        from quantkit.api import expected_seconds
         from quantkit.quantization.pipeline import quantize as run
         from quantkit.report.console import render_quantization
 
+    expected = expected_seconds(loaded, folder, device, trust_remote_code=trust_remote_code)
+    estimate = {} if expected is None else {"expected_seconds": expected}
     report = run(
         loaded,
         output,
@@ -104,6 +107,7 @@ def quantize(
         restart=restart,
         trust_remote_code=trust_remote_code,
         progress=mode,
+        **estimate,  # type: ignore[arg-type]
     )
     from quantkit.verification import verify_folder
 

@@ -63,8 +63,8 @@ class ModuleCheckpoint(Checkpoint):
 def held_tensors(model: "PreTrainedModel") -> dict[str, Tensor] | str:
     """The tensors of a checkpoint of the module, none of them copied; or why they cannot be read where they lie.
 
-    transformers merges, splits and renames tensors as it saves some models. It is asked what it makes of tensors without
-    values; where each of those is a part of one parameter, that part is the tensor.
+    transformers merges, splits and renames tensors as it saves some models. It is asked what it makes of tensors
+    without values; where each of those is a part of one parameter, that part is the tensor.
     """
     try:
         from transformers.core_model_loading import revert_weight_conversion

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from quantkit.checkpoint.header import TensorInfo, TensorLayout, read_json
 from quantkit.checkpoint.model_folder import check_model_folder
@@ -73,7 +73,7 @@ class ModelInventory:
     tensors  what the checkpoint holds or, without one, would hold; skipped: name there -> why it is never quantized
     """
 
-    model: nn.Module
+    model: PreTrainedModel
     config: PretrainedConfig
     dtype: torch.dtype
     params: Counter[str]

@@ -171,6 +171,6 @@ def _quantizing(group: Group, refits: bool) -> Phase:
 
 
 def _rounding(group: Group) -> Phase:
-    """One linear at a time: float32, its scaled copy, codes and packed codes."""
+    """One linear at a time: as it is read, codes, and codes in words that are packed."""
     largest = max(group.rows) * group.K
-    return [4.0 * largest, 4.0 * largest, 2.0 * largest]
+    return [2.0 * largest, 2.0 * largest, 4.0 * largest]

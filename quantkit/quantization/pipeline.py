@@ -106,6 +106,7 @@ def _run(
         check_given(recipe, output, checkpoint, device=device, restart=restart)
     streamed, tokens, remarks = _prepare(recipe, checkpoint, torch_device(device), trust_remote_code, data)
     timer.mark("prepare")
+    bar.stage(f"{_amount(tokens)}{bar.expectation()}")
     bar.stage("tracing")
     graphs = trace_all(streamed, folds=bool(recipe.transforms))
     rotation = rotation_for(recipe, streamed, graphs)
@@ -168,6 +169,16 @@ def _with_data(recipe: Recipe, calibration: Any) -> tuple[Recipe, Given | None]:
         update={"data": data if isinstance(data, str) else data.name}
     )
     return recipe.model_copy(update={"calibration": section}), None if isinstance(data, str) else data
+
+
+def _amount(tokens: CalibrationTokens | None) -> str:
+    """What a run reads, as it is told when the run begins."""
+    if tokens is None:
+        return "no calibration data is read"
+    samples, seq_len = tokens.ids_ST.shape
+    names = " + ".join(source.name for source in tokens.sources)
+    bos = ", each begins with BOS" if tokens.bos else ""
+    return f"calibrating on {samples} x {seq_len} = {samples * seq_len:,} tokens of {names}{bos}"
 
 
 def _calibration(tokens: CalibrationTokens | None) -> CalibrationRecord | None:

@@ -94,7 +94,7 @@ def _packed_class(base: type) -> type:
 
 
 def _revive(base: type) -> Any:
-    made = _packed_class(base)
+    made: Any = _packed_class(base)
     return made.__new__(made)
 
 

@@ -152,6 +152,55 @@ def test_errors_name_the_model_and_no_temporary_folder(model: PreTrainedModel, t
     assert not list(scratch.iterdir())
 
 
+def data_given() -> dict[str, Callable[[Path], Any]]:
+    text = (BUNDLED / "calibration.txt").read_text()
+    texts = [text[start : start + 400] for start in range(0, 12_000, 400)]
+    rows = torch.arange(3, 3 + 8 * 32).view(8, 32)
+
+    def file(folder: Path) -> Path:
+        (folder / "text.txt").write_text(text[:12_000])
+        return folder / "text.txt"
+
+    return {
+        "path": file,
+        "path as text": lambda folder: str(file(folder)),
+        "name": lambda _: "general",
+        "texts": lambda _: texts,
+        "chats": lambda _: [[{"role": "user", "content": one}] for one in texts],
+        "data set": lambda _: pytest.importorskip("datasets").Dataset.from_dict({"text": texts}),
+        "tensor": lambda _: rows,
+        "loader": lambda _: torch.utils.data.DataLoader([{"input_ids": row} for row in rows], batch_size=2),  # type: ignore[arg-type]
+        "generator": lambda _: (row for row in rows),
+    }
+
+
+@pytest.mark.parametrize("kind", data_given())
+def test_calibration_of_any_kind(kind: str, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.resize_token_embeddings(4096)
+    recipe = GPTQ | {"calibration": {"samples": 4, "seq_len": 32}}
+    data = data_given()[kind](tmp_path)
+    if kind == "chats":
+        tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
+        tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
+    report, _ = quantized(model, recipe, calibration=data, tokenizer=tokenizer)
+    assert report.calibration is not None
+    assert (report.calibration.samples, report.calibration.seq_len) == (4, 32)
+    assert len(report.calibration.sources) == 1
+    assert report.calibration.sources[0].sha256
+    again = Recipe(**report.recipe)
+    if kind in ("path", "path as text", "name"):
+        model.save_pretrained(tmp_path / "source")
+        tokenizer.save_pretrained(tmp_path / "source")
+        twin = quantkit.quantize(tmp_path / "source", again, tmp_path / "twin", progress=False)
+        assert twin.files == report.files
+    else:  # it is nowhere to be read again, and nothing else is taken in its place
+        with pytest.raises(UserError, match=r"given|token ids"):
+            quantized(model, again, tokenizer=tokenizer)
+
+
 # What comes back
 
 

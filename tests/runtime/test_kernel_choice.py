@@ -110,7 +110,7 @@ def test_the_meta_device_keeps_nothing() -> None:
     layer, _ = layer_of(PRESETS["W4A16"])
     layer(torch.randn(1, K))
     layer.to("meta")
-    with pytest.raises(RunError, match="meta device.*load the model again"):
+    with pytest.raises(RunError, match=r"meta device.*load the model again"):
         layer.quantized()
 
 
