@@ -60,8 +60,7 @@ def local_folder(name: str) -> Path | None:
         check_model_folder(path)
         return path
     if url := HUB_URL.fullmatch(name):
-        owner_and_name = "/".join(url[1].split("?")[0].split("/")[:2])
-        raise UserError(f"{name}: a web address, not a folder or a Hub id\nhint: give the id: {owner_and_name}")
+        raise UserError(f"{name}: a web address, not a folder or a Hub id\nhint: give the id: {_hub_id(url)}")
     if re.match(r"[a-z0-9]{2,}:/", name):
         raise UserError(f"{name}: a web address\nhint: download the model, and give its folder; or give a Hub id")
     if path.suffix.lower() in (".gguf", ".safetensors", ".json", *PYTORCH, *ARCHIVES):
@@ -105,13 +104,26 @@ def other_kind(path: Path) -> NoModel | None:
     if path.is_file():
         return _file_kind(path)
     if not path.is_dir():
-        return NoModel(f"no such folder{nearby(path)}", "give the path of a Hugging Face model folder, or a Hub id")
+        return _absent(path)
     if not os.access(path, os.R_OK | os.X_OK):
         return NoModel("the folder cannot be read", "check its permissions")
     if (path / "config.json").exists() and not _without_weights(path):
         return None
     found = not_a_model(path)
     return None if found.damaged else found
+
+
+def _absent(path: Path) -> NoModel:
+    if url := HUB_URL.fullmatch(str(path)):
+        return NoModel("a web address, not a folder", f"fetch it first: `hf download {_hub_id(url)}` prints its folder")
+    hint = "give the path of a Hugging Face model folder"
+    if not path.is_absolute() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path), re.ASCII):
+        hint += f"; `hf download {path}` fetches one from the Hub and prints where it lies"
+    return NoModel(f"no such folder{nearby(path)}", hint)
+
+
+def _hub_id(url: re.Match[str]) -> str:
+    return "/".join(url[1].split("?")[0].split("/")[:2])
 
 
 def _without_weights(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 The command asks before it imports torch, the pipeline asks again for those who call it from Python.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from quantkit.checkpoint.quantization_config import refuse_quantized
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.device_names import check_device_name
 from quantkit.errors import UserError
-from quantkit.quantization.calibration.sources import check_sources
+from quantkit.quantization.calibration.sources import check_reachable, check_sources
 from quantkit.recipe.recipe import Recipe
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
@@ -46,6 +47,8 @@ def check_before_torch(
     if folder is None:
         folder = locate_model(recipe.model)
         check_folder(folder, calibrated)
+    if calibrated and recipe.calibration is not None and "torch" not in sys.modules:  # else reading it is as fast
+        check_reachable(recipe.calibration)
     return folder
 
 

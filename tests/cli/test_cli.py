@@ -270,6 +270,13 @@ def test_recipes_load_without_torch() -> None:
     assert python("-c", code).stdout.strip() == "False"
 
 
+def test_the_table_of_recipes_is_made_without_torch() -> None:
+    code = "import sys, quantkit.cli.main as c\ntry: c.main()\nfinally: print('torch' in sys.modules)"
+    listed = python("-c", f"import sys; sys.argv = ['quantkit', 'recipes', '--for', 'h100']\n{code}").stdout
+    assert "gptq-w4a16" in listed
+    assert listed.splitlines()[-1] == "False"
+
+
 @pytest.mark.parametrize("option", ["--version", "-V"])
 def test_version(option: str) -> None:
     result = invoke(option)

@@ -88,7 +88,7 @@ def kinds(at: Path) -> dict[str, tuple[Path | str, str]]:
         ),
         "tokenizer": (folder(at / "tok", tokenizer={}), "a tokenizer alone"),
         "mlx": (folder(at / "mlx", config=mlx), "already quantized (mlx, according to quantization of config.json)"),
-        "url": ("https://huggingface.co/org/name/tree/main", "hint: give the id: org/name"),
+        "url": ("https://huggingface.co/org/name/tree/main", "org/name"),
         "address": ("s3://bucket/model", "a web address"),
         "not an id": ("org/na me", "not a Hub id"),
         "broken config": (at / "broken", "config.json: not valid JSON"),
@@ -123,7 +123,7 @@ def test_every_verb_names_the_wrong_input_at_once(
         verb, set()
     )
     if verb in ("inspect", "convert", "verify"):
-        left_out = left_out | {"url", "address", "not an id"}  # these take paths alone
+        left_out = left_out | {"address", "not an id"}  # these take paths alone
     if verb == "eval":
         left_out = {"mlx"}  # a quantized model is fine
     names = [name for name in wrong if name not in left_out]

@@ -358,5 +358,5 @@ def test_the_set_in_the_wheel_fills_the_default(qwen: Any) -> None:
 
 
 def test_ids_that_the_model_does_not_have(qwen: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="token id [0-9]+, where the model has 0 to 99\nhint: use the model's own"):
+    with pytest.raises(UserError, match=r"token id [0-9]+, where the model has 0 to 99\nhint: use the model's own"):
         read(qwen, text_file(tmp_path, words(500)), samples=2, seq_len=16, vocabulary=100)

@@ -219,7 +219,7 @@ def test_a_hub_data_set(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.Monk
         raise ConnectionError("Couldn't reach the Hub\nlong story")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(UserError, match="'some/texts': no file .* the Hub cannot be reached"):
+    with pytest.raises(UserError, match=r"'some/texts': no file .* the Hub cannot be reached"):
         batches(tokenizer, "some/texts")
 
 

@@ -87,7 +87,7 @@ def test_padding_is_never_calibrated_on() -> None:
     ids = torch.cat([ids, torch.zeros(1, 20, dtype=torch.int64)])
     assert len(read([{"input_ids": ids, "attention_mask": all_padding}]).ids_ST) == 2
     all_padding[0, 10] = 0
-    with pytest.raises(UserError, match="attention_mask has zeros between ones.*\nhint: pad at one end"):
+    with pytest.raises(UserError, match=r"attention_mask has zeros between ones.*\nhint: pad at one end"):
         read([{"input_ids": ids, "attention_mask": all_padding}])
 
 

@@ -36,7 +36,7 @@ def test_defaults() -> None:
 )
 def test_an_absent_section_is_the_default_where_something_needs_it(data: dict[str, Any]) -> None:
     assert from_data(data).calibration == Calibration()
-    with pytest.raises(UserError, match="calibration text: add a section like calibration: {}"):
+    with pytest.raises(UserError, match=r"calibration text: add a section like calibration: \{\}"):
         from_data(data | {"calibration": None})
 
 

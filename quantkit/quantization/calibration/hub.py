@@ -4,6 +4,8 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from quantkit.errors import UserError
@@ -11,6 +13,8 @@ from quantkit.quantization.calibration.json_rows import Row
 from quantkit.recipe.data_sets import GENERAL, DataSet, data_set
 
 PATIENCE = 5.0  # seconds that the Hub may take to answer the first question
+NO_PACKAGE = "reading data sets needs the datasets package, which is not installed\nhint: pip install datasets"
+INSTEAD = f"name a file, or use `{GENERAL}`, which needs no network"
 FORMS = "a data set is NAME, NAME:SUBSET, NAME:SUBSET:SPLIT or NAME::SPLIT"
 
 
@@ -19,9 +23,7 @@ def datasets_package() -> Any:
     try:
         import datasets
     except ImportError:
-        raise UserError(
-            "reading data sets needs the datasets package, which is not installed\nhint: pip install datasets"
-        ) from None
+        raise UserError(NO_PACKAGE) from None
     return datasets
 
 
@@ -68,8 +70,23 @@ def hub_rows(data: str, column: str | None = None) -> Iterator[Row]:
                     yield f"{data} row {number}", _known(row, wanted.column) if column is None else row
             except Exception as error:  # network, names, configs, splits: each layer below has its own classes
                 why = unreachable or f"the Hub data set {wanted.hub_id!r} cannot be read: {_first_line(error)}"
-                hint = f"name a file, or use `{GENERAL}`, which needs no network" if unreachable else FORMS
+                hint = INSTEAD if unreachable else FORMS
                 raise UserError(f"calibration.data {data!r}: no file of that name, and {why}\nhint: {hint}") from error
+
+
+def check_hub(data: str) -> None:
+    """UserError where `hub_rows` would raise one because `datasets` is missing, or neither the Hub nor a copy is there.
+
+    Imports neither torch nor `datasets`.
+    """
+    from huggingface_hub import constants
+
+    if find_spec("datasets") is None:
+        raise UserError(NO_PACKAGE)
+    wanted = data_set(data)
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets")).expanduser()
+    if (unreachable := _unreachable(data, wanted)) and not (cache / wanted.hub_id.replace("/", "___")).is_dir():
+        raise UserError(f"calibration.data {data!r}: no file of that name, and {unreachable}\nhint: {INSTEAD}")
 
 
 def _load(datasets: Any, wanted: DataSet, *, cached: bool) -> Any:

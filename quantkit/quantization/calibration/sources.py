@@ -47,6 +47,13 @@ def check_sources(calibration: Calibration) -> list[Place]:
     return places
 
 
+def check_reachable(calibration: Calibration) -> None:
+    """UserError where a source is a data set of the Hub that can be read neither there nor from the cache."""
+    for source in calibration.sources():
+        if source.data != GENERAL and local_path(source.data) is None:
+            hub.check_hub(source.data)
+
+
 def local_path(data: str) -> Path | None:
     """The file or folder `data` names; None for a data set. UserError for a missing file or a misspelt name.
 
