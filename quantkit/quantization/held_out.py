@@ -44,7 +44,7 @@ def logits_sizes(tokens: int, vocabulary: int, hidden: int, itemsize: int) -> li
     itemsize: bytes of a number of the head as it is stored.
     """
     rows = min(HEAD_BYTES // itemsize, vocabulary * hidden)
-    return [min(LOGITS_BYTES, 4 * tokens * vocabulary)] * 7 + [itemsize * rows, 4 * rows]
+    return [min(LOGITS_BYTES, 4 * tokens * vocabulary)] * 9 + [itemsize * rows, 4 * rows]
 
 
 class HeldOut:
