@@ -15,7 +15,8 @@ types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
 progress.py   what a run is doing: a bar, or lines of the log
 device_names.py   devices by name, checked without torch as far as that goes
 library_output.py   bars and warnings of other libraries
-cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verification/ planner/ runtime/ report/   packages
+texts/   the data set `general`
+cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verification/ planner/ runtime/ report/
 """
 
 import logging

@@ -29,6 +29,12 @@ def check_before_torch(
 
     The Hub is asked last, after all that can be answered here.
     """
+    for what, value in (("model", model), ("ref", ref), *(("text", text) for text in texts)):
+        if not isinstance(value, str | Path) and not (what == "ref" and value is None):
+            raise UserError(f"{what}: found {type(value).__name__}, expected a path or a name")
+    for what, value in (("context", context), ("tokens", tokens)):
+        if (not isinstance(value, int) or isinstance(value, bool)) and not (what == "tokens" and value is None):
+            raise UserError(f"{what}: found {value!r}, expected a whole number")
     if not texts:
         raise UserError("no text to evaluate on\nhint: give a text file, or `general`")
     for text in texts:

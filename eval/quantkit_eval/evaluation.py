@@ -77,7 +77,7 @@ def evaluate(
     in the logits.
     """
     bar = check_mode(progress) == "auto"
-    names = [text] if isinstance(text, str | Path) else list(text)
+    names = list(text) if isinstance(text, Sequence) and not isinstance(text, str) else [text]
     folder, ref_folder = check_before_torch(model, ref, names, context=context, tokens=tokens, device=device, bos=bos)
     sources = [read_text(name) for name in names]
     where = torch_device(device)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from quantkit.errors import RunError, UserError
+from quantkit.quantization.calibration.bos import starts_with_bos
 
 
 def check_tokenizers(path: str | Path, tokenizer: Any, ref: str | Path, other: Any, content: str) -> None:
@@ -22,11 +23,9 @@ def bos_token(tokenizer: Any, bos: str, name: str) -> int | None:
 
     UserError where it is asked for and the tokenizer has none.
     """
-    if bos == "never" or (bos == "auto" and not starts_with_bos(tokenizer)):
-        return None
-    if tokenizer.bos_token_id is None:
-        raise UserError(f"{name}: its tokenizer has no begin-of-sequence token\nhint: pass --bos auto")
-    return tokenizer.bos_token_id
+    if bos == "always" and getattr(tokenizer, "bos_token_id", None) is None:
+        raise UserError(f"{name}: its tokenizer has no begin-of-sequence token\nhint: take bos: auto")
+    return starts_with_bos(tokenizer, {"always": True, "never": False}.get(bos, "auto"))
 
 
 def load_model(folder: Path, device: torch.device, trust_remote_code: bool = False) -> Any:
@@ -49,9 +48,3 @@ def load_model(folder: Path, device: torch.device, trust_remote_code: bool = Fal
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-def starts_with_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer itself puts its begin-of-sequence token before a text."""
-    ids = tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"]
-    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]

@@ -2,12 +2,13 @@
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import UserError
+from quantkit.paths import user_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ def check_text(name: str | Path) -> None:
     """UserError where `name` is neither a named text nor a file."""
     if str(name) in NAMED:
         return
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_file():
         return
     if path.is_dir():
@@ -39,7 +40,7 @@ def read_text(name: str | Path) -> Text:
     if str(name) in NAMED:
         content = NAMED[str(name)]()
         return Text(str(name), content, hashlib.sha256(content.encode()).hexdigest())
-    path = Path(name).expanduser()
+    path = user_path(name)
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -68,13 +69,13 @@ def _plain(row: dict[str, Any]) -> str:
 
 def _wikitext2() -> str:
     """WikiText-2's test part, its lines joined as papers do."""
-    from quantkit.quantization.calibration.records import rows
+    from quantkit.quantization.calibration.hub import hub_rows
 
-    def lines() -> Iterator[str]:
-        for _, row in rows("Salesforce/wikitext:wikitext-2-raw-v1:test", None):
-            yield row["text"]
-
-    return "\n\n".join(lines())
+    try:
+        return "\n\n".join(row["text"] for _, row in hub_rows("wikitext2"))
+    except UserError as error:
+        words = str(error).replace("calibration.data 'wikitext2': no file of that name, and", "text wikitext2:")
+        raise UserError(words) from error
 
 
 NAMED: dict[str, Callable[[], str]] = {"general": _general, "wikitext2": _wikitext2}

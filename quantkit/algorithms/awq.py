@@ -24,6 +24,7 @@ from quantkit.errors import RunError, UserError
 from quantkit.grids import Grid
 
 CHUNK = 1 << 22  # elements of candidate weights held at a time
+FINALISTS = 4  # candidates that are compared by the loss they are given
 PROBE_ROWS = 512  # rows of each weight that screen the candidates: all of them would cost N K^2 for each candidate
 FLOOR = 1e-4  # of the mean magnitude: smaller channels are scaled as if they had this one
 
@@ -50,7 +51,7 @@ def search_scale(
     *,
     columns_K: Tensor | None = None,
     candidates: int = 20,
-    finalists: int = 4,
+    finalists: int = FINALISTS,
     loss: Callable[[list[Tensor]], float] | None = None,
     snap: Callable[[Tensor], Tensor] | None = None,
 ) -> AwqResult:

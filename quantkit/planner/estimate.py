@@ -15,8 +15,9 @@ import torch
 from quantkit.algorithms.rtn import rtn
 from quantkit.checkpoint.header import read_json
 from quantkit.grids import RangeSearch, make_grid
+from quantkit.paths import user_path
 from quantkit.planner.advice import GB, advice
-from quantkit.planner.calibration_size import calibration_size
+from quantkit.planner.calibration_size import calibration_size, check_text
 from quantkit.planner.linear_groups import PlannedLinear
 from quantkit.planner.model_inventory import kv_bytes, take_inventory
 from quantkit.planner.output_size import planned_targets, resolved, sizes
@@ -58,7 +59,7 @@ def plan(
     return estimate(
         recipe,
         check_plan(recipe),
-        target=None if target is None else Path(target).expanduser(),
+        target=None if target is None else user_path(target),
         trust_remote_code=trust_remote_code,
     )
 
@@ -81,6 +82,7 @@ def estimate(
     inventory = take_inventory(config_folder, trust_remote_code=trust_remote_code)
     target = target or Path()
     text = calibration_size(recipe, inventory)
+    check_text(recipe, inventory, config_folder, trust_remote_code)
     jobs, found = resolved(recipe, inventory)
     planned, config = planned_targets(recipe, inventory, found), read_json(config_folder / "config.json", "")
     warnings = check_engine(recipe, planned, inventory.tensors, config)

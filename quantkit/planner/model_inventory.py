@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from quantkit.checkpoint.header import TensorInfo, TensorLayout, read_json
 from quantkit.checkpoint.model_folder import check_model_folder
@@ -67,11 +67,13 @@ class LinearShape:
 class ModelInventory:
     """params: number of them by kind; stored: bytes of all tensors; blocks: parameters of each block.
 
+    model   without weights, on the meta device
     active  share of an expert layer's experts that a token passes through
     head    (tied to the embedding, bytes it takes as a tensor of its own)
     tensors  what the checkpoint holds or, without one, would hold; skipped: name there -> why it is never quantized
     """
 
+    model: PreTrainedModel
     config: PretrainedConfig
     dtype: torch.dtype
     params: Counter[str]
@@ -109,6 +111,7 @@ def take_inventory(folder: Path, *, trust_remote_code: bool = False) -> ModelInv
     tied = head is not None and id(head.weight) in shared
     params = _count(model, path, text, None if tied else head)
     inventory = ModelInventory(
+        model,
         config,
         dtype,
         params,

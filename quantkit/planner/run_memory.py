@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from quantkit.algorithms import awq, gptq
 from quantkit.planner.linear_groups import Group, PlannedLinear, grouped, halted, staged
 from quantkit.planner.model_inventory import ModelInventory
+from quantkit.quantization import held_out
 from quantkit.quantization.calibration.hidden_states import batch_samples
 from quantkit.quantization.calibration.spill import STATES_LIMIT
 from quantkit.quantization.calibration.statistics import OutputDrift, Statistic
@@ -76,9 +77,14 @@ def need(
     stops = halted(recipe, blocks, inventory, tokens)
     if stops:
         memory["python and libraries"] += -(-tokens // batch) * THREAD
-    memory["running and quantizing one block"] = max(
+    unseen = held_out.windows_for(text.samples, text.seq_len) * text.seq_len
+    memory["held-out text"] = sum(held_out.stream_sizes(unseen, H))
+    working = [
         resident_bytes(_phases(recipe, groups, inventory, Batches(tokens, batch), refits, stops)) for groups in blocks
-    )
+    ]
+    vocabulary = inventory.config.get_text_config().vocab_size
+    logits = held_out.logits_sizes(unseen, vocabulary, H, inventory.dtype.itemsize)
+    memory["running and quantizing one block"] = max(*working, resident_bytes([logits]) - held)
     return result
 
 
@@ -165,6 +171,6 @@ def _quantizing(group: Group, refits: bool) -> Phase:
 
 
 def _rounding(group: Group) -> Phase:
-    """One linear at a time: float32, its scaled copy, codes and packed codes."""
+    """One linear at a time: as it is read, codes, and codes in words that are packed."""
     largest = max(group.rows) * group.K
-    return [4.0 * largest, 4.0 * largest, 2.0 * largest]
+    return [2.0 * largest, 2.0 * largest, 4.0 * largest]

@@ -6,6 +6,9 @@ Shapes: N = out features (of all linears of a group), K = in features, M = calib
 from quantkit.planner.linear_groups import Blocks, Group, PlannedLinear, grouped, halted
 from quantkit.planner.model_inventory import ModelInventory
 from quantkit.planner.this_machine import Machine
+from quantkit.quantization.calibration.hidden_states import batch_samples
+from quantkit.quantization.held_out import windows_for
+from quantkit.quantization.transforms.scale_folding import LOSS_TOKENS, trial_runs
 from quantkit.recipe.recipe import Recipe
 from quantkit.report.plan import CalibrationSize
 
@@ -34,7 +37,7 @@ def seconds(
     M = text.tokens
     per_token = sum(2 * m.numel * (inventory.active if m.expert else 1) for m in inventory.matrices)
     once = M * (per_token + 4 * S * H * len(inventory.blocks))
-    passes = _passes(recipe, blocks, halted(recipe, blocks, inventory, M))
+    passes = _passes(recipe, blocks, halted(recipe, blocks, inventory, M)) + _trials(recipe, blocks, H, text)
     found["running the blocks"] = once * passes / rate
     statistics = algorithm = 0.0
     for groups in blocks:
@@ -58,6 +61,17 @@ def _passes(recipe: Recipe, blocks: Blocks, stops: bool) -> float:
         passes = 1.0 if gptq else 2.0
     passes += recipe.propagate == "quantized" and any(options.refit for options in gptq)
     return passes + sum(transform.name in ("awq", "smoothquant") for transform in recipe.transforms)
+
+
+def _trials(recipe: Recipe, blocks: Blocks, H: int, text: CalibrationSize) -> float:
+    """The passes of the whole text that the searches of folds, the cache's scales and the held-out text amount to."""
+    batch = batch_samples(H, text.seq_len) * text.seq_len
+    tokens = min(-(-LOSS_TOKENS // batch) * batch, text.tokens)  # whole batches
+    folds = max(sum(not group.expert for group in groups) for groups in blocks)
+    runs = sum(trial_runs(transform) for transform in recipe.transforms) * folds
+    unseen = 2 * windows_for(text.samples, text.seq_len) * text.seq_len
+    cache = recipe.kv_cache is not None
+    return (runs * tokens + unseen) / text.tokens + cache
 
 
 def _statistics(group: Group, tokens: float) -> float:

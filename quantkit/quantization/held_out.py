@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from quantkit.grids.activations import KVRange, fake_quantize, quantize_kv
 from quantkit.model.matmul_tracing import TraceMatmuls, WeightKey
-from quantkit.model.model_ends import logits
+from quantkit.model.model_ends import HEAD_BYTES, logits
 from quantkit.quantization.calibration.hidden_states import HiddenStates
 from quantkit.quantization.run_context import BlockContext, RunContext
 from quantkit.report.records import HeldOutRecord
@@ -31,6 +31,20 @@ Ranges = dict[str, ActivationRange | None]  # of a block's linears with rounded 
 def windows_for(samples: int, seq_len: int) -> int:
     """How many held-out windows a run of so many calibration windows affords: at least one."""
     return max(1, min(samples * seq_len // SHARE, MOST_TOKENS) // seq_len)
+
+
+def stream_sizes(tokens: int, hidden: int) -> list[int]:
+    """Bytes of the states that are held from the first block to the last."""
+    return [4 * tokens * hidden] * 2
+
+
+def logits_sizes(tokens: int, vocabulary: int, hidden: int, itemsize: int) -> list[int]:
+    """Bytes of the tensors alive at the end: logits of both models in parts and whole, what is made of them, the head.
+
+    itemsize: bytes of a number of the head as it is stored.
+    """
+    rows = min(HEAD_BYTES // itemsize, vocabulary * hidden)
+    return [min(LOGITS_BYTES, 4 * tokens * vocabulary)] * 9 + [itemsize * rows, 4 * rows]
 
 
 class HeldOut:

@@ -12,7 +12,7 @@ LARGEST = 32 << 20  # bytes: the most glibc lets its heap serve; larger tensors 
 KEPT = 512 << 20  # bytes at the heap's end that may stay with the process
 
 
-HOLES = 2.6  # pages of the heap per byte in use at its fullest: measured, tensors of many sizes leave holes
+HOLES = 2.5  # pages of the heap per byte in use at its fullest: measured, tensors of many sizes leave holes
 
 
 class StageTimer:

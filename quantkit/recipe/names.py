@@ -97,7 +97,7 @@ def scheme_named(text: str) -> str:
 
 def _meant(name: str) -> str | None:
     """The shipped recipe that a name in another spelling, a scheme or a word stands for."""
-    wanted = plain(name.removesuffix(".yaml").removesuffix(".yml")) if "/" not in name else plain(name)
+    wanted = plain(name)
     by_scheme = {plain(scheme): recipe for scheme, recipe in BEST.items()}
     by_name = {plain(recipe): recipe for recipe in shipped()}
     return by_name.get(wanted) or by_scheme.get(wanted) or WORDS.get(wanted)

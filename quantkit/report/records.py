@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import UserError
+from quantkit.paths import user_path
 
 Json = dict[str, Any]
 REPORT = "quantkit-report.json"
@@ -325,7 +326,7 @@ class Report:
     @staticmethod
     def load(path: str | Path) -> "Report":
         """The report of a finished run: of its folder, or of the JSON file itself. UserError where there is none."""
-        file = Path(path).expanduser()
+        file = user_path(path)
         file = file / REPORT if file.is_dir() else file
         try:
             return Report.from_json(json.loads(file.read_text(encoding="utf-8")))

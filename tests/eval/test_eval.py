@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -327,6 +328,23 @@ def test_mistakes_are_told_before_torch_is_imported(case: str) -> None:
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": 5}, "model: found int, expected a path or a name"),
+        ({"ref": object()}, "ref: found object, expected"),
+        ({"text": 5}, "text: found int, expected"),
+        ({"text": [None]}, "text: found NoneType, expected"),
+        ({"context": "64"}, "context: found '64', expected a whole number"),
+        ({"tokens": 1.5}, r"tokens: found 1\.5, expected a whole number"),
+        ({"progress": "bar"}, "progress is 'bar'"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(**({"model": MODEL, "text": MODEL / "eval.txt"} | given))
 
 
 def test_model_refusals(tmp_path: Path, text: Path) -> None:

@@ -52,6 +52,12 @@ def document(folder: Path) -> None:
     (folder / "text.pdf").write_bytes(b"%PDF-1.7\n")
 
 
+def short(folder: Path) -> None:
+    (folder / "text.txt").write_text("too short a text " * 20)
+    (folder / "rows.jsonl").write_text('{"text": "one"}\n{"text": two}\n')
+    (folder / "other.jsonl").write_text('{"title": "one"}\n')
+
+
 FOLDERS: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "an encoder": (lambda f: edited(f, model_type="bert", architectures=["BertForMaskedLM"]), PLAIN),
     "an encoder-decoder": (lambda f: edited(f, model_type="t5", architectures=["T5ForConditionalGeneration"]), PLAIN),
@@ -66,6 +72,9 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "damaged weights": (cut_short, PLAIN),
     "other weights": (renamed_weight, PLAIN),
     "a PDF": (document, GPTQ | {"calibration": TEXT | {"data": "MODEL/text.pdf"}}),
+    "a short text": (short, GPTQ | {"calibration": TEXT | {"data": "MODEL/text.txt"}}),
+    "damaged rows": (short, GPTQ | {"calibration": TEXT | {"data": "MODEL/rows.jsonl"}}),
+    "rows without text": (short, GPTQ | {"calibration": TEXT | {"data": "MODEL/other.jsonl"}}),
     "a folder of nothing": (lambda f: (f / "texts").mkdir(), GPTQ | {"calibration": TEXT | {"data": "MODEL/texts"}}),
     "a long seq_len": (lambda f: None, GPTQ | {"calibration": TEXT | {"seq_len": 1 << 19}}),
     "no calibration": (lambda f: None, GPTQ | {"calibration": TEXT | {"data": "./absent.txt"}}),
@@ -73,7 +82,6 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "no linear": (lambda f: None, PLAIN | {"ignore": ["re:.*"]}),
     "an ignored name": (lambda f: None, PLAIN | {"ignore": ["re:.*q_prj"]}),
     "the format's groups": (lambda f: None, {"weights": {"bits": 3, "group_size": 16}, "output": {"format": "awq"}}),
-    "the engine's groups": (lambda f: None, PLAIN | {"output": {"engine": "vllm"}}),
     "the engine's tp": (lambda f: None, {"scheme": "FP8_DYNAMIC", "output": {"engine": "vllm", "tp": 3}}),
     "sglang": (lambda f: None, {"weights": {"bits": 3, "group_size": 32}, "output": {"engine": "sglang"}}),
 }
@@ -111,7 +119,7 @@ def test_in_the_same_words(tmp_path: Path, case: str) -> None:
 
 
 def test_neither_refuses_what_is_well(tmp_path: Path) -> None:
-    assert refusals(model_folder(tmp_path / "m"), GPTQ, tmp_path / "out") == ["", ""]
+    assert refusals(model_folder(tmp_path / "m"), PLAIN, tmp_path / "out") == ["", ""]
 
 
 def test_config_alone_is_enough(tmp_path: Path) -> None:

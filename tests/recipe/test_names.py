@@ -34,7 +34,6 @@ def test_words_name_shipped_recipes() -> None:
 
 FOUND = {
     "AWQ": "awq",
-    "Awq.yaml": "awq",
     "GPTQ_W4A16": "gptq-w4a16",
     "gptq": "gptq-w4a16",
     "W4A16": "gptq-w4a16",
@@ -80,7 +79,14 @@ def test_types_of_gguf_are_told_apart(given: str) -> None:
 
 @pytest.mark.parametrize(
     ("given", "suggested"),
-    [("nf4", "gptq-w4a16"), ("AutoRound", "gptq-w4a16"), ("gptq-w4a61", "gptq-w4a16"), ("fp8-dynamc", "fp8-dynamic")],
+    [
+        ("awq.yaml", "awq"),
+        ("./AWQ.yml", "awq"),
+        ("nf4", "gptq-w4a16"),
+        ("AutoRound", "gptq-w4a16"),
+        ("gptq-w4a61", "gptq-w4a16"),
+        ("fp8-dynamc", "fp8-dynamic"),
+    ],
 )
 def test_others_are_suggested(given: str, suggested: str) -> None:
     with pytest.raises(UserError, match=rf"`{given}`.*\nhint: .*`{suggested}`"):

@@ -47,7 +47,9 @@ def compare(recipe: str, model: str, text: str, *, samples: int, seq_len: int) -
     plan = json.loads(subprocess.run([*COMMAND, "plan", *given], check=True, capture_output=True, text=True).stdout)
     with tempfile.TemporaryDirectory(prefix="quantkit-plan-") as scratch:
         output = Path(scratch) / "out"
-        run = subprocess.Popen([*COMMAND, "quantize", *given, "--output", str(output)], stdout=subprocess.DEVNULL)
+        run = subprocess.Popen(
+            [*COMMAND, "quantize", *given, "--quiet", "--output", str(output)], stdout=subprocess.DEVNULL
+        )
         _, status, used = os.wait4(run.pid, 0)
         if status:
             raise SystemExit(f"quantize --recipe {recipe} failed")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from quantkit.algorithms.awq import search_scale, storable
+from quantkit.algorithms.awq import FINALISTS, search_scale, storable
 from quantkit.algorithms.rtn import rtn
 from quantkit.algorithms.smoothquant import search_alpha, smooth_scale
 from quantkit.grids import make_grid
@@ -22,10 +22,11 @@ from quantkit.quantization.calibration import hidden_states as cal
 from quantkit.quantization.calibration.statistics import Statistic, merged
 from quantkit.quantization.run_context import BlockContext
 from quantkit.quantization.targets import LinearTarget
-from quantkit.recipe.algorithms import AwqOptions, SmoothquantOptions
+from quantkit.recipe.algorithms import AwqOptions, SmoothquantOptions, Transform
 from quantkit.report.records import FoldRecord
 
 ALPHAS = tuple(i / 10 for i in range(10))  # tried for each fold; 0 stands for no scaling
+ROUNDED_RUN = 1.5  # times the work of a plain run, about: inputs are rounded
 LOSS_TOKENS = 4096  # calibration tokens on which finalists are compared by the block's own output
 
 
@@ -217,6 +218,16 @@ def _reference(states: cal.HiddenStates, block: nn.Module, index: int) -> list[t
         if tokens >= LOSS_TOKENS:
             break
     return batches
+
+
+def trial_runs(transform: Transform) -> float:
+    """How many runs of a block on LOSS_TOKENS the search of one fold takes, the rounding of inputs included."""
+    options = transform.options
+    if isinstance(options, AwqOptions):
+        return 2 + FINALISTS  # the reference and the identity
+    if isinstance(options, SmoothquantOptions) and not isinstance(options.alpha, float | int):
+        return 1 + len(ALPHAS) * ROUNDED_RUN
+    return 0.0
 
 
 TRANSFORMS = {"awq": awq, "smoothquant": smoothquant}
