@@ -8,19 +8,23 @@ from quantkit.recipe.messages import did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """A Hub data set. subset: its configuration, None for the only one; column: the one to read, None: by its names."""
+    """A Hub data set. subset: its configuration, None for the only one; column: the one to read, None: by its names.
+
+    lines: a row is a line of an article that begins at a line ` = Title = `, not a document.
+    """
 
     hub_id: str
     subset: str | None
     split: str
     column: str | None
+    lines: bool = False
 
 
 GENERAL = "general"  # the set in the wheel
 DATA_SETS: dict[str, DataSet] = {
     "ultrachat": DataSet("HuggingFaceH4/ultrachat_200k", None, "train_sft", "messages"),
-    "wikitext": DataSet("Salesforce/wikitext", "wikitext-2-raw-v1", "train", "text"),
-    "wikitext2": DataSet("Salesforce/wikitext", "wikitext-2-raw-v1", "test", "text"),
+    "wikitext": DataSet("Salesforce/wikitext", "wikitext-2-raw-v1", "train", "text", lines=True),
+    "wikitext2": DataSet("Salesforce/wikitext", "wikitext-2-raw-v1", "test", "text", lines=True),
     "c4": DataSet("allenai/c4", "en", "train", "text"),
     "pile-10k": DataSet("NeelNanda/pile-10k", None, "train", "text"),
     "fineweb-edu": DataSet("HuggingFaceFW/fineweb-edu", "sample-10BT", "train", "text"),

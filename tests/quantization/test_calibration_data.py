@@ -355,8 +355,3 @@ def test_the_set_in_the_wheel_fills_the_default(qwen: Any) -> None:
     assert found.ids_ST.shape == (128, 256)
     assert found.held_out_HT is not None
     assert len(found.held_out_HT) == 8
-
-
-def test_ids_that_the_model_does_not_have(qwen: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"token id [0-9]+, where the model has 0 to 99\nhint: use the model's own"):
-        read(qwen, text_file(tmp_path, words(500)), samples=2, seq_len=16, vocabulary=100)

@@ -42,7 +42,11 @@ IDS = torch.arange(64).reshape(4, 16)
         IDS.numpy(),
         list(IDS),
         list(IDS.split(2)),
+        TensorDataset(IDS),
         DataLoader(TensorDataset(IDS), batch_size=3),
+        DataLoader(TensorDataset(IDS, torch.ones_like(IDS)), batch_size=3),
+        DataLoader(TensorDataset(IDS, IDS + 1), batch_size=3),  # labels
+        [list(IDS[:2]), list(IDS[2:])],
         DataLoader(IDS, batch_size=3),  # type: ignore[arg-type]
         [{"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}],
         {"input_ids": IDS},
@@ -83,6 +87,7 @@ def test_padding_is_never_calibrated_on() -> None:
     mask[1, 12:] = 0  # and at the right
     found = read([{"input_ids": ids, "attention_mask": mask}])
     assert found.ids_ST.tolist() == [ids[0, 8:].tolist(), ids[1, :12].tolist()]
+    assert read(DataLoader(TensorDataset(ids, mask), batch_size=2)).ids_ST.equal(found.ids_ST)
     all_padding = torch.cat([mask, torch.zeros(1, 20, dtype=torch.int64)])
     ids = torch.cat([ids, torch.zeros(1, 20, dtype=torch.int64)])
     assert len(read([{"input_ids": ids, "attention_mask": all_padding}]).ids_ST) == 2
@@ -150,6 +155,7 @@ def test_data_sets(tokenizer: Any) -> None:
 def test_names_and_paths() -> None:
     assert given("c4") == "c4"
     assert given(Path("a") / "b.txt") == "a/b.txt"
+    assert given(Path("general")) == "./general"
 
 
 WRONG: dict[str, tuple[Any, str]] = {
@@ -158,6 +164,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "nothing": (None, "NoneType is no calibration data\nhint: give a path"),
     "a number": (3, "int is no calibration data"),
     "an object": (object(), "object is no calibration data"),
+    "bytes": (b"text", "bytes is no calibration data"),
     "a mapping": ({"a": 1}, "dict is no calibration data"),
     "numbers": ([1.5, 2.5], "item 0: float is no calibration data"),
     "floats": (torch.rand(2, 16), r"float32 numbers \[2, 16\], where integer token ids are expected"),
@@ -174,9 +181,14 @@ WRONG: dict[str, tuple[Any, str]] = {
     "one chat": (CHAT, "one chat, a list of .* where a list of chats is expected\nhint: give .chat."),
     "a dict of another kind later": ([{"input_ids": IDS}, {"text": "x"}], "item 1: no input_ids among text"),
     "a mask of another shape": ([{"input_ids": IDS, "attention_mask": IDS[0]}], "must have the shape of input_ids"),
+    "a mask of other rows": (
+        [{"input_ids": [[1] * 9, [2] * 9], "attention_mask": [[1] * 9]}],
+        r"attention_mask \(1 rows\) must have the shape of input_ids \(2 rows\)",
+    ),
+    "no mask": ([{"input_ids": IDS, "attention_mask": "x"}], "must have the shape of input_ids"),
     "strings in a dict": ([{"input_ids": "text"}], "item 0: str is no calibration data"),
     "a ragged list in a tensor": ([{"input_ids": [[1, "x"]]}], "item 0: list is no calibration data"),
-    "an empty tuple": ([()], "item 0: tuple is no calibration data"),
+    "an empty tuple": ([()], "item 0: no token ids in it"),
     "nested": ([[[["x"]]]], "item 0: list is no calibration data"),
 }
 

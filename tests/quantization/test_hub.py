@@ -10,6 +10,7 @@ import pytest
 
 from quantkit.errors import UserError
 from quantkit.quantization.calibration.hub import check_hub, hub_rows
+from quantkit.quantization.calibration.sources import Place, place_rows
 
 datasets = pytest.importorskip("datasets", reason="the datasets package is optional")
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,3 +113,10 @@ def test_the_command_says_it_in_one_line(tmp_path: Path, how: dict[str, str]) ->
     assert (done.returncode, done.stdout, len(lines)) == (2, "", 2)
     assert lines[0].startswith("error: calibration.data 'c4': no file of that name, and the Hub ")
     assert not any(line.endswith(("| torch", "| datasets")) for line in done.stderr.splitlines())
+
+
+def test_lines_of_wikitext_become_articles(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["", " = One = \n", "", " a line \n", " = = Part = = \n", " more \n", " = Two = \n", " end \n"]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: iter([{"text": line} for line in lines]))
+    rows = [row["text"] for _, row in place_rows(Place("wikitext", None, None))]
+    assert rows == ["", " = One = \n a line \n = = Part = = \n more \n", " = Two = \n end \n"]

@@ -67,7 +67,8 @@ def token_batches(
 
     max_positions: the model's longest sequence; widest: input features of the widest calibrated linear, for auto;
     held_out: how many windows beside those at most, or a function of (samples, seq_len) that says so; notes: remarks
-    for the report are appended; given: data that replaces the recipe's; vocabulary: how many token ids the model has.
+    for the report are appended; given: data that replaces the recipe's; vocabulary: how many token ids the
+    model has.
     Raises UserError for missing, empty, too short, non-UTF-8 or malformed data, naming file and line or byte.
     """
     wanted = amount(calibration, widest=widest, max_positions=max_positions)
@@ -102,7 +103,8 @@ def token_batches(
         )
     ids_ST = torch.tensor(chosen, dtype=torch.int64)
     held_out_HT = torch.tensor(beside, dtype=torch.int64) if beside else None
-    _check_vocabulary(ids_ST, held_out_HT, vocabulary)
+    if tokens_given:  # those of the model's own tokenizer are its own
+        _check_vocabulary(ids_ST, held_out_HT, vocabulary)
     bos = getattr(tokenizer, "bos_token_id", None)
     starts = bos is not None and bool((ids_ST[:, 0] == bos).all())
     return CalibrationTokens(ids_ST, held_out_HT, starts, tuple(source.record for source in sources))

@@ -1,16 +1,18 @@
 """Calibration data given from Python -> text rows or token sequences. Everything that is neither is one UserError."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
 
 from quantkit.errors import UserError
 from quantkit.quantization.calibration.json_rows import Row
+from quantkit.recipe.data_sets import is_known
 
 TAKEN = (
     "a path or a data set's name, a list of texts, a list of chats (each a list of {role, content}), "
@@ -52,7 +54,8 @@ def given(calibration: object) -> str | Given:
     if isinstance(calibration, str | Path):
         if not str(calibration).strip():
             raise UserError(f"calibration: an empty text names nothing\nhint: give {TAKEN}")
-        return str(calibration)
+        written = str(calibration)  # a Path is a path, where a text of the same name is a data set
+        return f"./{written}" if isinstance(calibration, Path) and is_known(written) else written
     if isinstance(calibration, Mapping) and "input_ids" in calibration:
         return GivenTokens("token ids", _sequences(calibration, "calibration"), whole=True)
     if isinstance(calibration, Tensor) or _is_array(calibration):
@@ -62,7 +65,9 @@ def given(calibration: object) -> str | Given:
         if not isinstance(calibration.get("train"), Iterable):
             raise _wrong("calibration", calibration)
         calibration = calibration["train"]  # a DatasetDict
-    if not isinstance(calibration, Iterable):
+    if isinstance(calibration, TorchDataset) and not isinstance(calibration, Iterable):
+        calibration = map(calibration.__getitem__, range(len(calibration)))  # type: ignore[arg-type]
+    if not isinstance(calibration, Iterable) or isinstance(calibration, bytes | bytearray):
         raise _wrong("calibration", calibration)
     iterator = iter(calibration)
     try:
@@ -115,16 +120,26 @@ def _sequences(item: Any, place: str) -> Iterator[list[int]]:
         if "input_ids" not in item:
             raise UserError(f"{place}: no input_ids among {', '.join(map(str, item))}\nhint: give {TAKEN}")
         item, mask = item["input_ids"], item.get("attention_mask")
-    elif isinstance(item, tuple) or (isinstance(item, list) and item and isinstance(item[0], Tensor)):
-        if not item:
-            raise _wrong(place, item)
-        item = item[0]  # what a DataLoader makes of a TensorDataset
+    elif isinstance(item, list | tuple) and item and all(isinstance(part, Tensor) for part in item):
+        parts: list[Tensor] = list(item)
+        if not _is_mask(parts) and len(parts) > 1 and all(part.ndim == 1 for part in parts):
+            for part in parts:
+                yield from _cut(_tensor(part, place), None, place)
+            return
+        item, mask = parts[0], parts[1] if _is_mask(parts) else None  # what a DataLoader makes of a TensorDataset
     if isinstance(item, list) and item and all(isinstance(row, list) for row in item):  # ragged rows are fine
-        masks = [None] * len(item) if mask is None else mask
+        masks = [None] * len(item) if mask is None else list(mask)
+        if len(masks) != len(item):
+            raise _other_shape(place, f"{len(masks)} rows", f"{len(item)} rows")
         for row, row_mask in zip(item, masks, strict=True):
             yield from _cut(_tensor(row, place), row_mask, place)
         return
     yield from _cut(_tensor(item, place), mask, place)
+
+
+def _is_mask(parts: Sequence[Tensor]) -> bool:
+    """Whether the second of a batch's tensors is an attention mask: of the first one's shape, all of it 0 or 1."""
+    return len(parts) > 1 and parts[1].shape == parts[0].shape and bool(((parts[1] == 0) | (parts[1] == 1)).all())
 
 
 def _cut(ids: Tensor, mask: Any, place: str) -> Iterator[list[int]]:
@@ -132,12 +147,12 @@ def _cut(ids: Tensor, mask: Any, place: str) -> Iterator[list[int]]:
     if mask is None:
         yield from ids.reshape(-1, ids.shape[-1]).tolist()
         return
-    mask = torch.as_tensor(mask).cpu()
+    try:
+        mask = torch.as_tensor(mask).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise _other_shape(place, _shown(mask), str(list(ids.shape))) from None
     if mask.shape != ids.shape:
-        raise UserError(
-            f"{place}: attention_mask {list(mask.shape)} must have the shape of input_ids {list(ids.shape)}\n"
-            "hint: give the two of one tokenizer call"
-        )
+        raise _other_shape(place, str(list(mask.shape)), str(list(ids.shape)))
     rows = zip(ids.reshape(-1, ids.shape[-1]), mask.reshape(-1, ids.shape[-1]) != 0, strict=True)
     for row, real in rows:
         where = real.nonzero().flatten()
@@ -148,6 +163,13 @@ def _cut(ids: Tensor, mask: Any, place: str) -> Iterator[list[int]]:
             )
         if len(where):
             yield row[where].tolist()
+
+
+def _other_shape(place: str, mask: str, ids: str) -> UserError:
+    return UserError(
+        f"{place}: attention_mask ({mask}) must have the shape of input_ids ({ids})\n"
+        "hint: give the two of one tokenizer call"
+    )
 
 
 def _tensor(item: Any, place: str) -> Tensor:

@@ -98,7 +98,9 @@ def read_tokens(given: GivenTokens, wanted: Amount, held: int, longest: int) -> 
     """
     kept = list(_take(given, wanted, held))
     if not kept:
-        raise UserError(f"calibration: no token ids in the {given.name}: every sequence is empty or padding alone")
+        raise UserError(
+            f"calibration ({given.name}): every sequence is empty or padding alone\nhint: give some token ids"
+        )
     digest = hashlib.sha256(repr(kept).encode()).hexdigest()
     material: Material = Stream(list(itertools.chain(*kept))) if given.stream else Sequences(kept, split=True)
     samples, seq_len = wanted.samples, wanted.seq_len

@@ -16,6 +16,7 @@ from quantkit.recipe.data_sets import GENERAL, data_set, is_known
 from quantkit.recipe.sections import Calibration
 from quantkit.texts import general
 
+TITLE = re.compile(r" = [^=].*[^=] = \n?")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]*){0,2}")
 
 
@@ -90,11 +91,26 @@ def place_rows(place: Place) -> Iterator[Row]:
         for number, row in enumerate(general("calibration")):
             yield f"{GENERAL} row {number}", row
     elif place.path is None:
-        yield from hub.hub_rows(place.data, place.column)
+        rows = hub.hub_rows(place.data, place.column)
+        yield from _articles(rows) if data_set(place.data).lines and place.column is None else rows
     elif place.path.is_dir():
         yield from _folder_rows(place.path)
     else:
         yield from file_rows(place.path, file_kind(place.path), place.column)
+
+
+def _articles(rows: Iterator[Row]) -> Iterator[Row]:
+    """Rows of lines as rows of articles: the first line of one is ` = Title = `."""
+    start, lines = "", list[str]()
+    for place, row in rows:
+        line = str(row["text"])
+        if TITLE.fullmatch(line) and lines:
+            yield start, {"text": "".join(lines)}
+            lines = []
+        start = start if lines else place
+        lines.append(line)
+    if lines:
+        yield start, {"text": "".join(lines)}
 
 
 def _check_folder(path: Path) -> None:
