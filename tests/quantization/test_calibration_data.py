@@ -244,6 +244,7 @@ def test_columns_of_tables(qwen: Any, tmp_path: Path) -> None:
         pyarrow.table({"prompt": ["one?"], "completion": [" a zebra"], "n": [1]}), tmp_path / "t.parquet"
     )
     assert text_of(qwen, str(tmp_path / "t.parquet")) == "one? a zebra"
+    assert text_of(qwen, str(tmp_path / "t.parquet"), column="completion") == " a zebra"
     csv = text_file(tmp_path, "instruction;input;output\nadd;3;a zebra\n", "t.csv")
     assert text_of(qwen, csv) == "add\n\n3\n\na zebra"
 
