@@ -1,10 +1,10 @@
 """The widest calibrated linear, on which the automatic amount of calibration text depends."""
 
 import pytest
-from tests.tiny_models import tiny_model
 
 from quantkit.quantization.calibration.widest import widest_input
 from quantkit.recipe.recipe import Recipe
+from tests.tiny_models import tiny_model
 
 
 @pytest.mark.parametrize(
