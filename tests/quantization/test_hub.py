@@ -33,7 +33,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append((name, subset, split, streaming))
         assert not datasets.is_progress_bar_enabled()
         for logger in ("datasets.load", "huggingface_hub.utils._http"):
-            assert not logging.getLogger(logger).isEnabledFor(logging.ERROR)
+            assert not logging.getLogger(logger).isEnabledFor(logging.WARNING)
         kinds = {
             "HuggingFaceH4/ultrachat_200k": "ultrachat",
             "abisee/cnn_dailymail": "cnn_dailymail",
@@ -60,7 +60,7 @@ def test_names_mean_sets(asked: list[Any], name: str, column: str | None, call: 
     assert list(hub_rows(name, column)) == [(f"{name} row {n}", row) for n in range(2)]
     assert asked == [(*call, True)]
     assert datasets.is_progress_bar_enabled()
-    assert logging.getLogger("datasets.load").isEnabledFor(logging.ERROR)
+    assert logging.getLogger("datasets.load").isEnabledFor(logging.WARNING)
 
 
 def test_a_set_that_the_hub_does_not_have(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
