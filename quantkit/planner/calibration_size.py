@@ -8,6 +8,7 @@ from quantkit.quantization.calibration.amount import Amount, amount
 from quantkit.quantization.calibration.data import token_batches
 from quantkit.quantization.calibration.sources import Place, check_sources, place_rows
 from quantkit.quantization.calibration.widest import widest_input
+from quantkit.quantization.held_out import windows_for
 from quantkit.recipe.data_sets import GENERAL
 from quantkit.recipe.recipe import Recipe
 from quantkit.recipe.sections import Calibration
@@ -53,6 +54,8 @@ def check_text(recipe: Recipe, inventory: ModelInventory, folder: Path, trust_re
         locate_tokenizer(folder, trust_remote_code),
         max_positions=getattr(text, "max_position_embeddings", None),
         widest=widest_input(inventory.model, recipe),
+        held_out=windows_for,
+        vocabulary=getattr(text, "vocab_size", None),
     )
 
 

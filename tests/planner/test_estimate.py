@@ -270,7 +270,9 @@ SAME: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", SAME)
 def test_what_one_refuses_the_other_refuses_in_the_same_words(tmp_path: Path, case: str) -> None:
-    tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "m")
+    model = tiny_model("llama").to(torch.bfloat16)
+    model.resize_token_embeddings(4096, mean_resizing=False)  # the tokenizer's
+    model.save_pretrained(tmp_path / "m")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "m" / name).write_bytes((FILE.parent / name).read_bytes())
     data = {"output": {"engine": None}} | SAME[case] | {"model": str(tmp_path / "m")}

@@ -88,7 +88,9 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
 
 
 def model_folder(folder: Path) -> Path:
-    tiny_model("llama").to(torch.bfloat16).save_pretrained(folder)
+    model = tiny_model("llama").to(torch.bfloat16)
+    model.resize_token_embeddings(4096, mean_resizing=False)  # the tokenizer's
+    model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(MODEL / name, folder)
     return folder
