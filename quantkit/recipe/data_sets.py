@@ -41,13 +41,14 @@ def is_known(data: str) -> bool:
 def data_set(data: str) -> DataSet:
     """The Hub data set that NAME, NAME:SUBSET, NAME:SUBSET:SPLIT or NAME::SPLIT names.
 
-    A name of the table brings its own subset, split and column. A bare name that is nearly one of the table, and a name
-    with too many parts, are a UserError.
+    A name of the table, or the Hub id there, brings its own subset, split and column. A bare name that is nearly one of
+    the table, and a name with too many parts, are a UserError.
     """
-    name, subset, split, *rest = [*data.split(":"), "", ""]
-    if rest[2:] or not name or data.count(":") > 2:
+    name, subset, split = [*data.split(":"), "", ""][:3]
+    if not name or data.count(":") > 2:
         raise UserError(f"no data set {data!r}\nhint: write NAME, NAME:SUBSET, NAME:SUBSET:SPLIT or NAME::SPLIT")
-    if "/" not in name and name not in DATA_SETS and (hint := did_you_mean(name, NAMES, cutoff=0.75)):
+    if "/" not in name and name not in DATA_SETS and (hint := did_you_mean(name.lower(), NAMES, cutoff=0.75)):
         raise UserError(f"no file and no data set {name!r}\nhint: {hint.removeprefix('; ')}")
-    found = DATA_SETS.get(name, DataSet(name, None, "train", None))
+    by_id = {known.hub_id: known for known in reversed(DATA_SETS.values())}
+    found = DATA_SETS.get(name) or by_id.get(name) or DataSet(name, None, "train", None)
     return replace(found, subset=subset or found.subset, split=split or found.split)

@@ -14,6 +14,7 @@ from quantkit.algorithms import gptq as module
 from quantkit.algorithms.coordinate_descent import sweep
 from quantkit.algorithms.gptq import Factor, accumulate, factor, finish, gptq, refit
 from quantkit.algorithms.rtn import rtn
+from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.errors import RunError, UserError
 from quantkit.grids.columns import GroupScales
 from quantkit.grids.dequantize import (

@@ -125,6 +125,19 @@ def test_auto_takes_what_there_is(qwen: Any, tmp_path: Path) -> None:
     assert read(qwen, text_file(tmp_path, words(60))).ids_ST.shape == (1, len(plain(qwen, words(60))))
 
 
+def test_auto_length_of_documents(qwen: Any, tmp_path: Path) -> None:
+    documents = [words(count, count) for count in (20, 60, 61, 62, 200)]
+    data = rows_file(tmp_path, *({"text": text} for text in documents))
+    lengths = sorted(len(plain(qwen, text)) for text in documents)
+    notes: list[str] = []
+    found = read(qwen, data, notes, packing="document")
+    assert found.ids_ST.shape == (4, lengths[1])  # the most tokens that windows of one length keep
+    assert f"calibration: 1 documents shorter than {lengths[1]} tokens were skipped" in notes
+    assert read(qwen, data, packing="document", samples=1).ids_ST.shape == (1, lengths[-1])
+    with pytest.raises(UserError, match="5 of 5 documents have 8 tokens, 6 are needed"):
+        read(qwen, data, packing="document", samples=6)
+
+
 def test_given_numbers_are_held_to(qwen: Any, tmp_path: Path) -> None:
     data = text_file(tmp_path, words(100))
     have = len(plain(qwen, words(100)))
@@ -244,6 +257,7 @@ def test_columns_of_tables(qwen: Any, tmp_path: Path) -> None:
         pyarrow.table({"prompt": ["one?"], "completion": [" a zebra"], "n": [1]}), tmp_path / "t.parquet"
     )
     assert text_of(qwen, str(tmp_path / "t.parquet")) == "one? a zebra"
+    assert text_of(qwen, str(tmp_path / "t.parquet"), column="completion") == " a zebra"
     csv = text_file(tmp_path, "instruction;input;output\nadd;3;a zebra\n", "t.csv")
     assert text_of(qwen, csv) == "add\n\n3\n\na zebra"
 

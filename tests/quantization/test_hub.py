@@ -1,5 +1,6 @@
 """Data sets of the Hub by name: what is asked of `datasets`, and one short message where the Hub cannot be reached."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -30,6 +31,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def load_dataset(name: str, subset: str | None, *, split: str, streaming: bool) -> Any:
         calls.append((name, subset, split, streaming))
+        assert not datasets.is_progress_bar_enabled()
+        for logger in ("datasets.load", "huggingface_hub.utils._http"):
+            assert not logging.getLogger(logger).isEnabledFor(logging.WARNING)
         kinds = {
             "HuggingFaceH4/ultrachat_200k": "ultrachat",
             "abisee/cnn_dailymail": "cnn_dailymail",
@@ -55,6 +59,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_names_mean_sets(asked: list[Any], name: str, column: str | None, call: tuple[Any, ...], row: Any) -> None:
     assert list(hub_rows(name, column)) == [(f"{name} row {n}", row) for n in range(2)]
     assert asked == [(*call, True)]
+    assert datasets.is_progress_bar_enabled()
+    assert logging.getLogger("datasets.load").isEnabledFor(logging.WARNING)
 
 
 def test_a_set_that_the_hub_does_not_have(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def test_loud_channels_leave_the_float_model_alone(tmp_path: Path) -> None:
 def test_static_int8_collapses_and_recovers(tmp_path: Path) -> None:
     calibration = {"data": str(TINY / "calibration.txt"), "samples": 8, "seq_len": 128}
     trained, planted, smoothed = rows(TINY, TINY / "eval.txt", calibration, tmp_path, 2048)
-    trained, planted, smoothed = (found["kl"]["mean"]["value"] for _, _, found in (trained, planted, smoothed))
+    trained, planted, smoothed = (found.divergence.kl_mean.value for _, _, found in (trained, planted, smoothed))
     assert trained < 0.05
     assert planted > 0.5
     assert planted > 10 * smoothed

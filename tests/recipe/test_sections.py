@@ -105,12 +105,14 @@ def test_names_of_data_sets() -> None:
     found = data_set("me/mine:small:test")
     assert (found.hub_id, found.subset, found.split, found.column) == ("me/mine", "small", "test", None)
     assert data_set("wikitext2").split == "test"
+    assert data_set("Salesforce/wikitext") == DATA_SETS["wikitext"]
+    assert data_set("HuggingFaceH4/ultrachat_200k").split == "train_sft"
 
 
 @pytest.mark.parametrize(
     ("name", "near"),
     [("ultrachatt", "ultrachat"), ("wikitxt", "wikitext"), ("fineweb_edu", "fineweb-edu"), ("pile10k", "pile-10k"),
-     ("genral", "general"), ("cnn-dailymail", "cnn_dailymail"), ("c44", "c4")],
+     ("genral", "general"), ("cnn-dailymail", "cnn_dailymail"), ("c44", "c4"), ("C4", "c4"), ("WikiText", "wikitext")],
 )  # fmt: skip
 def test_misspelt_names(name: str, near: str) -> None:
     with pytest.raises(UserError, match=f"no file and no data set '{name}'\nhint: did you mean '{near}'"):

@@ -1,6 +1,5 @@
 """Rows of data sets on the Hub, streamed through `datasets`; a Hub that cannot be reached is one message in seconds."""
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import UserError
+from quantkit.library_output import quiet_libraries
 from quantkit.quantization.calibration.json_rows import Row
 from quantkit.recipe.data_sets import GENERAL, DataSet, data_set
 
@@ -27,30 +27,6 @@ def datasets_package() -> Any:
     return datasets
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No bars and no log lines of `datasets` and the Hub's library inside; afterwards as before."""
-    datasets = datasets_package()
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub", "fsspec", "httpx", "httpx2")]
-    levels = [logger.level for logger in loggers]
-    shown, hub_shown = datasets.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        datasets.disable_progress_bars()
-        disable_progress_bars()
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if shown:
-            datasets.enable_progress_bars()
-        if hub_shown:
-            enable_progress_bars()
-
-
 def hub_rows(data: str, column: str | None = None) -> Iterator[Row]:
     """Rows of a Hub data set in order, read as they are asked for.
 
@@ -61,7 +37,7 @@ def hub_rows(data: str, column: str | None = None) -> Iterator[Row]:
     """
     wanted = data_set(data)
     datasets = datasets_package()
-    with quiet():
+    with quiet_libraries():
         unreachable = _unreachable(data, wanted)
         with _switched_off(datasets, unreachable is not None):
             try:

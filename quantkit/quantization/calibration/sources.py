@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.errors import UserError
+from quantkit.library_output import quiet_libraries
 from quantkit.paths import user_path
 from quantkit.quantization.calibration import hub
 from quantkit.quantization.calibration.files import BY_NAME, PACKED, READ, REFUSED_NAMES, file_kind
@@ -122,9 +123,10 @@ def _check_folder(path: Path) -> None:
 
 
 def _folder_rows(path: Path) -> Iterator[Row]:
-    with hub.quiet():
+    datasets = hub.datasets_package()
+    with quiet_libraries():
         try:
-            table = hub.datasets_package().load_from_disk(str(path))
+            table = datasets.load_from_disk(str(path))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path}: the data set cannot be read: {error}") from error
         if isinstance(table, dict):
