@@ -42,7 +42,7 @@ SOURCES = (
            ("*/src/testdata/Isaac.Newton-Opticks.txt",), reader="book", per_file=40),
     Source("npm:pyodide@0.28.0", "b6f6cfe9077e5f2c1a778e27b2a56f9dfc96501a98d1263a8aa191535e75a5bb",
            "PSF-2.0 (the library's files)", "code", "modules of Python 3.13's standard library", 250_000,
-           ("python_stdlib.zip/*.py",),
+           ("*/python_stdlib.zip/*.py",),
            ("*_sysconfigdata*", "*encodings/*", "*pydoc_data*", "*site-packages*", "*/_py*", "*test*", "*webbrowser*"),
            ("tiny-llama/LICENSE.python",)),
     Source("npm:sqlite3@5.1.7", "44cc9bdee02705a7b636f76968d745e21c1d0b2f1c62810c678bc3b0ececab1b",
