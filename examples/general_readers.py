@@ -184,10 +184,14 @@ def messages(name: str, text: str) -> str:
         return ""
     pairs = []
     for entry in text.split("\n\n"):
-        found = re.search(r'^msgid (.*?)^msgstr (.*)', entry, re.DOTALL | re.MULTILINE)
+        found = re.search(r"^msgid (.*?)^msgstr (.*)", entry, re.DOTALL | re.MULTILINE)
         if found and "fuzzy" not in entry and "msgid_plural" not in entry:
-            source, target = ("".join(re.findall(r'^"?(.*?)"?$', part.replace('"\n"', ""))[:1]) for part in found.groups())
-            source, target = (part.strip().strip('"').replace('\\n', "\n").replace('\\"', '"') for part in (source, target))
+            source, target = (
+                "".join(re.findall(r'^"?(.*?)"?$', part.replace('"\n"', ""))[:1]) for part in found.groups()
+            )
+            source, target = (
+                part.strip().strip('"').replace("\\n", "\n").replace('\\"', '"') for part in (source, target)
+            )
             if len(source) > 25 and target and "Project-Id" not in target:
                 pairs.append(f"en: {source}\n{language}: {target}")
     return "\n\n".join(pairs)

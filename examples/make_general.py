@@ -77,7 +77,9 @@ def rows_of(source: Source, data: bytes, seen: Duplicates) -> tuple[list[dict], 
             if len(files) == 1:
                 to = int(number % round(1 + 1 / HELD_OUT) == 5)
             if sizes[to] < wanted[to] and seen.new(part):
-                parts[to].append({"kind": source.kind, "source": source.package, "text": part, "group": name_group(source, name)})
+                parts[to].append(
+                    {"kind": source.kind, "source": source.package, "text": part, "group": name_group(source, name)}
+                )
                 sizes[to] += len(part.encode())
     return parts[0], parts[1]
 
@@ -99,7 +101,11 @@ def interleaved(rows: list[dict]) -> list[dict]:
     placed = []
     for groups in by_kind.values():
         chance = random.Random(0)
-        inside = [((i + chance.random()) / len(group), name, row) for name, group in sorted(groups.items()) for i, row in enumerate(group)]
+        inside = [
+            ((i + chance.random()) / len(group), name, row)
+            for name, group in sorted(groups.items())
+            for i, row in enumerate(group)
+        ]
         ordered = [row for _, _, row in sorted(inside, key=lambda item: item[:2])]
         total = sum(size(row) for row in ordered)
         done = 0
@@ -137,7 +143,9 @@ def main(folder: Path) -> None:
         notices |= {source.package: notice(source, data)} if source.notice else {}
     for part, rows in zip(parts, own_documents(HERE / "general_chats"), strict=True):
         part += rows
-    hashes = {name: write_part(name, interleaved(rows)) for name, rows in zip(("calibration", "held-out"), parts, strict=True)}
+    hashes = {
+        name: write_part(name, interleaved(rows)) for name, rows in zip(("calibration", "held-out"), parts, strict=True)
+    }
     (TEXTS / "SOURCES.md").write_text(sources_page(hashes), encoding="utf-8")
     (TEXTS / "LICENSES.txt").write_text(
         "\n\n".join(f"{'=' * 100}\n{package}\n{'=' * 100}\n\n{text}" for package, text in notices.items()) + "\n",
@@ -159,7 +167,9 @@ def sources_page(hashes: dict[str, str]) -> str:
     """SOURCES.md: a table of the sources."""
     lines = [f"| `{s.package}` | {s.kind} | {s.what} | {s.licence} |" for s in SOURCES]
     lines.append("| `own` | maths, tables, code, chat | written for this data set | Apache-2.0, as quantkit |")
-    return SOURCES_PAGE.format(lines="\n".join(lines), **{name.replace("-", "_"): value for name, value in hashes.items()})
+    return SOURCES_PAGE.format(
+        lines="\n".join(lines), **{name.replace("-", "_"): value for name, value in hashes.items()}
+    )
 
 
 SOURCES_PAGE = """# Sources of the data set `general`
