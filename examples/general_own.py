@@ -1,4 +1,4 @@
-"""Own documents of the data set `general`: chats from the files in general_chats, maths and tables made from templates."""
+"""Own documents of the data set `general`: chats from general_chats, maths and tables made from templates."""
 
 import re
 from pathlib import Path

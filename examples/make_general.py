@@ -20,7 +20,7 @@ from general_sources import SOURCES, Source
 
 HERE = Path(__file__).resolve().parent
 TEXTS = HERE.parent / "quantkit" / "texts"
-HELD_OUT = 0.09  # the held-out part's bytes against the calibration part's
+HELD_OUT = 0.07  # the held-out part's bytes against the calibration part's
 SHORTEST, LONGEST = 500, 9_000  # bytes of a document
 KINDS = ("prose", "code", "maths", "tables", "languages", "chat")
 
@@ -65,7 +65,7 @@ class Duplicates:
 
 
 def rows_of(source: Source, data: bytes, seen: Duplicates) -> tuple[list[dict], list[dict]]:
-    """Rows of a package for calibration and held out, never of the same file where it has several."""
+    """Rows of a package for calibration and held out: other files, or other pages of one language or book."""
     files = [(name, content) for name, content in members(data) if taken(source, name)]
     parts: list[list[dict]] = [[], []]
     sizes, wanted = [0, 0], [source.size, source.size * HELD_OUT]
@@ -73,9 +73,9 @@ def rows_of(source: Source, data: bytes, seen: Duplicates) -> tuple[list[dict], 
         text = clean(READERS[source.reader](name, content.decode("utf-8", errors="strict")))
         found = sorted(documents(text, name), key=rank)[: source.per_file]
         to = 1 if sizes[1] < wanted[1] and sizes[0] > 2 * sizes[1] else 0
-        for number, part in enumerate(found):
-            if len(files) == 1:
-                to = int(number % round(1 + 1 / HELD_OUT) == 5)
+        for part in found:
+            if len(files) == 1 or source.kind == "languages":  # no language is left out of the calibration part
+                to = int((len(parts[0]) + len(parts[1])) % round(1 + 1 / HELD_OUT) == 5)
             if sizes[to] < wanted[to] and seen.new(part):
                 parts[to].append(
                     {"kind": source.kind, "source": source.package, "text": part, "group": name_group(source, name)}
@@ -174,8 +174,8 @@ def sources_page(hashes: dict[str, str]) -> str:
 
 SOURCES_PAGE = """# Sources of the data set `general`
 
-Written by the script `make_general.py`. Every row's "source" is in the first column. The texts are cut into documents of
-0.5 to 9 kB and cleaned (no control characters, no licence comments at the top); nothing else is changed. The licence
+Written by the script `make_general.py`. Every row's "source" is in the first column. The texts are cut into documents
+of 0.5 to 9 kB and cleaned (no control characters, no licence comments at the top); nothing else is changed. The licence
 texts that must go with them are in LICENSES.txt.
 
 - calibration.jsonl.xz: sha256 `{calibration}`
