@@ -27,7 +27,7 @@ CLIENTS = {
 NESTED = re.compile(r"(python_stdlib\.zip|sqlite-autoconf-\d+\.tar\.gz)$")  # archives in archives that are read
 
 # the tags of UDHR texts, and Django's names for languages; scripts and families as varied as models meet
-DECLARATIONS = """eng spa fra deu_1996 ita por_PT por_BR nld swe dan fin pol ces hun ron_2006 ell rus ukr bul tur arb heb
+DECLARATIONS = """eng spa fra deu_1996 ita por_PT por_BR nld swe dan fin pol ces hun ron_2006 ell_monotonic rus ukr bul tur arb heb
 pes_1 hin ben tam tel urd tha vie ind jpn kor cmn_hans cmn_hant kat hye swh amh cat lit""".split()
 MESSAGES = """ar bg bn cs da de el es fa fi fr he hi hu hy id it ja ka ko nl pl pt_BR ro ru sv sw ta th tr uk ur vi zh_Hans
 zh_Hant""".split()

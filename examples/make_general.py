@@ -11,6 +11,7 @@ import lzma
 import random
 import re
 import sys
+import unicodedata
 from collections import defaultdict
 from pathlib import Path
 
@@ -31,10 +32,10 @@ def rank(name: str) -> int:
 
 
 def clean(text: str) -> str:
-    """Unix lines, no control or private characters, no trailing blanks, at most one empty line in a row."""
-    text = text.replace("\r\n", "\n").replace("\t", "    ").replace("\u00a0", " ").replace("\u00ad", "")
-    text = "".join(c for c in text if c == "\n" or (c.isprintable() or c in "\u200c\u200d\u3000"))
-    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ ]+\n", "\n", text)).strip("\n")
+    """Unix lines, composed letters, no control characters, no trailing blanks, at most one empty line in a row."""
+    text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\u00a0", " ").replace("\u00ad", "")
+    text = "".join(c for c in text if c in "\n\t\u200c\u200d\u3000" or c.isprintable())
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip("\n")
 
 
 def documents(text: str, name: str) -> list[str]:
