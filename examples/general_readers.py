@@ -35,7 +35,8 @@ zh_Hant""".split()
 
 def fetched(package: str, sha256: str, folder: Path) -> bytes:
     """The archive of CLIENT:NAME@VERSION, from `folder` where it is there already. Exits where its hash is another."""
-    client, name, version = re.fullmatch(r"([\w-]+):(.+)@([^@]+)", package).groups()
+    client, rest = package.split(":", 1)
+    name, version = rest.rsplit("@", 1)
     found = matching(folder, sha256)
     if found is None:
         command = [word.format(name=name, version=version) for word in CLIENTS[client]]
@@ -70,7 +71,7 @@ def members(data: bytes) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         for entry in sorted(tar.getmembers(), key=lambda entry: entry.name):
             if entry.isfile():
-                yield from opened(entry.name, tar.extractfile(entry).read())
+                yield from opened(entry.name, (tar.extractfile(entry) or io.BytesIO()).read())
 
 
 def opened(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:

@@ -39,7 +39,7 @@ def clean(text: str) -> str:
 
 
 def documents(text: str, name: str) -> list[str]:
-    """The text cut at empty lines before unindented ones, into documents of 1 to 8 kB."""
+    """The text cut at empty lines before unindented ones: 0.5 to 9 kB each, those with a copyright line left out."""
     found, current = [], ""
     target = 1_000 + rank(name) % 3_500
     for block in re.split(r"\n\n(?=\S)", text):
@@ -47,7 +47,11 @@ def documents(text: str, name: str) -> list[str]:
             found.append(current)
             current, target = "", 1_000 + rank(name + str(len(found))) % 3_500
         current += ("\n\n" if current else "") + block
-    return [part for part in (*found, current) if SHORTEST <= len(part.encode()) <= LONGEST]
+    return [
+        part
+        for part in (*found, current)
+        if SHORTEST <= len(part.encode()) <= LONGEST and not re.search("copyright|\ufffd", part, re.IGNORECASE)
+    ]
 
 
 class Duplicates:
@@ -167,7 +171,7 @@ def notice(source: Source, data: bytes) -> str:
 def sources_page(hashes: dict[str, str]) -> str:
     """SOURCES.md: a table of the sources."""
     lines = [f"| `{s.package}` | {s.kind} | {s.what} | {s.licence} |" for s in SOURCES]
-    lines.append("| `own` | maths, tables, code, chat | written for this data set | Apache-2.0, as quantkit |")
+    lines.append("| `own` | maths, tables, chat | written for this data set | Apache-2.0, as quantkit |")
     return SOURCES_PAGE.format(
         lines="\n".join(lines), **{name.replace("-", "_"): value for name, value in hashes.items()}
     )

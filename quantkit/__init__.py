@@ -13,7 +13,8 @@ paths.py      `~` in paths
 types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
 progress.py   one progress line
 device_names.py   names of devices, checked without torch
-cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verify/ planner/ runtime/ report/   packages
+cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verify/ planner/ runtime/ report/ texts/
+    packages
 """
 
 from importlib import import_module

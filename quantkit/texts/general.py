@@ -17,8 +17,8 @@ PARTS: tuple[str, ...] = get_args(Part)
 def general(part: Part = "calibration") -> Iterator[dict[str, Any]]:
     """The rows of one part, in the file's order, decompressed as they are asked for.
 
-    A row has "kind" (prose, code, maths, tables, languages or chat), "source" (a heading of SOURCES.md) and either "text"
-    (str, 0.5 to 9 kB) or, for kind "chat", "messages": a list of {"role": "system" | "user" | "assistant", "content"}.
+    A row has "kind" (prose, code, maths, tables, languages or chat), "source" (a row of SOURCES.md) and either "text"
+    (str, 0.3 to 9 kB) or, for kind "chat", "messages": a list of {"role": "system" | "user" | "assistant", "content"}.
     The kinds are interleaved in fixed shares, so that any prefix of some hundred rows is a sample of the whole.
 
     Raises UserError for any other part, at the call.

@@ -120,7 +120,7 @@ def test_chats_have_their_roles_in_turn(calibration: list[Row], held_out: list[R
 
 
 def test_no_text_is_there_twice(calibration: list[Row], held_out: list[Row]) -> None:
-    """Neither whole rows nor, between the parts, paragraphs of more than 120 characters (our own come from templates)."""
+    """Neither whole rows nor, between the parts, paragraphs of 120 characters or more (our own: templates)."""
     whole = Counter(str(row.get("text", row.get("messages"))) for row in (*calibration, *held_out))
     assert whole.most_common(1)[0][1] == 1
     kept, apart = (
