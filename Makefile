@@ -9,6 +9,7 @@ OLDEST := .venv-oldest
 PIP_INSTALL := pip install --disable-pip-version-check -q
 PYTEST := pytest -n logical --maxprocesses 8 --dist loadfile
 TEXT := --text examples/tiny-llama/eval.txt --tokens 32768
+CALIBRATION := --calibration examples/tiny-llama/calibration.txt --samples 128 --seq-len 256
 RESULT := out/tiny-llama-awq
 
 .PHONY: demo test test-oldest clean FORCE
@@ -17,7 +18,7 @@ RESULT := out/tiny-llama-awq
 demo: .venv/.installed
 	rm -rf $(RESULT) $(RESULT).*
 	mkdir -p out
-	$(BIN)/quantkit quantize --recipe recipes/awq.yaml --output $(RESULT)
+	$(BIN)/quantkit quantize examples/tiny-llama --recipe awq $(CALIBRATION) --output $(RESULT)
 	$(BIN)/quantkit eval examples/tiny-llama $(TEXT) --json > out/original.json
 	$(BIN)/quantkit eval $(RESULT) --ref examples/tiny-llama $(TEXT) --json > out/quantized.json
 	$(BIN)/python examples/demo.py out/original.json out/quantized.json $(RESULT)

@@ -11,10 +11,11 @@ import tempfile
 from pathlib import Path
 
 from quantkit_eval.evaluation import evaluate
-from quantkit_eval.folders import load_tokenizer
-from quantkit_eval.perplexity import cut, read_text
+from quantkit_eval.perplexity import cut
+from quantkit_eval.texts import read_text
 from torch import Tensor
 
+from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.quantization import pipeline
 from quantkit.recipe import load as recipe
 
@@ -33,8 +34,10 @@ def divergence(model: str, column: str, settings: list[str], ids_ST: Tensor, tex
     loaded = recipe.load(name, ["output.engine=null", *given, *settings], model)
     with tempfile.TemporaryDirectory(prefix="quantkit-tokens-") as scratch:
         folder = Path(scratch) / "out"
-        pipeline.quantize(loaded, folder, calibration_ids=ids_ST, progress=False)
-        return evaluate(folder, ref=model, text=text, max_tokens=8192, progress=False)["kl"]["mean"]["value"]
+        pipeline.quantize(loaded, folder, calibration=ids_ST, progress=False)
+        found = evaluate(folder, ref=model, text=text, tokens=8192, progress=False).texts[0].divergence
+        assert found is not None
+        return found.kl_mean.value
 
 
 def main() -> None:
@@ -43,7 +46,7 @@ def main() -> None:
         parser.add_argument(name, required=True)
     parser.add_argument("--set", action="append", default=[], help="a recipe setting, repeatable")
     a = parser.parse_args()
-    windows_ST = cut(read_text(a.calibration), load_tokenizer(a.model, False), LENGTH, None).ids_WT
+    windows_ST = cut(read_text(a.calibration), locate_tokenizer(Path(a.model), False), LENGTH, None).ids_WT
     print("| tokens |", " | ".join(COLUMNS), "|")
     print("|---" * (1 + len(COLUMNS)), "|", sep="")
     for tokens in (tokens for tokens in TOKENS if tokens <= windows_ST.numel()):

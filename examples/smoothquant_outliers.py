@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quantkit_eval import evaluate
+from quantkit_eval import TextResult, evaluate
 from safetensors.torch import load_file, save_file
 
 import quantkit
@@ -49,17 +49,17 @@ def plant(source: Path, target: Path) -> None:
 
 def measure(
     model: Path, transforms: list[Any], work: Path, calibration: dict[str, Any], text: Path, tokens: int
-) -> dict[str, Any]:
+) -> TextResult:
     """Quantize to static W8A8 behind `transforms` and evaluate against the float model it was made from."""
     output = work / f"{model.name}-{len(list(work.iterdir()))}"
     recipe = STATIC_W8A8 | {"calibration": calibration, "transforms": transforms}
     quantkit.quantize(model, recipe, output, progress=False)
-    return evaluate(output, ref=model, text=text, max_tokens=tokens, progress=False)
+    return evaluate(output, ref=model, text=text, tokens=tokens, progress=False).texts[0]
 
 
 def rows(
     source: Path, text: Path, calibration: dict[str, Any], work: Path, tokens: int
-) -> list[tuple[str, str, dict[str, Any]]]:
+) -> list[tuple[str, str, TextResult]]:
     """(model, scheme, what evaluate found) of each line of the table."""
     planted = work / "planted"
     plant(source, planted)
@@ -81,12 +81,15 @@ def main() -> None:
     print("| model | scheme | perplexity | KL |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         found = rows(given[0], given[2], calibration, Path(folder), 32768)
-        print(f"| as trained | bfloat16 | {found[0][2]['reference']['perplexity']['value']:.3f} | 0 |")
         for kind, scheme, result in found:
-            kl = result["kl"]["mean"]
-            half = (kl["high"] - kl["low"]) / 2
-            print(f"| {kind} | {scheme} | {result['perplexity']['value']:.3f} | {kl['value']:.5f} ± {half:.5f} |")
-    print(f"{found[0][2]['tokens']} tokens of {given[2].name}, windows of {found[0][2]['context']}")
+            divergence = result.divergence
+            assert divergence is not None
+            if result is found[0][2]:
+                print(f"| as trained | bfloat16 | {divergence.reference.perplexity.value:.3f} | 0 |")
+            kl = divergence.kl_mean
+            half, perplexity = (kl.high - kl.low) / 2, result.model.perplexity.value
+            print(f"| {kind} | {scheme} | {perplexity:.3f} | {kl.value:.5f} ± {half:.5f} |")
+    print(f"{found[0][2].tokens} tokens of {given[2].name} in {found[0][2].windows} windows")
 
 
 if __name__ == "__main__":

@@ -5,40 +5,81 @@
 
 Names are imported on first use: `import quantkit` alone loads neither torch nor transformers.
 
-api.py        quantize from Python (quantkit.quantize, quantkit.load)
-convert.py    a quantized folder in another format
-inspect.py    what a folder holds
+api.py        quantize, quantize_module, save, plan, verify, inspect, convert, recipes from Python
+conversion.py   a quantized folder in another format
+inspection.py   what a folder holds
 errors.py     UserError, RunError
 paths.py      `~` in paths
+suggestions.py    the name that was meant
 types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
-progress.py   one progress line
-device_names.py   names of devices, checked without torch
-cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verify/ planner/ runtime/ report/ texts/
-    packages
+progress.py   what a run is doing: a bar, or lines of the log
+device_names.py   devices by name, checked without torch as far as that goes
+library_output.py   bars and warnings of other libraries
+packages: cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verification/ planner/ runtime/
+          report/ texts/
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantkit.api import quantize, quantize_module
+    from quantkit_eval.evaluation import evaluate
+
+    from quantkit.api import convert, inspect, plan, quantize, quantize_module, save, verify
+    from quantkit.cli.recipe_table import rows as recipes
     from quantkit.errors import RunError, UserError
     from quantkit.recipe.recipe import Recipe
+    from quantkit.report.records import Report
     from quantkit.runtime.load import load
 
-__all__ = ["Recipe", "RunError", "UserError", "load", "quantize", "quantize_module"]
+    __version__: str
 
-_HOMES = {
-    "Recipe": "quantkit.recipe.recipe",
-    "RunError": "quantkit.errors",
-    "UserError": "quantkit.errors",
-    "load": "quantkit.runtime.load",
-    "quantize": "quantkit.api",
-    "quantize_module": "quantkit.api",
+__all__ = [
+    "Recipe",
+    "Report",
+    "RunError",
+    "UserError",
+    "__version__",
+    "convert",
+    "evaluate",
+    "inspect",
+    "load",
+    "plan",
+    "quantize",
+    "quantize_module",
+    "recipes",
+    "save",
+    "verify",
+]
+
+_API = ("convert", "inspect", "plan", "quantize", "quantize_module", "save", "verify")
+_HOMES = {name: ("quantkit.api", name) for name in _API} | {
+    "Recipe": ("quantkit.recipe.recipe", "Recipe"),
+    "Report": ("quantkit.report.records", "Report"),
+    "RunError": ("quantkit.errors", "RunError"),
+    "UserError": ("quantkit.errors", "UserError"),
+    "evaluate": ("quantkit_eval.evaluation", "evaluate"),
+    "load": ("quantkit.runtime.load", "load"),
+    "recipes": ("quantkit.cli.recipe_table", "rows"),
 }
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until whoever imports it sets up logging
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("quantkit")
+        except PackageNotFoundError:  # run from a checkout that was never installed
+            return "checkout"
     if name not in _HOMES:
         raise AttributeError(f"module 'quantkit' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

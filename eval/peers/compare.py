@@ -92,11 +92,12 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
 def evaluate(folder: Path, reference: str, text: str) -> dict[str, Any]:
     from quantkit_eval import evaluate as measure
 
-    result = measure(str(folder), ref=reference, text=text, context=256, max_tokens=16384, progress=False)
+    result = measure(str(folder), ref=reference, text=text, tokens=16384, progress=False).texts[0]
+    assert result.divergence is not None
     return {
-        "kl": result["kl"]["mean"]["value"],
-        "top1": result["top1_agreement"]["value"],
-        "perplexity": result["perplexity"]["value"],
+        "kl": result.divergence.kl_mean.value,
+        "top1": result.divergence.top1_agreement.value,
+        "perplexity": result.model.perplexity.value,
     }
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     ids = load_file(a.ids)["ids"]
     loaded = recipe.load(a.recipe, [f"weights.group_size={a.group_size}", *a.set], a.model)
     begin = time.perf_counter()
-    report = pipeline.quantize(loaded, a.output, calibration_ids=ids, device="cpu", progress=False)
+    report = pipeline.quantize(loaded, a.output, calibration=ids, device="cpu", progress=False)
     result = {
         "seconds": time.perf_counter() - begin,
         "peak_bytes": report.peak_memory_bytes,

@@ -1,15 +1,40 @@
-"""Evaluation of model folders: perplexity on a text, and divergence from the model one was made from.
+"""Evaluation of models: perplexity on texts, and divergence from the model one was made from.
 
-evaluation.py  both, for a folder and its original
-perplexity.py  log-probabilities of a text, window by window
-divergence.py  KL and agreement
-bootstrap.py   confidence intervals
-folders.py     opens the folders that are compared
-tables.py      the results as tables
-search/        several recipes side by side
+evaluation.py    both, for a model and its original
+results.py       what was found, as dataclasses that become JSON once
+early_checks.py  refusals before torch is imported
+texts.py         files and named texts
+perplexity.py    log-probabilities of a text, window by window
+divergence.py    KL and agreement
+bootstrap.py     confidence intervals
+folders.py       opens the folders that are compared
+tables.py        the results as tables
+search/          several recipes side by side
+
+Names are imported on first use: a refusal needs no torch.
 """
 
-from quantkit_eval.evaluation import evaluate
-from quantkit_eval.tables import TABLE_HEADER, render, table_row
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["TABLE_HEADER", "evaluate", "render", "table_row"]
+if TYPE_CHECKING:
+    from quantkit_eval.evaluation import evaluate
+    from quantkit_eval.results import Evaluation, TextResult
+    from quantkit_eval.tables import TABLE_HEADER, render, table_row
+
+__all__ = ["TABLE_HEADER", "Evaluation", "TextResult", "evaluate", "render", "table_row"]
+
+_HOMES = {
+    "TABLE_HEADER": "tables",
+    "Evaluation": "results",
+    "TextResult": "results",
+    "evaluate": "evaluation",
+    "render": "tables",
+    "table_row": "tables",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'quantkit_eval' has no attribute {name!r}")
+    return getattr(import_module(f"quantkit_eval.{_HOMES[name]}"), name)

@@ -3,24 +3,15 @@
 Shapes: W = windows, P = tokens of a window, S = resamples, N = W * P tokens.
 """
 
-from typing import TypedDict
-
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import RunError
+from quantkit_eval.results import Interval
 
 RESAMPLES = 1000
 LEVEL = 0.95
 CELLS = 1 << 24  # entries of one resampling matrix at a time
-
-
-class Interval(TypedDict):
-    """An estimate and its percentile-bootstrap interval (95 %)."""
-
-    value: float
-    low: float
-    high: float
 
 
 def draw(windows: int, seed: int = 0, resamples: int = RESAMPLES) -> NDArray[np.int32]:
@@ -64,4 +55,4 @@ def _interval(value: float, estimates_S: NDArray[np.float64]) -> Interval:
     if not (np.isfinite(value) and np.isfinite(estimates_S).all()):
         raise RunError("a score is not finite: the model gave NaN or Inf")
     low, high = np.quantile(estimates_S, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"value": value, "low": float(low), "high": float(high)}
+    return Interval(value, float(low), float(high))

@@ -1,16 +1,18 @@
-"""Evaluate a model folder on a text, alone or against the model it was made from.
+"""Evaluate a model on texts, alone or against the model it was made from.
 
 The loop: for each batch of windows, run both models, reduce the logits to a few numbers per token, forget the logits.
-Memory is both models, the logits of one batch and a few bytes per token, however long the text is.
+Memory is both models, the logits of one batch and a few bytes per token, however long a text is.
 """
 
+import logging
 import math
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +20,21 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from quantkit.checkpoint.tokenizer import locate_tokenizer
+from quantkit.device_names import torch_device
 from quantkit.errors import RunError, UserError
+from quantkit.progress import Mode, check_mode
 from quantkit_eval import bootstrap
-from quantkit_eval.bootstrap import Interval
 from quantkit_eval.divergence import compare
-from quantkit_eval.folders import check_context, check_tokenizers, load_model, load_tokenizer, read_config
-from quantkit_eval.perplexity import Windows, cut, read_text, token_losses
+from quantkit_eval.early_checks import check_before_torch
+from quantkit_eval.folders import bos_token, check_tokenizers, load_model
+from quantkit_eval.perplexity import Windows, cut, token_losses
+from quantkit_eval.results import Divergence, Evaluation, Interval, Surprise, TextResult
+from quantkit_eval.texts import Text, read_text
 
 BATCH_BYTES = 128 << 20  # of float32 logits of one model per batch
 PACKAGES = ("quantkit", "torch", "transformers", "safetensors", "numpy")
+LOG = logging.getLogger("quantkit.eval")
 
 
 class Scores(NamedTuple):
@@ -41,53 +49,69 @@ class Scores(NamedTuple):
 
 
 def evaluate(
-    path: str | Path,
+    model: str | Path,
     *,
     ref: str | Path | None = None,
-    text: str | Path,
+    text: str | Path | Sequence[str | Path] = "general",
     context: int = 256,
-    max_tokens: int | None = None,
-    device: str = "cpu",
-    batch_size: int | None = None,
-    progress: bool = True,
+    tokens: int | None = None,
+    device: str = "auto",
+    bos: Literal["auto", "always", "never"] = "auto",
     trust_remote_code: bool = False,
-) -> dict[str, Any]:
-    """Perplexity of the model in folder `path` on a text file and, given `ref`, its divergence from that model.
+    progress: Mode = True,
+) -> Evaluation:
+    """Perplexity of a model on one or several texts and, given `ref`, its divergence from that model.
 
-    device "auto" is a GPU where there is one. Models run in float32 on a CPU and in their own dtype elsewhere.
-    batch_size is in windows, None picks one.
-    UserError for bad input (text, folders, tokenizers that differ, context too long); RunError for NaN or Inf logits.
+    model, ref  folders or Hub ids, quantized or not
+    text        UTF-8 files and names: `general` (the part of quantkit's own texts that nothing is calibrated on) and
+                `wikitext2` (its test part, from the Hub); one of them or a sequence
+    context     tokens of a window; a text is cut into consecutive windows, and a last one that is not full is dropped
+    tokens      at most so many of each text, from its start; None: all
+    device      auto: a GPU where there is one. Models run in float32 on a CPU and in their own dtype elsewhere.
+    bos         whether windows begin with the tokenizer's begin-of-sequence token. auto: where the tokenizer itself
+                puts it before a text. Only tokens of the text are predicted and counted, never the token itself.
+    progress    a bar, where stderr is a terminal, unless plain, off or False
+
+    Losses are in nats, intervals are 95 % by a bootstrap over windows. Raises UserError for bad input (texts, folders,
+    tokenizers that differ, a context that is too long), most of it before torch is imported; RunError for NaN or Inf
+    in the logits.
     """
-    source = read_text(text)
-    config = read_config(path)
-    tokenizer = load_tokenizer(path, trust_remote_code)
-    windows = cut(source, tokenizer, context, max_tokens)
-    check_context(path, config, context)
-    if ref is not None:
-        check_context(ref, read_config(ref), context)
-        check_tokenizers(path, tokenizer, ref, load_tokenizer(ref, trust_remote_code), source.content)
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    bar = check_mode(progress) == "auto"
+    names = list(text) if isinstance(text, Sequence) and not isinstance(text, str) else [text]
+    folder, ref_folder = check_before_torch(model, ref, names, context=context, tokens=tokens, device=device, bos=bos)
+    sources = [read_text(name) for name in names]
+    where = torch_device(device)
+    tokenizer = locate_tokenizer(folder, trust_remote_code)
+    first = bos_token(tokenizer, bos, str(model))
+    cuts = [cut(source, tokenizer, context, tokens, bos=first) for source in sources]
+    if ref is not None and ref_folder is not None:
+        other = locate_tokenizer(ref_folder, trust_remote_code)
+        for source in sources:
+            check_tokenizers(model, tokenizer, ref, other, source.content)
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     started = time.perf_counter()
-    model = load_model(path, device, trust_remote_code)
-    reference = None if ref is None else load_model(ref, device, trust_remote_code)
-    scores = score(model, reference, windows, batch_size=batch_size, progress=progress, names=(str(path), str(ref)))
-    return {
-        "path": str(path),
-        "ref": None if ref is None else str(ref),
-        "text": {"path": str(source.path), "sha256": source.sha256, "bytes_per_token": windows.bytes_per_token},
-        "context": context,
-        "windows": len(windows.ids_WT),
-        "tokens": windows.predicted,
-        **summarize(scores, windows.bytes_per_token),
-        "device": device,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "seconds": time.perf_counter() - started,
-        "versions": _versions(),
-    }
+    LOG.info("loading %s", model)
+    loaded = load_model(folder, where, trust_remote_code)
+    reference = None
+    if ref_folder is not None:
+        LOG.info("loading %s", ref)
+        reference = load_model(ref_folder, where, trust_remote_code)
+    results = []
+    for source, windows in zip(sources, cuts, strict=True):
+        LOG.info("evaluating on %s: %d windows of %d tokens", source.name, len(windows.ids_WT), context)
+        scores = score(loaded, reference, windows, progress=bar, names=(str(model), str(ref)))
+        results.append(summarize(scores, source, windows))
+    return Evaluation(
+        model=str(model),
+        ref=None if ref is None else str(ref),
+        context=context,
+        bos=first is not None,
+        texts=tuple(results),
+        device=str(where),
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        seconds=time.perf_counter() - started,
+        versions=_versions(),
+    )
 
 
 @torch.inference_mode()
@@ -96,17 +120,15 @@ def score(
     reference: Any | None,
     windows: Windows,
     *,
-    batch_size: int | None = None,
     progress: bool = False,
     names: tuple[str, str] = ("model", "reference"),
 ) -> Scores:
     """Run one or two transformers models over all windows and keep the numbers of each token."""
     W, T = windows.ids_WT.shape
-    batches = windows.ids_WT.split(batch_size or _batch_size(model, T))
     columns: list[tuple[NDArray[np.float64], ...]] = []
     with _progress(progress) as bar:
         task = bar.add_task("evaluating", total=W)
-        for ids_BT in batches:
+        for ids_BT in windows.ids_WT.split(_batch_size(model, T)):
             ids_BT = ids_BT.to(model.device)
             logits_BTV = _logits(model, ids_BT, names[0])
             if reference is None:
@@ -125,46 +147,39 @@ def score(
     return Scores(*(np.concatenate(parts) for parts in zip(*columns, strict=True)))
 
 
-def summarize(scores: Scores, bytes_per_token: float, seed: int = 0) -> dict[str, Any]:
+def summarize(scores: Scores, text: Text, windows: Windows, seed: int = 0) -> TextResult:
     """Estimates with 95 % bootstrap intervals; one draw of windows serves all of them, so differences are paired."""
     counts_SW = bootstrap.draw(len(scores.loss), seed)
 
     def mean(values_WP: NDArray[np.float64]) -> Interval:
         return bootstrap.mean(values_WP.mean(1), counts_SW)
 
-    def surprise(loss_WP: NDArray[np.float64]) -> dict[str, Interval]:
+    def surprise(loss_WP: NDArray[np.float64], right_WP: NDArray[np.float64]) -> Surprise:
         loss = mean(loss_WP)
-        return {"perplexity": _exp(loss), "bits_per_byte": _scaled(loss, 1 / (math.log(2) * bytes_per_token))}
+        return Surprise(loss.exp(), loss.scaled(1 / (math.log(2) * windows.bytes_per_token)), mean(right_WP))
 
-    result: dict[str, Any] = {**surprise(scores.loss), "accuracy": mean(scores.right)}
-    if scores.kl is None or scores.agree is None or scores.reference_loss is None or scores.reference_right is None:
-        return result
-    lost, gained = scores.reference_right > scores.right, scores.right > scores.reference_right
-    return result | {
-        "perplexity_ratio": _exp(mean(scores.loss - scores.reference_loss)),
-        "kl": {"mean": mean(scores.kl), "p99": bootstrap.quantile(scores.kl, counts_SW, 0.99)},
-        "top1_agreement": mean(scores.agree),
-        "flips": {
-            "rate": mean((lost | gained).astype(np.float64)),
-            "right_to_wrong": mean(lost.astype(np.float64)),
-            "wrong_to_right": mean(gained.astype(np.float64)),
-        },
-        "reference": {**surprise(scores.reference_loss), "accuracy": mean(scores.reference_right)},
-    }
-
-
-def _exp(interval: Interval) -> Interval:
-    # a ruined model's loss can be in the thousands: keep the figure finite, JSON knows no infinity
-    value, low, high = (math.exp(min(x, 700.0)) for x in (interval["value"], interval["low"], interval["high"]))
-    return {"value": value, "low": low, "high": high}
-
-
-def _scaled(interval: Interval, factor: float) -> Interval:
-    return {
-        "value": interval["value"] * factor,
-        "low": interval["low"] * factor,
-        "high": interval["high"] * factor,
-    }
+    divergence = None
+    if (
+        scores.kl is not None
+        and scores.agree is not None
+        and scores.reference_loss is not None
+        and scores.reference_right is not None
+    ):
+        lost, gained = scores.reference_right > scores.right, scores.right > scores.reference_right
+        divergence = Divergence(
+            perplexity_ratio=mean(scores.loss - scores.reference_loss).exp(),
+            kl_mean=mean(scores.kl),
+            kl_p99=bootstrap.quantile(scores.kl, counts_SW, 0.99),
+            top1_agreement=mean(scores.agree),
+            flips=mean((lost | gained).astype(np.float64)),
+            right_to_wrong=mean(lost.astype(np.float64)),
+            wrong_to_right=mean(gained.astype(np.float64)),
+            reference=surprise(scores.reference_loss, scores.reference_right),
+        )
+    own = surprise(scores.loss, scores.right)
+    return TextResult(
+        text.name, text.sha256, windows.bytes_per_token, len(windows.ids_WT), windows.predicted, own, divergence
+    )
 
 
 def _logits(model: Any, ids_BT: torch.Tensor, name: str) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 Windowing: the text is tokenized once with no special tokens added and cut into consecutive windows of T tokens; a last
 window that is not full is dropped. Position t of a window predicts token t + 1, so a window gives P = T - 1 losses.
+Where the model expects a begin-of-sequence token each window is that and T - 1 tokens of the text: again P losses, of
+tokens of the text alone.
 
 Shapes: W = windows, B = windows of one batch, T = tokens of a window, P = T - 1, R = rows of a chunk, V = vocabulary.
 """
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,22 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from quantkit.errors import UserError
+from quantkit_eval.texts import Text
 
 CHUNK_BYTES = 64 << 20  # of float32 log-probabilities at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """A text file as it was read: `sha256` is of its bytes."""
-
-    path: Path
-    content: str
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
 class Windows:
-    """ids_WT int64 [W, T], and how many bytes of UTF-8 one of these tokens stands for on average."""
+    """ids_WT int64 [W, T], and how many bytes of UTF-8 a token of the text stands for on average."""
 
     ids_WT: Tensor
     bytes_per_token: float
@@ -43,27 +35,10 @@ class Windows:
         return W * (T - 1)
 
 
-def read_text(path: str | Path) -> Text:
-    """Read a UTF-8 text file; UserError when it is missing, not a file, empty or not UTF-8."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder, not a text file' if path.is_dir() else 'no such text file'}")
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        content = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}: {error.reason})") from error
-    if not content.strip():
-        raise UserError(f"{path}: the text is empty")
-    return Text(path, content, hashlib.sha256(raw).hexdigest())
-
-
-def cut(text: Text, tokenizer: Any, context: int, max_tokens: int | None = None) -> Windows:
+def cut(text: Text, tokenizer: Any, context: int, max_tokens: int | None = None, *, bos: int | None = None) -> Windows:
     """Cut `text` (its first `max_tokens` tokens) into windows of `context` tokens.
 
+    bos: this token begins each window, before context - 1 tokens of the text; None: windows hold text alone.
     UserError when there are fewer than two windows: one window has no confidence interval.
     """
     if context < 2:
@@ -71,18 +46,20 @@ def cut(text: Text, tokenizer: Any, context: int, max_tokens: int | None = None)
     offsets = bool(getattr(tokenizer, "is_fast", False))
     # verbose=False: the warning about texts longer than the model's context is not about us, we cut them
     encoded = tokenizer(text.content, add_special_tokens=False, return_offsets_mapping=offsets, verbose=False)
-    ids = encoded["input_ids"]
+    ids, size = encoded["input_ids"], context if bos is None else context - 1
     limit = len(ids) if max_tokens is None else min(len(ids), max_tokens)
-    used = limit - limit % context
-    if used < 2 * context:
+    used = limit - limit % size
+    if used < 2 * size:
         raise UserError(
-            f"{text.path}: too short: {limit} tokens, but two windows of {context} need {2 * context}; "
-            "give more text or a smaller context"
+            f"{text.name}: too short: {limit} tokens, but two windows of {context} need {2 * size}\n"
+            "hint: give more text or a smaller context"
         )
     tokens, covered = len(ids), text.content
     if offsets:  # count the bytes of what is used only; without offsets the whole text stands for it
         tokens, covered = used, text.content[: encoded["offset_mapping"][used - 1][1]]
-    ids_WT = torch.tensor(ids[:used], dtype=torch.int64).view(-1, context)
+    ids_WT = torch.tensor(ids[:used], dtype=torch.int64).view(-1, size)
+    if bos is not None:
+        ids_WT = torch.cat([ids_WT.new_full((len(ids_WT), 1), bos), ids_WT], dim=1)
     return Windows(ids_WT, len(covered.encode()) / tokens)
 
 

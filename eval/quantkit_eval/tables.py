@@ -1,61 +1,91 @@
-"""The results of evaluate() as a console table and as a row of a Markdown table."""
+"""The results of evaluate() as console tables and as a row of a Markdown table."""
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from quantkit_eval.bootstrap import Interval
+from quantkit_eval.results import Evaluation, Interval, TextResult
 
 TABLE_HEADER = "| model | perplexity | KL | KL p99 | top-1 agreement | flips |\n|---|---|---|---|---|---|"
 
 
-def render(result: dict[str, Any], console: Console) -> None:
-    """Print a short table: each estimate, its 95 % interval, and the reference's where there is one."""
-    reference = result.get("reference")
-    table = Table(title=f"{result['path']} on {result['text']['path']}", title_justify="left")
+def render(result: Evaluation, console: Console) -> None:
+    """Print one text's figures with their intervals, or a row for each of several texts."""
+    console.print(_details(result, result.texts[0]) if len(result.texts) == 1 else _overview(result))
+    tokens, windows = (sum(getattr(text, name) for text in result.texts) for name in ("tokens", "windows"))
+    begins = ", each begins with the tokenizer's BOS" if result.bos else ""
+    console.print(
+        f"{tokens} tokens in {windows} windows of {result.context}{begins}, "
+        f"{result.dtype} on {result.device}, {result.seconds:.1f} s"
+    )
+
+
+def _details(result: Evaluation, text: TextResult) -> Table:
+    divergence = text.divergence
+    table = Table(title=escape(f"{result.model} on {text.name}"), title_justify="left")
     table.add_column("")
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right")
-    if reference:
+    if divergence:
         table.add_column("original", justify="right")
 
     def add(label: str, interval: Interval, original: Interval | None = None, *, percent: bool = False) -> None:
         show = _percent if percent else _number
-        row = [label, show(interval["value"]), f"{show(interval['low'])} .. {show(interval['high'])}"]
-        table.add_row(*row, *([show(original["value"]) if original else ""] if reference else []))
+        row = [label, show(interval.value), f"{show(interval.low)} .. {show(interval.high)}"]
+        table.add_row(*row, *([show(original.value) if original else ""] if divergence else []))
 
-    original = reference or {}
-    add("perplexity", result["perplexity"], original.get("perplexity"))
-    add("bits per byte", result["bits_per_byte"], original.get("bits_per_byte"))
-    add("top-1 accuracy", result["accuracy"], original.get("accuracy"), percent=True)
-    if reference:
-        add("perplexity / original's", result["perplexity_ratio"])
-        add("KL(original || this), mean, nats", result["kl"]["mean"])
-        add("KL, 99th percentile", result["kl"]["p99"])
-        add("top-1 agreement", result["top1_agreement"], percent=True)
-        add("flips", result["flips"]["rate"], percent=True)
-        add("  right to wrong", result["flips"]["right_to_wrong"], percent=True)
-        add("  wrong to right", result["flips"]["wrong_to_right"], percent=True)
-    console.print(table)
-    console.print(
-        f"{result['tokens']} tokens in {result['windows']} windows of {result['context']}, "
-        f"{result['dtype']} on {result['device']}, {result['seconds']:.1f} s"
+    own, original = text.model, divergence.reference if divergence else None
+    add("perplexity", own.perplexity, original and original.perplexity)
+    add("bits per byte", own.bits_per_byte, original and original.bits_per_byte)
+    add("top-1 accuracy", own.accuracy, original and original.accuracy, percent=True)
+    if divergence:
+        add("perplexity / original's", divergence.perplexity_ratio)
+        add("KL(original || this), mean, nats", divergence.kl_mean)
+        add("KL, 99th percentile", divergence.kl_p99)
+        add("top-1 agreement", divergence.top1_agreement, percent=True)
+        add("flips", divergence.flips, percent=True)
+        add("  right to wrong", divergence.right_to_wrong, percent=True)
+        add("  wrong to right", divergence.wrong_to_right, percent=True)
+    return table
+
+
+def _overview(result: Evaluation) -> Table:
+    table = Table(title=escape(result.model), title_justify="left")
+    table.add_column("text", overflow="fold")
+    compared = result.texts[0].divergence is not None
+    columns = (
+        ("perplexity", "original", "KL, nats", "KL p99", "top-1 agreement")
+        if compared
+        else ("perplexity", "top-1 accuracy")
     )
+    for column in (*columns, "tokens"):
+        table.add_column(column, justify="right")
+    for text in result.texts:
+        if (d := text.divergence) is not None:
+            cells = [_number(d.reference.perplexity.value), _spread(d.kl_mean), _number(d.kl_p99.value)]
+            cells.append(_percent(d.top1_agreement.value))
+        else:
+            cells = [_percent(text.model.accuracy.value)]
+        name = text.name if len(text.name) <= 20 else Path(text.name).name
+        table.add_row(escape(name), _number(text.model.perplexity.value), *cells, str(text.tokens))
+    return table
 
 
-def table_row(result: dict[str, Any], name: str | None = None) -> str:
+def table_row(result: TextResult, name: str) -> str:
     """One row under TABLE_HEADER; a model without reference leaves the divergence columns empty."""
-    cells = [name or Path(result["path"]).name, f"{result['perplexity']['value']:.3f}"]
-    if result.get("reference"):
-        kl = result["kl"]["mean"]
-        half = (kl["high"] - kl["low"]) / 2
-        cells += [f"{_number(kl['value'])} ± {_number(half)}", _number(result["kl"]["p99"]["value"])]
-        cells += [_percent(result["top1_agreement"]["value"]), _percent(result["flips"]["rate"]["value"])]
+    cells = [name, f"{result.model.perplexity.value:.3f}"]
+    if (d := result.divergence) is not None:
+        cells += [_spread(d.kl_mean), _number(d.kl_p99.value)]
+        cells += [_percent(d.top1_agreement.value), _percent(d.flips.value)]
     else:
         cells += [""] * 4
     return "| " + " | ".join(cells) + " |"
+
+
+def _spread(interval: Interval) -> str:
+    return f"{_number(interval.value)} ± {_number((interval.high - interval.low) / 2)}"
 
 
 def _number(x: float) -> str:

@@ -94,6 +94,11 @@ def search_scale(
     return AwqResult(scale_SC[chosen[best]], exponents[chosen[best]], losses[0].item(), losses[best].item())
 
 
+def working_sizes() -> list[int]:
+    """Bytes of the tensors the search holds at its worst: candidates of a chunk, their errors and products."""
+    return [4 * CHUNK] * 3
+
+
 def storable(scale_C: Tensor, producer_C: Tensor, dtype: torch.dtype, *, offset: float = 0.0) -> Tensor:
     """The scale that a norm's weight can be divided by without rounding: near scale_C, float32, positive.
 

@@ -332,6 +332,16 @@ def refusal(options: Mapping[str, Any], spec: TensorSpec) -> str | None:
     return None
 
 
+def working_sizes(N: int, K: int, options: Mapping[str, Any], *, drift: bool) -> list[int]:
+    """Bytes of the tensors `quantize` holds at its worst beside the Hessian: N rows of all linears of one input.
+
+    The factor; the linears stacked, their error and codes; with a drift that of each, of all, and the re-fitted target.
+    """
+    wide = 8 if options["float64"] else 4
+    factor = [wide * K * K] * (3 if options["float64"] else 1)
+    return [*factor, 4 * N * K, wide * N * K, 2 * N * K, *([4 * N * K, 4 * N * K, wide * N * K] if drift else [])]
+
+
 def quantize(weights: Sequence[Tensor], evidence: Evidence, grid: Grid, options: Mapping[str, Any]) -> list[Quantized]:
     """All weights stacked: one factorisation and one walk serve them."""
     assert evidence.hessian_KK is not None

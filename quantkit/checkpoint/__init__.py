@@ -10,5 +10,6 @@ model_kind.py           whether a config.json describes a causal language model
 hub.py                  finds or downloads a model's folder
 tokenizer.py            the tokenizer of a model's folder
 quantization_config.py  what a folder says of its quantization, wherever it says so
+early_checks.py         what the verbs on a folder refuse before torch is imported
 output_folder.py        a result's folder: never overwritten; JSON files, side files, hashes
 """

@@ -1,13 +1,14 @@
 """Finds a model's folder, here or on the Hub. The Hub's library is imported only when it is asked, torch never."""
 
-import logging
 from functools import cache
 from pathlib import Path
 
 from quantkit.checkpoint.model_folder import check_model_folder, local_folder, nearby
 from quantkit.checkpoint.model_kind import check_causal
 from quantkit.errors import UserError
+from quantkit.library_output import quiet_logs
 
+ANSWER_SECONDS = 5.0
 SETTINGS = ("*.json", "*.py")
 WEIGHT_FILES = ("*.safetensors", *SETTINGS, "*.txt", "*.model", "*.jinja")
 
@@ -25,7 +26,7 @@ def locate_model(name: str | None, *, weights: bool = True) -> Path:
     deliver.
     """
     if name is None:
-        raise UserError("no model given\nhint: pass --model FOLDER_OR_HUB_ID, or set `model:` in the recipe")
+        raise UserError("no model: pass --model FOLDER_OR_HUB_ID, or set `model:` in the recipe")
     if (folder := local_folder(name)) is not None:
         check_causal(folder)
         return folder
@@ -47,17 +48,38 @@ def _download(name: str, patterns: tuple[str, ...]) -> Path:
     """The snapshot of a Hub id with these files; asked for once in a process, which then works on one revision."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import logging as hub_logging
 
-    level = hub_logging.get_verbosity()
-    hub_logging.set_verbosity(logging.ERROR)  # retries and the like; what comes of them is said below
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+        with quiet_logs():  # retries and the like; what comes of them is said below
+            there = _answers(name)
+            return Path(snapshot_download(name, allow_patterns=list(patterns), local_files_only=not there))
     except (HFValidationError, HfHubHTTPError, OSError) as error:  # offline it is a LocalEntryNotFoundError, an OSError
         near = nearby(Path(name)) if Path(name).parent.is_dir() else ""
         raise UserError(f"model {name!r}: no folder here{near}; {_refusal(name, error)}") from error
-    finally:
-        hub_logging.set_verbosity(level)
+
+
+def revision(folder: Path) -> str | None:
+    """The commit of a folder in the Hub's cache; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+@cache
+def _answers(name: str) -> bool:
+    """Whether the Hub answers within seconds; HfHubHTTPError where it refuses. Downloads retry for minutes."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        HfApi().model_info(name, timeout=ANSWER_SECONDS)
+    except HFValidationError:
+        raise
+    except HfHubHTTPError as error:
+        if error.response.status_code >= 500:  # the Hub is down: what the cache holds may do
+            return False
+        raise
+    except Exception:  # no network, no answer, or offline by choice: each library beneath has errors of its own
+        return False
+    return True
 
 
 def _refusal(name: str, error: Exception) -> str:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.errors import UserError
+from quantkit.paths import user_path
 
 NEEDED = "give a Hugging Face model folder: config.json beside *.safetensors"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-HUB_URL = re.compile(r"(?:(?:https?|hf)://)?(?:www\.)?(?:huggingface\.co/|hf\.co/|(?<=hf://))(.+)")
+HUB_URL = re.compile(r"(?:(?:https?|hf):/{1,2})?(?:www\.)?(?:huggingface\.co/|hf\.co/|(?<=hf:/)/?)(.+)")
 # What wraps a model while it trains, and how to save the model without it.
 WRAPPERS = {
     "_orig_mod.": "torch.compile's wrapper: save with `model._orig_mod.save_pretrained(FOLDER)`",
@@ -25,7 +26,9 @@ WRAPPERS = {
     "base_model.model.": "PEFT's wrapper: save with `model.merge_and_unload().save_pretrained(FOLDER)`",
 }
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-COPY_TOKENIZER = "copy the tokenizer files of the original model (tokenizer.json, tokenizer_config.json) into the folder"
+COPY_TOKENIZER = (
+    "copy the tokenizer files of the original model (tokenizer.json, tokenizer_config.json) into the folder"
+)
 PYTORCH, FLAX = (".bin", ".pth", ".pt", ".ckpt"), (".h5", ".msgpack", ".keras", ".pb", ".tflite", ".npz")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".zst", ".xz", ".bz2", ".7z")
 ORIGINAL = "give the folder of the original model, as Hugging Face transformers saves it"
@@ -52,18 +55,17 @@ def local_folder(name: str) -> Path | None:
 
     UserError for a path that does not exist, for what is not a model folder, and for what cannot be a Hub id either.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.exists() or path.is_symlink() or name.startswith((".", "/", "~")):
         check_model_folder(path)
         return path
     if url := HUB_URL.fullmatch(name):
-        owner_and_name = "/".join(url[1].split("?")[0].split("/")[:2])
-        raise UserError(f"{name}: a web address, not a folder or a Hub id\nhint: give the id: {owner_and_name}")
-    if "://" in name:
+        raise UserError(f"{name}: a web address, not a folder or a Hub id\nhint: give the id: {_hub_id(url)}")
+    if re.match(r"[a-z0-9]{2,}:/", name):
         raise UserError(f"{name}: a web address\nhint: download the model, and give its folder; or give a Hub id")
     if path.suffix.lower() in (".gguf", ".safetensors", ".json", *PYTORCH, *ARCHIVES):
         raise UserError(f"{path}: no such file or folder{nearby(path)}\nhint: {NEEDED}")
-    if not HUB_ID.fullmatch(name) and ("\\" in name or "/" in name):
+    if "\\" in name or name.count("/") > 1:
         check_model_folder(path)
     if not HUB_ID.fullmatch(name) or len(name) > 96 or re.search(r"--|\.\.|(^|/)[-.]|[-.]($|/)", name):
         raise UserError(
@@ -76,11 +78,15 @@ def local_folder(name: str) -> Path | None:
 def nearby(path: Path) -> str:
     """`; did you mean ...?` with the names beside `path` that resemble its own; nothing where none does."""
     try:
-        names = [entry.name for entry in path.absolute().parent.iterdir()]
+        names = [entry.name for entry in path.absolute().parent.iterdir() if entry.is_dir() or _loadable(entry)]
     except OSError:
         return f"; the folder {str(path.parent)!r} does not exist"
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(str(path.with_name(name)) for name in sorted(near))}?" if near else ""
+
+
+def _loadable(file: Path) -> bool:
+    return file.suffix in (".safetensors", ".gguf")
 
 
 def check_model_folder(folder: Path) -> None:
@@ -98,13 +104,26 @@ def other_kind(path: Path) -> NoModel | None:
     if path.is_file():
         return _file_kind(path)
     if not path.is_dir():
-        return NoModel(f"no such folder{nearby(path)}", "give the path of a Hugging Face model folder, or a Hub id")
+        return _absent(path)
     if not os.access(path, os.R_OK | os.X_OK):
         return NoModel("the folder cannot be read", "check its permissions")
     if (path / "config.json").exists() and not _without_weights(path):
         return None
     found = not_a_model(path)
     return None if found.damaged else found
+
+
+def _absent(path: Path) -> NoModel:
+    if url := HUB_URL.fullmatch(str(path)):
+        return NoModel("a web address, not a folder", f"fetch it first: `hf download {_hub_id(url)}` prints its folder")
+    hint = "give the path of a Hugging Face model folder"
+    if not path.is_absolute() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path), re.ASCII):
+        hint += f"; `hf download {path}` fetches one from the Hub and prints where it lies"
+    return NoModel(f"no such folder{nearby(path)}", hint)
+
+
+def _hub_id(url: re.Match[str]) -> str:
+    return "/".join(url[1].split("?")[0].split("/")[:2])
 
 
 def _without_weights(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What kind of model a config.json describes, without torch and transformers: only causal language models are quantized.
+"""What kind of model a config.json describes, told without torch: only causal language models are quantized.
 
 What is named here is refused at once; a type that is not named is judged by transformers when the model is built.
 """
@@ -35,7 +35,20 @@ VISION_LANGUAGE = {
     *("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "smolvlm", "video_llava", "vipllava", "vision-encoder-decoder"),
 }
 VISION_OR_SOUND = {
-    *("align", "altclip", "bark", "beit", "clip", "clap", "convnext", "convnextv2", "deit", "detr", "dinov2", "encodec"),
+    *(
+        "align",
+        "altclip",
+        "bark",
+        "beit",
+        "clip",
+        "clap",
+        "convnext",
+        "convnextv2",
+        "deit",
+        "detr",
+        "dinov2",
+        "encodec",
+    ),
     *("dinov3_vit", "efficientnet", "hubert", "mobilenet_v2", "mobilevit", "resnet", "rt_detr", "sam", "sam2"),
     *("segformer", "siglip", "siglip2", "swin", "swinv2", "videomae", "vit", "vit_mae", "vits", "wav2vec2", "wavlm"),
     *("wav2vec2-bert", "yolos"),
@@ -53,7 +66,7 @@ def check_causal(folder: Path, config: Mapping[str, Any] | None = None) -> None:
         kind += ", packed for sentence-transformers"
     raise UserError(
         f"{folder}: {next(iter(_architectures(config)), what)} is {kind}, not supported yet: "
-        "only decoder-only language models (…ForCausalLM) are\nhint: give such a model (Llama, Qwen, Mistral, Gemma, ...)"
+        "only decoder-only language models (…ForCausalLM) are\nhint: give such a model: Llama, Qwen, Mistral, ..."
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from quantkit.checkpoint.model_folder import check_inside
 from quantkit.errors import RunError, UserError
+from quantkit.report.records import REPORT
 
 # Weights in any framework's form, what describes them, and what describes another quantization or the source's repo.
 WEIGHTS = (
@@ -23,14 +24,13 @@ STALE = r"(config|quantize_config|quant_config|quantization_config|hf_quant_conf
 STALE += r"|recipe\.yaml|quantkit-report\.(json|html)|readme\.md|\..*"
 FOLDERS = {"additional_chat_templates"}
 
-REPORT = "quantkit-report.json"
 ANOTHER = "hint: choose another --output"
 
 
 def check_output(output: Path, model: Path | None = None) -> None:
     """Refuse a target that exists (nothing is ever overwritten) or cannot be made; nothing is left behind.
 
-    model: the folder that is read, in which the result may not lie. Folders above the target are made later, by the run.
+    model: the folder that is read, in which the result may not lie. Folders above the target are made by the run.
     """
     if model is not None and output.resolve() == model.resolve():
         raise UserError(f"{output} is the model itself, which is never overwritten\n{ANOTHER}")

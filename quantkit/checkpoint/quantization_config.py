@@ -61,8 +61,8 @@ def quantization_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if name := quantized_tensor(checkpoint.tensors):
         info = checkpoint.tensors[name]
         raise UserError(
-            f"{checkpoint.folder}: {name} ({DTYPES[info.tag][0]} {list(info.shape)}) belongs to a quantized weight, but "
-            f"nothing describes its codes and scales: neither quantization_config of config.json nor "
+            f"{checkpoint.folder}: {name} ({DTYPES[info.tag][0]} {list(info.shape)}) belongs to a quantized weight, "
+            f"but nothing describes its codes and scales: neither quantization_config of config.json nor "
             f"{', '.join(SIDE_FILES)}; restore the description, or use the original model"
         )
     return None
@@ -75,9 +75,11 @@ def descriptions(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     """
     folder, inner = checkpoint.folder, checkpoint.config.get("text_config")
     found: dict[str, dict[str, Any]] = {}
+    if mlx := _is_mlx(checkpoint.config.get("quantization")):
+        found["quantization of config.json"] = checkpoint.config["quantization"] | {"quant_method": "mlx"}
     for prefix, config in (("", checkpoint.config), ("text_config.", inner if isinstance(inner, dict) else {})):
         for key in INLINE_KEYS:
-            if (settings := config.get(key)) is not None:
+            if (settings := config.get(key)) is not None and not (mlx and _is_mlx(settings)):
                 where = f"{prefix}{key} of config.json"
                 found[where] = _with_method(settings, f"{folder}: {where}", _implied(settings, key))
     inline = next((settings["quant_method"] for settings in found.values()), None)
@@ -133,6 +135,11 @@ def _implied(settings: Any, key: str) -> str | None:
     if "quant_algo" in settings or "quantization" in settings:
         return "modelopt"
     return "bitsandbytes" if settings.get("load_in_8bit") or settings.get("load_in_4bit") else None
+
+
+def _is_mlx(settings: Any) -> bool:
+    """MLX writes the same two numbers under `quantization` and, in later versions, under `quantization_config`."""
+    return isinstance(settings, dict) and "quant_method" not in settings and {"bits", "group_size"} <= settings.keys()
 
 
 def _with_method(settings: Any, where: str, implied: str | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from quantkit.checkpoint.header import DAMAGED, DTYPES, TensorInfo, read_header,
 from quantkit.checkpoint.model_folder import check_inside, check_model_folder, check_names, not_a_model
 from quantkit.checkpoint.rawio import as_bytes, copy_range, fill, fresh, opened, read_into, write_at
 from quantkit.errors import UserError
+from quantkit.paths import user_path
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,7 @@ class Checkpoint:
     @classmethod
     def open(cls, folder: str | Path) -> "Checkpoint":
         """Read config.json and every header; UserError naming file and remedy for whatever is wrong with them."""
-        folder = Path(folder).expanduser()
+        folder = user_path(folder)
         check_model_folder(folder)
         config = read_json(folder / "config.json", "a model folder needs one")
         tensors = _find_tensors(folder)

@@ -6,12 +6,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from quantkit.checkpoint.model_folder import COPY_TOKENIZER, check_tokenizer
 from quantkit.errors import UserError
+from quantkit.library_output import quiet_libraries
 
 
 def locate_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The model folder's own tokenizer; UserError where it has none that loads."""
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        with quiet_libraries():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # tokenizer files fail in many ways, all of them the folder's
         if "trust_remote_code" in str(error):
             raise UserError(

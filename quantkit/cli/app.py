@@ -5,8 +5,10 @@ traceback shows with `quantkit --debug VERB ...` or QUANTKIT_DEBUG=1. Progress a
 """
 
 import functools
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
@@ -31,6 +33,35 @@ Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the Python
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="weights.group_size=64; repeatable.")
 ]
+
+ProgressMode = Annotated[
+    str, typer.Option("--progress", metavar="auto|plain|off", help="auto: a bar on a terminal; plain: lines of text.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors alone.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More lines of what is done.")]
+
+
+def start_log(progress: str, quiet: bool, verbose: bool) -> Any:
+    """Set up what is written to stderr, before anything heavy loads; returns the mode of the run's progress."""
+    from quantkit.progress import check_mode, configure
+    from quantkit.suggestions import unknown
+
+    if quiet and verbose:
+        raise UserError("--quiet and --verbose are both given\nhint: give one of them")
+    if progress not in (modes := ("auto", "plain", "off")):
+        raise unknown("mode of --progress", progress, modes)
+    configure(mode := "off" if quiet else check_mode(progress), verbose - quiet)
+    return mode
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """For imports: they make a million objects, none of which dies; looking for dead ones takes a sixth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:
@@ -106,9 +137,19 @@ def names(kind: str) -> Callable[[str], list[str]]:
     def complete(incomplete: str) -> list[str]:
         from quantkit.cli.completion import NAMES
 
-        return [name for name in NAMES[kind]() if name.lower().startswith(incomplete.lower())]
+        return [name for name in NAMES[kind]() if name.startswith(incomplete)]
 
     return complete
+
+
+def check_name(kind: str, given: str) -> None:
+    """UserError for a name that none of its kind ("engine", "format") has; before anything heavy is loaded."""
+    from quantkit.cli.completion import NAMES
+
+    if given not in (known := list(NAMES[f"{kind}s"]())):
+        from quantkit.suggestions import unknown
+
+        raise unknown(kind, given, known)
 
 
 def show_result(result: R, render: Callable[[R, Any], None], as_json: bool) -> None:

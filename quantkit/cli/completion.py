@@ -17,7 +17,7 @@ def _schemes() -> Iterable[str]:
 
 
 def _engines() -> Iterable[str]:
-    from quantkit.verify.subject import ENGINES
+    from quantkit.verification.subject import ENGINES
 
     return ENGINES
 

@@ -1,39 +1,62 @@
 """quantkit eval: perplexity of a model, and how far it is from the original."""
 
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quantkit.cli.app import Device, Json, Trust, show_result
+from quantkit.cli.app import (
+    Device,
+    Json,
+    ProgressMode,
+    Quiet,
+    Trust,
+    Verbose,
+    no_garbage_collection,
+    show_result,
+    start_log,
+)
 
 
 def evaluate(
-    path: Annotated[Path, typer.Argument(help="Model folder, quantized or not.")],
-    text: Annotated[Path, typer.Option("--text", help="Text file to evaluate on.")],
-    ref: Annotated[Path | None, typer.Option("--ref", help="The original: adds KL divergence and agreement.")] = None,
-    context: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 256,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Stop after so many tokens of the text.")] = None,
-    device: Device = "cpu",
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or Hub id, quantized or not.")],
+    ref: Annotated[
+        str | None, typer.Option(help="The original, folder or Hub id: adds KL divergence and agreement.")
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Text file, `general` (the default) or `wikitext2`; repeatable.", metavar="FILE|NAME"),
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens per window.")] = 256,
+    tokens: Annotated[int | None, typer.Option(help="Stop after so many tokens of each text.")] = None,
+    device: Device = "auto",
+    bos: Annotated[str, typer.Option(help="Begin windows with the tokenizer's BOS: auto, always or never.")] = "auto",
     trust_remote_code: Trust = False,
+    progress: ProgressMode = "auto",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Perplexity of a model, and how far it is from the original.
 
-    Example: quantkit eval llama-w4 --ref meta-llama/Llama-3.2-1B --text held-out.txt
+    Example: quantkit eval llama-w4 --ref meta-llama/Llama-3.2-1B --text general --text my.txt
     """
-    from quantkit_eval import evaluate as run
-    from quantkit_eval import render
+    mode, texts = start_log(progress, quiet, verbose), text or ["general"]
+    from quantkit_eval.early_checks import check_before_torch
+
+    check_before_torch(model, ref, texts, context=context, tokens=tokens, device=device, bos=bos)
+    with no_garbage_collection():
+        from quantkit_eval import evaluate as run
+        from quantkit_eval import render
 
     result = run(
-        path,
+        model,
         ref=ref,
-        text=text,
+        text=texts,
         context=context,
-        max_tokens=tokens,
+        tokens=tokens,
         device=device,
+        bos=bos,  # type: ignore[arg-type]
         trust_remote_code=trust_remote_code,
-        progress=sys.stderr.isatty(),
+        progress=mode,
     )
     show_result(result, render, as_json)

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.app import Json, show_result
+from quantkit.cli.app import Json, check_name, names, show_result
+from quantkit.paths import user_path
 
 
 def inspect(path: Annotated[Path, typer.Argument(help="Model folder.")], as_json: Json = False) -> None:
@@ -13,7 +14,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="Model folder.")], as_json
 
     Example: quantkit inspect llama-w4
     """
-    from quantkit.inspect import (
+    from quantkit.inspection import (
         inspect_folder,
     )
     from quantkit.report.console import (
@@ -27,7 +28,12 @@ def convert(
     source: Annotated[Path, typer.Argument(help="Quantized model folder, ours or another tool's.")],
     output: Annotated[Path, typer.Argument(help="New folder for the result.")],
     format_: Annotated[
-        str, typer.Option("--format", help="compressed-tensors, awq, gptq, gptq_v2, fp8, fp8_tensor or modelopt.")
+        str,
+        typer.Option(
+            "--format",
+            help="compressed-tensors, awq, gptq, gptq_v2, fp8, fp8_tensor or modelopt.",
+            autocompletion=names("formats"),
+        ),
     ],
     requantize: Annotated[
         bool,
@@ -39,7 +45,11 @@ def convert(
 
     Example: quantkit convert llama-w4-gptq llama-w4 --format compressed-tensors
     """
-    from quantkit.convert import convert as run
+    check_name("format", format_)
+    from quantkit.checkpoint.early_checks import check_conversion
+
+    check_conversion(user_path(source), user_path(output))  # before torch
+    from quantkit.conversion import convert as run
     from quantkit.report.console import render_conversion
 
     show_result(run(source, output, format_, requantize=requantize), render_conversion, as_json)
@@ -48,7 +58,11 @@ def convert(
 def verify(
     path: Annotated[Path, typer.Argument(help="Model folder.")],
     engine: Annotated[
-        str | None, typer.Option(help="vllm, sglang, transformers, llama.cpp or tensorrt-llm; all where none is named.")
+        str | None,
+        typer.Option(
+            help="vllm, sglang, transformers, llama.cpp or tensorrt-llm; all where none is named.",
+            autocompletion=names("engines"),
+        ),
     ] = None,
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel size: devices each layer is spread over.")] = 1,
     checksums: Annotated[
@@ -64,10 +78,13 @@ def verify(
     Exit code 1 where it would be refused, or has no kernel on --hardware.
     Example: quantkit verify llama-w4 --engine vllm --tp 2 --hardware h100
     """
+    from quantkit.checkpoint.early_checks import check_verifiable
     from quantkit.report.console import (
         render_verdict,
     )
-    from quantkit.verify import verify_folder
+    from quantkit.verification import verify_folder
+
+    check_verifiable(path)
 
     result = verify_folder(path, engine, tp, checksums=checksums, hardware=hardware)
     show_result(result.to_json(), render_verdict, as_json)

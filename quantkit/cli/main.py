@@ -1,6 +1,7 @@
 """The `quantkit` command: which function is which verb, in the order of `quantkit --help`."""
 
 from quantkit.cli.app import app, verb
+from quantkit.cli.environment import env
 from quantkit.cli.evaluate import evaluate
 from quantkit.cli.folders import convert, inspect, verify
 from quantkit.cli.quantize import plan, quantize
@@ -17,6 +18,7 @@ VERBS = {
 for name, function in VERBS.items():
     app.command(name)(verb(function))
 app.add_typer(recipes_app, name="recipes")
+app.command("env")(verb(env))
 
 
 def main() -> None:

@@ -1,16 +1,30 @@
 """The verbs that read a recipe: quantize and plan."""
 
-import sys
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantkit.cli.app import Device, Json, Sets, Trust, names, show_result
+from quantkit.cli.app import (
+    Device,
+    Json,
+    ProgressMode,
+    Quiet,
+    Sets,
+    Trust,
+    Verbose,
+    names,
+    no_garbage_collection,
+    show_result,
+    start_log,
+)
 from quantkit.errors import UserError
 
 if TYPE_CHECKING:
     from quantkit.recipe.recipe import Recipe
+
+LOG = logging.getLogger("quantkit.cli")
 
 Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Model folder or Hub id.")]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="The same, as an option.")]
@@ -59,12 +73,16 @@ def quantize(
     device: Device = "auto",
     restart: Annotated[bool, typer.Option("--restart", help="Drop what an earlier, interrupted run has done.")] = False,
     trust_remote_code: Trust = False,
+    progress: ProgressMode = "auto",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Quantize a model by a recipe or to a scheme.
 
     Example: quantkit quantize meta-llama/Llama-3.2-1B --scheme W4A16 --output llama-w4
     """
+    mode = start_log(progress, quiet, verbose)
     flags = {"--calibration": calibration, "--samples": samples, "--seq-len": seq_len, "--bits": bits}
     loaded = _recipe(recipe, scheme, model, model_option, flags | {"--group-size": group_size}, settings)
     if output is None:
@@ -73,21 +91,29 @@ def quantize(
     from quantkit.quantization.early_checks import check_before_torch
 
     output = user_path(output)
-    check_before_torch(loaded, output, device=device, restart=restart)
-    from quantkit.quantization.pipeline import quantize as run
-    from quantkit.report.console import (
-        render_quantization,
-    )
+    folder = check_before_torch(loaded, output, device=device, restart=restart)
+    LOG.info("quantizing %s into %s", loaded.model, output)  # the libraries that follow take seconds to load
+    with no_garbage_collection():
+        from quantkit.api import expected_seconds
+        from quantkit.quantization.pipeline import quantize as run
+        from quantkit.report.console import render_quantization
 
+    expected = expected_seconds(loaded, folder, device, trust_remote_code=trust_remote_code)
+    estimate = {} if expected is None else {"expected_seconds": expected}
     report = run(
         loaded,
         output,
         device=device,
         restart=restart,
         trust_remote_code=trust_remote_code,
-        progress=sys.stderr.isatty(),
+        progress=mode,
+        **estimate,  # type: ignore[arg-type]
     )
-    show_result(report, render_quantization, as_json)
+    from quantkit.verification import verify_folder
+
+    verdict = verify_folder(output, tp=loaded.output.tp)
+    engines = [name for name, one in (verdict.engines or {}).items() if one.verdict == "loads"]
+    show_result(report, lambda done, console: render_quantization(done, output, engines, console), as_json)
 
 
 def plan(
@@ -110,21 +136,19 @@ def plan(
 
     Exit code 1 where it does not fit. Example: quantkit plan meta-llama/Llama-3.1-8B --scheme W4A16
     """
+    start_log("auto", quiet=False, verbose=False)
     flags = {"--calibration": calibration, "--samples": samples, "--seq-len": seq_len, "--bits": bits}
     loaded = _recipe(recipe, scheme, model, model_option, flags | {"--group-size": group_size}, settings)
-    from quantkit.checkpoint.hub import (
-        locate_config,
-    )
-    from quantkit.planner.estimate import (
-        estimate,
-    )
-    from quantkit.report.console import (
-        render_plan,
-    )
+    from quantkit.quantization.early_checks import check_plan
 
-    result = estimate(loaded, locate_config(loaded.model), trust_remote_code=trust_remote_code)
+    folder = check_plan(loaded)  # before torch
+    with no_garbage_collection():
+        from quantkit.planner.estimate import estimate
+        from quantkit.report.console import render_plan
+
+        result = estimate(loaded, folder, trust_remote_code=trust_remote_code)
     show_result(result, render_plan, as_json)
-    if not result["fits"]:
+    if not result.fits:
         raise typer.Exit(1)
 
 
@@ -151,12 +175,11 @@ def _recipe(
 
     if model is not None and model_option is not None and model != model_option:
         raise UserError(f"two models: {model} and --model {model_option}\nhint: give one of them")
-    given = [
-        Flag(name, KEYS[name], text, literal=name == "--calibration") for name, text in flags.items() if text is not None
-    ]
+    texts = {name: text for name, text in flags.items() if text is not None}
+    given = [Flag(name, KEYS[name], text, literal=name == "--calibration") for name, text in texts.items()]
     loaded = load(recipe, settings or (), model_option if model is None else model, flags=given, scheme=scheme)
     if loaded.model is None:
         raise UserError("no model: pass --model FOLDER_OR_HUB_ID, or give it as the first argument")
     if note := taken(recipe, scheme):
-        typer.echo(note, err=True)
+        LOG.info(note)
     return loaded

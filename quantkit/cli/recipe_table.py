@@ -9,8 +9,8 @@ from quantkit.recipe.load import load, recipe_names, recipe_text
 from quantkit.recipe.number_formats import Activations, Weights
 from quantkit.recipe.recipe import Recipe, uncalibrated
 from quantkit.recipe.sections import merged
-from quantkit.verify import ENGINES, DeclaredNumbers, DeclaredScheme, judge_schemes
-from quantkit.verify.engines.hardware import find_machine
+from quantkit.verification import ENGINES, DeclaredNumbers, DeclaredScheme, judge_schemes
+from quantkit.verification.engines.hardware import find_machine
 
 GPUS = ("Turing", "Ampere", "Ada", "Hopper", "Blackwell")  # oldest first
 MEASURED = re.compile(
@@ -21,7 +21,7 @@ MEASURED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a recipe reached. kl in nats, top1 in percent, perplexity of the result; model, how: on what, calibrated how."""
+    """What a recipe reached: kl in nats, top1 in percent, perplexity; on which model, and how it was calibrated."""
 
     kl: float
     top1: float
@@ -74,7 +74,7 @@ def rows(engine: str | None = None, machine: str | None = None) -> list[RecipeRo
 
 
 def runs_fast(row: RecipeRow, engine: str, kind: str) -> bool:
-    """Whether a row's number formats have a kernel on that kind of machine; "Blackwell" alone means all of its kinds."""
+    """Whether a row's number formats have a kernel on that kind of machine; "Blackwell" means all of its kinds."""
     here = [name for name in row.engines.get(engine, ()) if name.startswith(kind) or kind.startswith(name)]
     return bool(here) and set(here) <= set(row.fast[engine])
 

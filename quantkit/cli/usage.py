@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from quantkit.errors import UserError
+from quantkit.suggestions import nearest
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # typer brings its own copy of click, or uses the installed one
 # What other tools call a verb.
@@ -62,17 +63,9 @@ def _explained(error: Any) -> str:
     path = error.ctx.command_path if error.ctx is not None else "quantkit"
     see = f"`{path} --help` shows what it takes"
     if (option := getattr(error, "option_name", None)) and option.startswith("-") and "No such" in str(error.message):
-        options = [name for parameter in error.ctx.command.params for name in parameter.opts if name.startswith("--")]
+        parameters = error.ctx.command.params if error.ctx is not None else ()
+        options = [name for parameter in parameters for name in parameter.opts if name.startswith("--")]
         meant = nearest(option, options)
         return f"{path} has no option `{option}`\nhint: " + (f"did you mean `{meant}`? {see}" if meant else see)
     message = error.format_message().rstrip(".")
     return f"{path}: {message[:1].lower()}{message[1:]}\nhint: {see}"
-
-
-def nearest(given: str, names: list[str]) -> str | None:
-    """The name most like `given`; None where none is like it."""
-    from difflib import get_close_matches
-
-    spelled = {name.strip("-").replace("_", "-"): name for name in names}
-    close = get_close_matches(given.lower().strip("-").replace("_", "-"), spelled, n=1, cutoff=0.6)
-    return spelled[close[0]] if close else None

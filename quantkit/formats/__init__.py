@@ -1,54 +1,31 @@
 """How codes and scales lie in a file: one module per format, pure functions, no files opened here.
 
+The names here are imported on first use: what reads configurations and headers alone does without torch.
+
+registry.py          FORMATS: all of them by name
 interface.py         class Format: the names every value of FORMATS has
 compressed_tensors/ awq.py gptq.py fp8.py modelopt.py   one module per format
+config/              what a quantization_config says, and which tensors belong to it, without torch
 bitstream.py         codes of any width in words
 common.py            what several formats share
-quantized_folder.py  a quantized folder of any format, opened
+described_folder.py  a quantized folder of any format: its schemes and shapes, without torch
+quantized_folder.py  the same, with its weights
 """
 
-from collections.abc import Mapping
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    from quantkit.formats.config import format_name
+    from quantkit.formats.interface import Format
+    from quantkit.formats.registry import FORMATS, holders
 
-from quantkit.errors import UserError
-from quantkit.formats import awq, fp8, gptq, modelopt
-from quantkit.formats.compressed_tensors import tensors as compressed_tensors
-from quantkit.formats.interface import Format as Format
-from quantkit.types import Scheme
+__all__ = ["FORMATS", "Format", "format_name", "holders"]
 
-FORMATS: dict[str, Format] = {
-    "compressed-tensors": compressed_tensors,
-    "awq": awq,
-    "gptq": gptq.V1,
-    "gptq_v2": gptq.V2,
-    "fp8": fp8.BLOCKS,
-    "fp8_tensor": fp8.TENSOR,
-    "modelopt": modelopt,
-}
+_HOMES = {"FORMATS": "registry", "Format": "interface", "format_name": "config", "holders": "registry"}
 
 
-def format_name(quantization_config: Mapping[str, Any]) -> str | None:
-    """Which of FORMATS a quantization_config describes (several share a quant_method); None: none of them."""
-    method = quantization_config.get("quant_method")
-    if method == "gptq":
-        method = quantization_config.get("checkpoint_format") or "gptq"
-    elif method == "fp8" and not quantization_config.get("weight_block_size"):
-        method = "fp8_tensor"
-    elif isinstance(method, str) and method.startswith("modelopt"):
-        method = "modelopt"  # some writers say modelopt_fp4
-    return method if method in FORMATS else None
-
-
-def holders(shape: tuple[int, int], scheme: Scheme, dtype: torch.dtype) -> list[str]:
-    """The formats that can hold a weight (N, K), stored as `dtype` so far, in this scheme."""
-    return [name for name, format_ in FORMATS.items() if _holds(format_, shape, scheme, dtype)]
-
-
-def _holds(format_: Format, shape: tuple[int, int], scheme: Scheme, dtype: torch.dtype) -> bool:
-    try:
-        format_.layout(shape, scheme, format_.scale_dtype(scheme, dtype))
-    except UserError:
-        return False
-    return True
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

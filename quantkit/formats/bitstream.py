@@ -12,14 +12,11 @@ import sys
 import torch
 from torch import Tensor
 
+from quantkit.formats.common import words_for
+
 assert sys.byteorder == "little", "the views below read memory as little-endian"
 
 CHUNK = 1 << 20  # codes handled at a time: the lanes stay in the cache
-
-
-def words_for(count: int, bits: int) -> int:
-    """32-bit words that `count` codes take."""
-    return -(-count * bits // 32)
 
 
 def pack_words(codes_RK: Tensor, bits: int) -> Tensor:

@@ -1,43 +1,91 @@
-"""What several format modules need: tensors held against a layout, checks of scales, and names in configurations."""
+"""What several format modules need: tensors held against a layout, checks of scales, and names in configurations.
+
+No torch is imported here: headers are enough for all but the scales.
+"""
 
 from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from quantkit.checkpoint.header import DTYPES, tag_of, torch_dtype
 from quantkit.errors import UserError
 from quantkit.types import KVSpec, QuantizedWeight, Scheme
 
-Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Layout = dict[str, tuple["torch.dtype", tuple[int, ...]]]
+Stored = dict[str, tuple[str, tuple[int, ...]]]  # suffix -> (safetensors' name of the dtype, shape)
 
 
-def require(tensors: Mapping[str, Tensor], names: Set[str], scheme: Scheme, optional: Set[str] = frozenset()) -> None:
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file's header says of a tensor; values: those of a weight_shape, which stand in the data."""
+
+    tag: str
+    shape: tuple[int, ...]
+    values: tuple[int, ...] = ()
+
+    @property
+    def single(self) -> bool:
+        """One number, stored as [] or [1]."""
+        return self.shape in ((), (1,))
+
+
+Headers = Mapping[str, Header]
+
+
+def words_for(count: int, bits: int) -> int:
+    """32-bit words that `count` codes take."""
+    return -(-count * bits // 32)
+
+
+def headers_of(tensors: "Mapping[str, Tensor]") -> dict[str, Header]:
+    """The headers that tensors in memory would have, by the same names."""
+    found = {}
+    for suffix, tensor in tensors.items():
+        values = tuple(tensor.flatten().tolist()) if suffix == "weight_shape" else ()
+        found[suffix] = Header(tag_of(tensor.dtype) or str(tensor.dtype), tuple(tensor.shape), values)
+    return found
+
+
+def as_layout(stored: Stored) -> Layout:
+    """The same with torch's dtypes."""
+    return {suffix: (torch_dtype(tag), shape) for suffix, (tag, shape) in stored.items()}
+
+
+def dtype_name(tag: str | None) -> str:
+    """The dtype as torch writes it."""
+    return f"torch.{DTYPES[tag][0]}" if tag in DTYPES else str(tag)
+
+
+def require(tensors: Headers, names: Set[str], scheme: Scheme, optional: Set[str] = frozenset()) -> None:
     """UserError unless the tensors are those named, with or without the optional ones."""
     if not names - optional <= tensors.keys() <= names | optional:
         found = ", ".join(sorted(tensors)) or "none"
         raise UserError(f"{scheme} needs the tensors {', '.join(sorted(names))}; there are {found}")
 
 
-def matrix(tensors: Mapping[str, Tensor], suffix: str) -> tuple[int, int]:
+def matrix(tensors: Headers, suffix: str) -> tuple[int, int]:
     """The shape of a tensor that must be a matrix; UserError where it is none."""
-    if tensors[suffix].dim() != 2 or not tensors[suffix].numel():
-        raise UserError(f"{suffix} is {list(tensors[suffix].shape)}, expected a matrix")
-    rows, columns = tensors[suffix].shape
-    return rows, columns
+    shape = tensors[suffix].shape
+    if len(shape) != 2 or 0 in shape:
+        raise UserError(f"{suffix} is {list(shape)}, expected a matrix")
+    return shape[0], shape[1]
 
 
-def check_shapes(tensors: Mapping[str, Tensor], layout: Layout, shape: tuple[int, int], scheme: Scheme) -> None:
+def check_shapes(tensors: Headers, stored: Stored, shape: tuple[int, int], scheme: Scheme) -> None:
     """UserError where a tensor is not as the layout announces it; a single number may be stored as [] or [1]."""
-    for suffix, (dtype, expected) in layout.items():
+    for suffix, (tag, expected) in stored.items():
         if suffix not in tensors:
             continue
         found = tensors[suffix]
-        single = found.numel() == 1 and found.dim() <= 1 and len(expected) <= 1 and set(expected) <= {1}
-        if found.dtype != dtype or (tuple(found.shape) != expected and not single):
+        single = found.single and expected in ((), (1,))
+        if found.tag != tag or (found.shape != expected and not single):
             raise UserError(
-                f"{suffix} is {found.dtype} {list(found.shape)}, expected {dtype} {list(expected)} "
+                f"{suffix} is {dtype_name(found.tag)} {list(found.shape)}, expected {dtype_name(tag)} {list(expected)} "
                 f"for a weight of {shape[0]} x {shape[1]} in {scheme}"
             )
 

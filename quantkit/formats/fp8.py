@@ -9,15 +9,17 @@ input_scale float32 [] from calibration. (transformers calls the per-tensor scal
 Shapes: N = out features, K = in features.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from quantkit.checkpoint.header import tag_of
 from quantkit.errors import UserError
 from quantkit.formats import common
+from quantkit.formats.config import fp8 as config
+from quantkit.formats.config.fp8 import STATIC, Fp8Config
 from quantkit.grids.dequantize import (
     collapse,
     expand,
@@ -25,23 +27,12 @@ from quantkit.grids.dequantize import (
 from quantkit.grids.elements import (
     FP8,
 )
-from quantkit.types import BLOCK, PRESETS, ActivationRange, ActivationSpec, KVSpec, QuantizedWeight, Scheme
-
-STATIC = PRESETS["FP8"]
-TOKEN = Scheme(STATIC.weights, ActivationSpec(8, element="float"))
+from quantkit.types import ActivationRange, QuantizedWeight, Scheme
 
 
 @dataclass(frozen=True, slots=True)
-class Fp8:
-    """One dialect, used like a format module; `schemes` by activation_scheme are all it can say."""
-
-    name: str
-    MARK: str
-    SUFFIXES: tuple[str, ...]
-    schemes: Mapping[str, Scheme]
-
-    SIGNED_SCALES: bool = False  # floats have a sign of their own: nothing would be gained
-    KV_NAMES: tuple[str, str] | None = None
+class Fp8(Fp8Config):
+    """One dialect, used like a format module."""
 
     def scale_dtype(self, scheme: Scheme, dtype: torch.dtype) -> torch.dtype:
         """float32, whatever the weight was stored as."""
@@ -49,16 +40,7 @@ class Fp8:
 
     def layout(self, shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> common.Layout:
         """Suffix -> (dtype, shape) of what `pack` makes of a weight of shape (N, K); UserError if it cannot hold it."""
-        if scheme not in self.schemes.values():
-            raise UserError(f"{self.name} holds {' or '.join(map(str, self.schemes.values()))}; not {scheme}")
-        if scale_dtype != torch.float32:
-            raise UserError(f"{self.name} scales are float32, not {scale_dtype}")
-        N, K = shape
-        scale = () if scheme.weights.scale_rows == -1 else (-(-N // BLOCK), scheme.weights.groups(K))
-        tensors: common.Layout = {"weight": (FP8, (N, K)), self.MARK: (torch.float32, scale)}
-        if scheme == STATIC:
-            tensors["input_scale"] = (torch.float32, ())
-        return tensors
+        return common.as_layout(self.stored(shape, scheme, tag_of(scale_dtype)))
 
     def pack(self, q: QuantizedWeight, scheme: Scheme | None = None) -> dict[str, Tensor]:
         """The module's tensors by suffix, as `layout` announces them; the weight alone tells which."""
@@ -74,10 +56,7 @@ class Fp8:
 
     def check_tensors(self, tensors: Mapping[str, Tensor], scheme: Scheme) -> tuple[int, int]:
         """(N, K) of a module's tensors; UserError where one of them does not fit the scheme."""
-        common.require(tensors, {"weight", self.MARK} | ({"input_scale"} if scheme == STATIC else set()), scheme)
-        shape = common.matrix(tensors, "weight")
-        common.check_shapes(tensors, self.layout(shape, scheme, torch.float32), shape, scheme)
-        return shape
+        return self.shape_of(common.headers_of(tensors), scheme)
 
     def unpack(self, tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWeight:
         """The inverse of `pack`; UserError where a tensor does not fit the scheme."""
@@ -87,50 +66,9 @@ class Fp8:
         codes_NK = tensors["weight"].view(torch.uint8)
         return QuantizedWeight(codes_NK, expand(scale, scheme.weights, N), None, scheme.weights, input=given)
 
-    def config(self, schemes: Mapping[str, Scheme], ignored: Iterable[str], kv: KVSpec | None) -> dict[str, Any]:
-        """quantization_config for config.json; UserError for mixed schemes, a KV cache, or names readers confuse."""
-        ignored = sorted(set(ignored), key=common.natural)
-        scheme = common.sole_scheme(schemes, self.name)
-        common.refuse_both(schemes, ignored)
-        common.refuse_kv(kv, self.name)
-        common.refuse_substrings(schemes, ignored, self.name)
-        names = [activation for activation, own in self.schemes.items() if own == scheme]
-        if not names:
-            raise UserError(f"{self.name} holds {' or '.join(map(str, self.schemes.values()))}; not {scheme}")
-        if scheme.weights.scale_rows == BLOCK:
-            dialect = {"weight_block_size": [BLOCK, BLOCK], "modules_to_not_convert": ignored}
-        else:
-            dialect = {"weight_block_size": None, "ignored_layers": ignored}
-        return {"quant_method": "fp8", "activation_scheme": names[0], "fmt": "e4m3", **dialect}
 
-    def files(self, quantization_config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """None: config.json says it all."""
-        return {}
-
-    def read_config(self, quantization_config: Mapping[str, Any], modules: Iterable[str]) -> dict[str, Scheme]:
-        """Which of the modules are stored quantized, and how; UserError for what is not this dialect."""
-        qc = quantization_config
-        if qc.get("quant_method") != "fp8":
-            raise UserError(f"quant_method {qc.get('quant_method')!r} is not fp8")
-        blocks, block = qc.get("weight_block_size"), self.MARK == "weight_scale_inv"
-        if blocks != ([BLOCK, BLOCK] if block else None):
-            raise UserError(f"fp8 with weight_block_size {blocks!r} is not {self.name}")
-        if qc.get("scale_fmt") not in (None, "float"):
-            raise UserError(f"fp8 with scale_fmt {qc['scale_fmt']!r} cannot be read, only plain float32 scales")
-        if str(qc.get("fmt", "e4m3")) not in ("e4m3", "float8_e4m3fn"):
-            raise UserError(f"fp8 with fmt {qc['fmt']!r} cannot be read, only 'e4m3'")
-        activation = qc.get("activation_scheme", "dynamic")
-        if activation not in self.schemes:
-            raise UserError(f"{self.name} with activation_scheme {activation!r} cannot be read")
-        dense = common.names_of(qc, "ignored_layers", "modules_to_not_convert")
-        return {name: self.schemes[activation] for name in modules if not common.listed(name, dense)}
-
-    def read_kv(self, quantization_config: Mapping[str, Any]) -> KVSpec | None:
-        """None: the format has no place for one."""
-        return None
+def _with_tensors(described: Fp8Config) -> Fp8:
+    return Fp8(**{field.name: getattr(described, field.name) for field in fields(described)})
 
 
-BLOCKS = Fp8("fp8", "weight_scale_inv", ("weight", "weight_scale_inv"), {"dynamic": PRESETS["FP8_BLOCK"]})
-TENSOR = Fp8(
-    "fp8_tensor", "weight_scale", ("weight", "weight_scale", "input_scale"), {"dynamic": TOKEN, "static": STATIC}
-)
+BLOCKS, TENSOR = _with_tensors(config.BLOCKS), _with_tensors(config.TENSOR)

@@ -8,12 +8,14 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto
 
 from quantkit.errors import UserError
+from quantkit.library_output import quiet_libraries
 
 
 def read_config(folder: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """The model's configuration; UserError for an unknown architecture or one that needs remote code unasked."""
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with quiet_libraries():
+            return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError) as error:
         text = str(error)
         if "trust_remote_code" in text:
@@ -39,7 +41,7 @@ def build_meta_model(config: PretrainedConfig, *, trust_remote_code: bool = Fals
 
     nn.Module.register_parameter = register_on_meta
     try:
-        with no_init_weights():
+        with no_init_weights(), quiet_libraries():
             model = AutoModelForCausalLM.from_config(
                 config, trust_remote_code=trust_remote_code, experts_implementation="eager"
             )

@@ -128,23 +128,8 @@ def _unread(table: Tensor, device: torch.device, dtype: torch.dtype) -> nn.Param
     )
 
 
-class _BeforeHead(TorchFunctionMode):
-    """Ends the model's run at the product with the head's weight; `seen` is what it reads."""
-
-    def __init__(self, weight: Tensor | None) -> None:
-        super().__init__()
-        self.weight = weight
-        self.seen: Tensor | None = None
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is nn.functional.linear and len(args) > 1 and args[1] is self.weight:
-            self.seen = args[0]
-            raise _Stop
-        return func(*args, **(kwargs or {}))
-
-
-class _Stop(Exception):  # noqa: N818 (control flow, not an error)
-    pass
+class Stop(Exception):  # noqa: N818 (control flow, not an error)
+    """Ends a run of the model that has shown what it was run for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,30 +211,6 @@ class StreamedModel:
                 return hidden[0], [entry[2] for entry in record]
         raise UserError(self._not_a_chain(runs))
 
-    def ends(self, ids: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What enters block 0 and, did the blocks change nothing, the head: both [..., hidden], for ids [batch, seq].
-
-        None where the head is not a linear of those states.
-        """
-        self._fill_surroundings()
-        head = self.model.get_output_embeddings()
-        for answer in RETURNS:
-            record: list[tuple[int, Tensor, BlockCall]] = []
-            mode = _BeforeHead(getattr(head, "weight", None))
-            try:
-                with self._streaming(record, answer, stop=False), mode:
-                    self.model(input_ids=ids.to(self.device), use_cache=False)
-            except _Stop:
-                pass
-            except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
-                raise
-            except Exception:
-                continue  # it expects its blocks to return something else
-            hidden = [entry[1] for entry in record]
-            if mode.seen is not None and len(record) == len(self.blocks) and all(h is hidden[0] for h in hidden):
-                return hidden[0], mode.seen
-        return None
-
     def _runs_through(
         self, ids: Tensor, use_cache: bool
     ) -> list[tuple[list[tuple[int, Tensor, BlockCall]], Exception | None]]:
@@ -257,17 +218,17 @@ class StreamedModel:
 
         One run per thing that a model may expect its blocks to return.
         """
-        self._fill_surroundings()
+        self.fill_surroundings()
         runs: list[tuple[list[tuple[int, Tensor, BlockCall]], Exception | None]] = []
         for answer in RETURNS:
             record: list[tuple[int, Tensor, BlockCall]] = []
             error: Exception | None = None
             try:
-                with self._streaming(record, answer, stop=True):
+                with self.streaming(record, answer, stop=True):
                     self.model(input_ids=ids.to(self.device), use_cache=use_cache)
             except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
                 raise
-            except _Stop:
+            except Stop:
                 pass
             except Exception as failure:
                 error = failure
@@ -303,7 +264,7 @@ class StreamedModel:
         )
 
     @contextmanager
-    def _streaming(
+    def streaming(
         self, record: list[tuple[int, Tensor, BlockCall]], answer: Callable[[Tensor], Any], stop: bool
     ) -> Iterator[None]:
         """Inside, every block only notes (index, hidden states, call) and answers with its states.
@@ -315,7 +276,7 @@ class StreamedModel:
             def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
                 record.append((index, hidden_states, BlockCall(args, kwargs)))
                 if stop and len(record) == len(self.blocks):
-                    raise _Stop
+                    raise Stop
                 return answer(hidden_states)
 
             return forward
@@ -330,7 +291,7 @@ class StreamedModel:
             for block in self.blocks:
                 del block.forward
 
-    def _fill_surroundings(self) -> None:
+    def fill_surroundings(self) -> None:
         """Everything outside the blocks but the big tables: those are read row by row, the head is never needed."""
         if self._tables:
             return

@@ -2,7 +2,10 @@
 
 estimate.py         the verdict: sizes, memory, time, and whether it fits
 model_inventory.py  parameters and matrices of a model, counted from config.json and headers
-run_cost.py         memory and seconds of a run
+calibration_size.py how much calibration text is read
+linear_groups.py    linears that share an input
+run_memory.py       memory of a run
+run_time.py         seconds of a run
 output_size.py      bytes of the result
 advice.py           changes of the recipe that make it fit
 this_machine.py     free memory and disk, and how fast this machine is

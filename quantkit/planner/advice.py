@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import UserError
+from quantkit.planner.calibration_size import calibration_size
 from quantkit.planner.model_inventory import ModelInventory
 from quantkit.planner.output_size import resolved, sizes
-from quantkit.planner.run_cost import need
+from quantkit.planner.run_memory import need
 from quantkit.planner.this_machine import Machine
 from quantkit.recipe.load import from_data
 from quantkit.recipe.recipe import Recipe
+from quantkit.report.plan import CalibrationSize
 
 FEWEST_SAMPLES = 16
 KNOBS = 3  # that are named at most
-GIB = 1 << 30
+GB = 1e9
 
 
 def advice(recipe: Recipe, inventory: ModelInventory, machine: Machine, target: Path) -> list[str]:
@@ -24,11 +26,11 @@ def advice(recipe: Recipe, inventory: ModelInventory, machine: Machine, target: 
 
     def takes(changed: Recipe) -> tuple[float, float]:
         jobs, _ = resolved(changed, inventory)
-        needed = need(changed, inventory, jobs, machine.process)
+        needed = need(changed, inventory, jobs, machine.process, calibration_size(changed, inventory))
         return needed.peak, sizes(changed, inventory, jobs)[0] + needed.spilled
 
     tried: list[tuple[str, float, float]] = []
-    for text, data in _knobs(recipe):
+    for text, data in _knobs(recipe, calibration_size(recipe, inventory)):
         with suppress(UserError):  # a format that cannot hold it
             tried.append((text, *takes(from_data(data))))
     peak, disk = takes(recipe)
@@ -36,19 +38,17 @@ def advice(recipe: Recipe, inventory: ModelInventory, machine: Machine, target: 
     if peak > machine.free_memory:
         found = [f"memory: set {text}" for text, peak, _ in tried if peak <= machine.free_memory and "bits" not in text]
         least = min([peak, *(peak for _, peak, _ in tried)])
-        lacking = f"memory: no setting needs less than {least / GIB:.1f} GiB: use a machine with that much free"
+        lacking = f"memory: no setting needs less than {least / GB:.1f} GB: use a machine with that much free"
         found_advice += found[:KNOBS] or [lacking]
     if disk > machine.free_disk:
         found = [f"disk: set {text}" for text, _, disk in tried if disk <= machine.free_disk]
-        lacking = (
-            f"disk: free {(disk - machine.free_disk) / GIB:.1f} GiB more at {target.resolve()}, or write elsewhere"
-        )
+        lacking = f"disk: free {(disk - machine.free_disk) / GB:.1f} GB more at {target.resolve()}, or write elsewhere"
         found_advice += found[:KNOBS] or [lacking]
     return found_advice
 
 
-def _knobs(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(what to write, the recipe with it), the mildest first."""
+def _knobs(recipe: Recipe, read: CalibrationSize | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(what to write, the recipe with it), the mildest first. read: how much calibration text it takes as it is."""
     base = recipe.resolved()
 
     def changed(**updates: Any) -> dict[str, Any]:
@@ -61,28 +61,28 @@ def _knobs(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
             place[leaf] = value
         return data
 
-    calibration, algorithm = base.get("calibration"), base["weights"]["algorithm"]
+    algorithm = base["weights"]["algorithm"]
     options = algorithm.get("gptq")
     if recipe.propagate == "original" and options:
         yield "propagate: quantized", changed(propagate="quantized")
-    if calibration:
-        samples = calibration["samples"] // 2
+    if read:
+        samples = read.samples // 2
         while samples >= FEWEST_SAMPLES:
             yield f"calibration.samples: {samples}", changed(calibration__samples=samples)
             samples //= 2
-        if calibration["seq_len"] >= 512:
-            half = calibration["seq_len"] // 2
+        if read.seq_len >= 512:
+            half = read.seq_len // 2
             yield f"calibration.seq_len: {half}", changed(calibration__seq_len=half)
     if options and options["refit"]:
         plain = changed(weights__algorithm={"gptq": options | {"refit": False}})
         yield "weights.algorithm: {gptq: {refit: false}}", plain
-        if calibration and calibration["samples"] > FEWEST_SAMPLES:
+        if read and read.samples > FEWEST_SAMPLES:
             plain["calibration"]["samples"] = FEWEST_SAMPLES
             yield f"weights.algorithm: {{gptq: {{refit: false}}}} and calibration.samples: {FEWEST_SAMPLES}", plain
     if base["transforms"]:
         yield "transforms: []", changed(transforms=[])
     rounding = {"rtn": {"range": "minmax"}}
-    if calibration:
+    if read:
         yield (
             "weights.algorithm: {rtn: {range: minmax}} with transforms: [] and no calibration",
             changed(weights__algorithm=rounding, transforms=[], calibration=None),

@@ -6,6 +6,7 @@ now. Where it will not fit, changed recipes are estimated until some do: those a
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,53 @@ import torch
 from quantkit.algorithms.rtn import rtn
 from quantkit.checkpoint.header import read_json
 from quantkit.grids import RangeSearch, make_grid
-from quantkit.planner.advice import GIB, advice
+from quantkit.paths import user_path
+from quantkit.planner.advice import GB, advice
+from quantkit.planner.calibration_size import calibration_size, check_text
+from quantkit.planner.linear_groups import PlannedLinear
 from quantkit.planner.model_inventory import kv_bytes, take_inventory
 from quantkit.planner.output_size import planned_targets, resolved, sizes
-from quantkit.planner.run_cost import PlannedLinear, need, seconds
+from quantkit.planner.run_memory import need
+from quantkit.planner.run_time import seconds
 from quantkit.planner.this_machine import Machine, measure
-from quantkit.quantization.calibration.data import check_calibration
+from quantkit.quantization.early_checks import check_plan, check_planned
 from quantkit.quantization.engine_check import check_engine
 from quantkit.quantization.targets import kv_spec
+from quantkit.recipe import load as recipes
 from quantkit.recipe.recipe import Recipe
+from quantkit.report.plan import Plan
 
-SAMPLE = (256, 4096)  # rows and columns that are rounded to time it
+SAMPLE = (64, 4096)  # rows and columns that are rounded to time it
+
+
+def plan(
+    model: str | Path | None,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    target: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> Plan:
+    """What quantizing `model` by `recipe` will make and take on this machine, before any weight is read.
+
+    model   folder (config.json is enough) or Hub id, of which JSON files alone are fetched; None: the recipe's own
+    recipe  a shipped name, a file, plain data or a Recipe
+    target  the folder that will be written into, for the free disk (default: the current one)
+
+    Sizes are in bytes, times in seconds on this machine's CPU; `Plan.fits` is the verdict. Raises UserError for
+    whatever `quantize` refuses and names, paths, config.json and headers show, in the same words.
+    """
+    if isinstance(recipe, Mapping):
+        recipe = recipes.from_data(recipe)
+    if not isinstance(recipe, Recipe):
+        recipe = recipes.load(recipe, model=None if model is None else str(model))
+    if model is not None:
+        recipe = recipe.model_copy(update={"model": str(model)})
+    return estimate(
+        recipe,
+        check_plan(recipe),
+        target=None if target is None else user_path(target),
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def estimate(
@@ -34,62 +71,58 @@ def estimate(
     target: Path | None = None,
     trust_remote_code: bool = False,
     machine: Machine | None = None,
-) -> dict[str, Any]:
-    """Sizes, memory, time and verdict for a folder with config.json, with or without weights.
+) -> Plan:
+    """The plan for a folder with config.json, with or without weights.
 
     target: the folder that will be written into (default: the current one). UserError, in the same words, for what
     `quantize` refuses too: an unknown architecture, patterns without effect, a scheme that the format or the engine
     does not take, a missing calibration file.
     """
+    check_planned(config_folder, recipe.calibration is not None)
     inventory = take_inventory(config_folder, trust_remote_code=trust_remote_code)
     target = target or Path()
-    if recipe.calibration is not None:
-        longest = getattr(inventory.config.get_text_config(), "max_position_embeddings", None)
-        check_calibration(recipe.calibration, longest)
+    text = calibration_size(recipe, inventory)
+    check_text(recipe, inventory, config_folder, trust_remote_code)
     jobs, found = resolved(recipe, inventory)
     planned, config = planned_targets(recipe, inventory, found), read_json(config_folder / "config.json", "")
     warnings = check_engine(recipe, planned, inventory.tensors, config)
     machine = machine or measure(target)
     size, bits = sizes(recipe, inventory, jobs)
-    needed = need(recipe, inventory, jobs, machine.process)
-    disk = size + needed.spilled
+    needed = need(recipe, inventory, jobs, machine.process, text)
+    disk = int(size + needed.spilled)
     weights = sum(job.matrix.numel for job in jobs)
-    stages = seconds(recipe, inventory, jobs, machine, _per_weight(jobs), inventory.stored + size)
+    stages = seconds(recipe, inventory, jobs, machine, _per_weight(jobs), inventory.stored + size, text)
     kv = kv_spec(recipe.kv_cache)
     problems = []
     if needed.peak > machine.free_memory:
-        problems.append(
-            f"memory: needs about {needed.peak / GIB:.1f} GiB, {machine.free_memory / GIB:.1f} GiB are free"
-        )
+        problems.append(f"memory: needs about {needed.peak / GB:.1f} GB, {machine.free_memory / GB:.1f} GB are free")
     if disk > machine.free_disk:
         problems.append(
-            f"disk: needs {disk / GIB:.1f} GiB, {machine.free_disk / GIB:.1f} GiB are free at {target.resolve()}"
+            f"disk: needs {disk / GB:.1f} GB, {machine.free_disk / GB:.1f} GB are free at {target.resolve()}"
         )
-    return {
-        "model": str(config_folder),
-        "model_type": getattr(inventory.config, "model_type", None),
-        "weights_seen": inventory.from_headers,
-        "params": dict(inventory.params),
-        "linears": len(jobs),
-        "schemes": dict(Counter(str(job.scheme) for job in jobs)),
-        "bytes_before": inventory.stored,
-        "bytes_after": size,
-        "bits_per_weight": bits / weights,
-        "kv_cache": "as computed" if kv is None else str(kv),
-        "kv_bytes_per_token": kv_bytes(inventory.config, kv, inventory.dtype),
-        "memory": needed.memory,
-        "peak_memory_bytes": needed.peak,
-        "free_memory_bytes": machine.free_memory,
-        "disk_bytes": disk,
-        "free_disk_bytes": machine.free_disk,
-        "seconds": stages,
-        "seconds_total": sum(stages.values()),
-        "machine": f"{machine.cores} cores, {machine.flops / 1e9:.0f} GFLOP/s, {machine.disk_rate / 1e9:.2f} GB/s",
-        "fits": not problems,
-        "problems": problems,
-        "advice": advice(recipe, inventory, machine, target) if problems else [],
-        "warnings": [*warnings, *found.notes],
-    }
+    return Plan(
+        model=str(config_folder),
+        model_type=getattr(inventory.config, "model_type", None),
+        weights_seen=inventory.from_headers,
+        params=dict(inventory.params),
+        linears=len(jobs),
+        schemes=dict(Counter(str(job.scheme) for job in jobs)),
+        bytes_before=inventory.stored,
+        bytes_after=size,
+        bits_per_weight=bits / weights,
+        kv_cache="as computed" if kv is None else str(kv),
+        kv_bytes_per_token=kv_bytes(inventory.config, kv, inventory.dtype),
+        calibration=text,
+        memory={part: int(held) for part, held in needed.memory.items()},
+        free_memory_bytes=machine.free_memory,
+        disk_bytes=disk,
+        free_disk_bytes=machine.free_disk,
+        seconds=stages,
+        machine=f"{machine.cores} cores, {machine.flops / 1e9:.0f} GFLOP/s, {machine.disk_rate / 1e9:.2f} GB/s",
+        problems=tuple(problems),
+        advice=tuple(advice(recipe, inventory, machine, target)) if problems else (),
+        warnings=(*warnings, *found.notes),
+    )
 
 
 def _per_weight(jobs: list[PlannedLinear]) -> float:

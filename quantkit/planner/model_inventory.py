@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from quantkit.checkpoint.header import TensorInfo, TensorLayout, read_json
 from quantkit.checkpoint.model_folder import check_model_folder
@@ -31,12 +31,12 @@ from quantkit.model.meta_model import (
 )
 from quantkit.model.weight_sources import TensorSlice, linear_names, weight_sources, written_tensor
 from quantkit.quantization.dense_modules import dense_modules
+from quantkit.quantization.early_checks import has_weights
 from quantkit.types import KVSpec
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN = ("num_experts_per_tok", "moe_k", "top_k")
 WRITES = re.compile(r"(o|out|down|c)_proj$|(^|_)dense(_4h_to_h)?$|wo$|w2$|fc2$|fc_out$")
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,13 @@ class LinearShape:
 class ModelInventory:
     """params: number of them by kind; stored: bytes of all tensors; blocks: parameters of each block.
 
+    model   without weights, on the meta device
     active  share of an expert layer's experts that a token passes through
     head    (tied to the embedding, bytes it takes as a tensor of its own)
     tensors  what the checkpoint holds or, without one, would hold; skipped: name there -> why it is never quantized
     """
 
+    model: PreTrainedModel
     config: PretrainedConfig
     dtype: torch.dtype
     params: Counter[str]
@@ -92,8 +94,7 @@ class ModelInventory:
 def take_inventory(folder: Path, *, trust_remote_code: bool = False) -> ModelInventory:
     """Read config.json, and headers where there are weights; UserError where transformers cannot build the model."""
     check_model_folder(folder)
-    seen = any(any(folder.glob(pattern)) for pattern in WEIGHTS)
-    checkpoint = Checkpoint.open(folder) if seen else None
+    checkpoint = Checkpoint.open(folder) if has_weights(folder) else None
     refuse_quantized(checkpoint or Checkpoint(folder, read_json(folder / "config.json", "give a model folder"), {}))
     config = read_config(folder, trust_remote_code=trust_remote_code)
     try:
@@ -110,6 +111,7 @@ def take_inventory(folder: Path, *, trust_remote_code: bool = False) -> ModelInv
     tied = head is not None and id(head.weight) in shared
     params = _count(model, path, text, None if tied else head)
     inventory = ModelInventory(
+        model,
         config,
         dtype,
         params,

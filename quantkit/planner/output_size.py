@@ -6,8 +6,8 @@ import torch
 
 from quantkit.checkpoint.header import TensorLayout
 from quantkit.formats import FORMATS
+from quantkit.planner.linear_groups import PlannedLinear
 from quantkit.planner.model_inventory import ModelInventory
-from quantkit.planner.run_cost import PlannedLinear
 from quantkit.quantization.dense_modules import ignored_names
 from quantkit.quantization.targets import Candidate, Resolved, Targets, resolve
 from quantkit.recipe.recipe import Recipe

@@ -10,7 +10,7 @@ from quantkit.model.streamed_model import check_finite
 from quantkit.model.weight_sources import TensorSlice
 from quantkit.quantization.run_context import BlockContext, RunContext
 from quantkit.quantization.targets import LinearTarget
-from quantkit.types import QuantizedWeight
+from quantkit.types import ActivationRange, QuantizedWeight
 
 COPIED_BYTES = 64 << 20  # checked at a time
 
@@ -68,14 +68,18 @@ def round_rest(run: RunContext, context: BlockContext) -> None:
         value.copy_(value.to(run.streamed.checkpoint.tensors[piece.name].dtype))
 
 
-def fill_written(run: RunContext, context: BlockContext) -> None:
-    """Fill the block with what was written for it: dequantized weights and the rest."""
+def fill_written(run: RunContext, context: BlockContext) -> dict[str, ActivationRange | None]:
+    """Fill the block with what was written for it, dequantized weights and the rest; the ranges of its inputs by name."""
+    ranges = {}
     for piece, value in _unquantized(run, context):
         value.copy_(piece.of(run.writer.read(piece.name)))
     for linear in context.linears:
         layout = run.format.layout(linear.shape, linear.scheme, linear.scale_dtype)
         tensors = {suffix: run.writer.read(f"{linear.name}.{suffix}") for suffix in layout}
-        linear.view(context.block).copy_(dequantize(run.format.unpack(tensors, linear.scheme)))
+        q = run.format.unpack(tensors, linear.scheme)
+        linear.view(context.block).copy_(dequantize(q))
+        ranges[linear.name] = q.input
+    return ranges
 
 
 def _unquantized(run: RunContext, context: BlockContext) -> Iterator[tuple[TensorSlice, Tensor]]:

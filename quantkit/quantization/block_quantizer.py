@@ -4,11 +4,12 @@ states:   what the blocks see behind the quantized ones before them (or the orig
 original: what the original model's blocks see, kept only where the re-fit needs it as its target.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from torch import Tensor
 
+from quantkit.grids.activations import KVRange
 from quantkit.grids.dequantize import dequantize
 from quantkit.model.streamed_model import release
 from quantkit.quantization.block_files import copy_unquantized, fill_written, round_rest, write_quantized, write_rest
@@ -18,12 +19,14 @@ from quantkit.quantization.calibration.kv_scales import cache_places, calibrate
 from quantkit.quantization.calibration.spill import allocate
 from quantkit.quantization.calibration.staged_forward import StagedForward, fits
 from quantkit.quantization.calibration.statistics import OutputDrift, Statistic
+from quantkit.quantization.held_out import HeldOut, Ranges
 from quantkit.quantization.linear_quantizer import block_columns, needs_hessian, needs_of, quantize_group
 from quantkit.quantization.resources import return_pages
 from quantkit.quantization.run_context import BlockContext, RunContext
 from quantkit.quantization.targets import LinearTarget
 from quantkit.quantization.transforms.scale_folding import TRANSFORMS
-from quantkit.report.records import BlockRecord, FoldRecord, LinearRecord
+from quantkit.report.records import BlockRecord, FoldRecord, HeldOutRecord, LinearRecord
+from quantkit.types import QuantizedWeight
 
 Members = tuple[int, list[LinearTarget]]  # an input group of a block and its linears
 Note = Callable[[str], None]  # shows what is being done
@@ -38,7 +41,8 @@ class BlockQuantizer:
         self.original: cal.HiddenStates | None = None
         self._kept: dict[int, Tensor] = {}
         self._threads: StagedForward | None = None
-        self._cache_places = cache_places(run.streamed) if run.targets.kv_scales else []
+        self._cache_places = cache_places(run.streamed) if run.targets.kv is not None else []
+        self._held_out: HeldOut | None = None
 
     def close(self) -> None:
         """End the threads of the run."""
@@ -50,10 +54,12 @@ class BlockQuantizer:
         copy_unquantized(self.run)
         self.run.timer.mark("copy")
 
-    def start_states(self, ids_ST: Tensor | None) -> None:
-        """Compute what reaches block 0 from the calibration tokens [samples, seq]."""
+    def start_states(self, ids_ST: Tensor | None, held_out_ST: Tensor | None = None) -> None:
+        """Compute what reaches block 0 from the calibration tokens and the held-out ones, [samples, seq] each."""
         if ids_ST is None:
             return
+        if held_out_ST is not None:
+            self._held_out = HeldOut(self.run, held_out_ST, self._cache_places)
         self.states = cal.HiddenStates(self.run.streamed, ids_ST, self.run.folder)
         if self._propagates and any(needs_of(linear).original_inputs for linear in self.run.targets.linears):
             self.original = self.states.fork(self.run.folder)
@@ -66,9 +72,16 @@ class BlockQuantizer:
         context = self._fill(index)
         if self.original is not None:
             self.original.advance(context.block, index)
+        if self._held_out is not None:
+            self._held_out.run_original(context)
+        if not self._propagates:
+            self.states.advance(context.block, index)
+        if self._propagates or self._held_out is not None:
+            ranges = fill_written(self.run, context)
+            if self._held_out is not None:
+                self._held_out.run_quantized(context, ranges, self._written_cache_scales(index))
         if self._propagates:
-            fill_written(self.run, context)
-        self.states.advance(context.block, index)
+            self.states.advance(context.block, index)
         release(context.block)
         self.run.timer.mark("replay")
 
@@ -77,12 +90,18 @@ class BlockQuantizer:
         context = self._fill(index)
         self.run.timer.mark("read")
         originals = self._run_original(context)
+        if self._held_out is not None:
+            self._held_out.run_original(context)
+            self.run.timer.mark("held-out")
         folds = self.transform_block(context, originals, note)
         stages = self._stages(context)
         staged = self._begin_staged(context, stages)
-        linears = self.quantize_stages(context, stages, staged, originals, note)
+        linears, input_ranges = self.quantize_stages(context, stages, staged, originals, note)
         self.calibrate_cache(context)
         self.propagate(context, staged)
+        if self._held_out is not None:
+            self._held_out.run_quantized(context, input_ranges, self._written_cache_scales(index))
+            self.run.timer.mark("held-out")
         write_rest(self.run, context)
         self.run.timer.mark("write")
         release(context.block)
@@ -111,9 +130,13 @@ class BlockQuantizer:
         staged: StagedForward | None,
         originals: dict[int, Tensor],
         note: Note,
-    ) -> list[LinearRecord]:
-        """Quantize and write the block's linears, each stage behind everything quantized before it."""
-        records = []
+    ) -> tuple[list[LinearRecord], Ranges]:
+        """Quantize and write the block's linears, each stage behind everything quantized before it.
+
+        Returns their records, and the ranges of their inputs by name.
+        """
+        records: list[LinearRecord] = []
+        input_ranges: Ranges = {}
         for stage in stages:
             note(stage[0][1][0].site.name)
             drifts = _drifts(context, stage, originals)
@@ -121,9 +144,13 @@ class BlockQuantizer:
             statistics = self._statistics(context, stage, staged, drifts, ranges)
             for group, linears in stage:
                 drift = drifts.pop(group).finish() if group in drifts else {}
-                records += self._quantize_group(context, group, linears, statistics.pop(group, None), drift, ranges)
+                for record, q in self._quantize_group(
+                    context, group, linears, statistics.pop(group, None), drift, ranges
+                ):
+                    records.append(record)
+                    input_ranges[record.name] = q.input
             self.run.timer.mark("quantize")
-        return records
+        return records, input_ranges
 
     def calibrate_cache(self, context: BlockContext) -> None:
         """Write the static scales of the block's keys and values, as its quantized weights make them."""
@@ -147,6 +174,22 @@ class BlockQuantizer:
             self.run.timer.mark("propagate")
         elif staged is not None:
             staged.drop()
+
+    def finish(self) -> HeldOutRecord | None:
+        """How the quantized model does on the held-out windows, behind the last block; None where there are none."""
+        if self._held_out is None:
+            return None
+        found = self._held_out.finish()
+        self.run.timer.mark("held-out")
+        return found
+
+    def _written_cache_scales(self, index: int) -> KVRange | None:
+        """The static scales written for a block's cache; None where it has none."""
+        layouts = self.run.targets.kv_scales[2 * index : 2 * index + 2]
+        if not layouts:
+            return None
+        k_scale, v_scale = (self.run.writer.read(layout.name).float().reshape(-1).squeeze() for layout in layouts)
+        return KVRange(k_scale.to(self.run.streamed.device), v_scale.to(self.run.streamed.device))
 
     @property
     def _propagates(self) -> bool:
@@ -253,18 +296,18 @@ class BlockQuantizer:
         statistic: Statistic | None,
         drift: dict[str, Tensor],
         ranges: InputRanges,
-    ) -> list[LinearRecord]:
+    ) -> Iterator[tuple[LinearRecord, QuantizedWeight]]:
         """Quantize the linears of one input, write them, and leave the quantized weights in the block."""
         weights, calibrated = {linear.name: linear.view(context.block) for linear in linears}, self.states is not None
         signed = self.run.format.SIGNED_SCALES
         results = quantize_group(weights, linears, statistic, drift, signed=signed, calibrated=calibrated)
-        for linear, q, _ in results:
+        for linear, q, record in results:
             if is_static(linear):
                 q = replace(q, input=ranges.range_of(linear, group))
             if calibrated:
                 linear.view(context.block).copy_(dequantize(q))
             write_quantized(self.run, linear, q)
-        return [record for _, _, record in results]
+            yield record, q
 
 
 def _drifts(context: BlockContext, stage: list[Members], originals: dict[int, Tensor]) -> dict[int, OutputDrift]:

@@ -3,10 +3,12 @@
 The command asks before it imports torch, the pipeline asks again for those who call it from Python.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.hub import locate_model
+from quantkit.checkpoint.header import read_json
+from quantkit.checkpoint.hub import locate_config, locate_model
 from quantkit.checkpoint.journal import read_key, refuse_changed, refuse_foreign
 from quantkit.checkpoint.model_folder import check_tokenizer, local_folder
 from quantkit.checkpoint.model_kind import check_causal
@@ -15,8 +17,10 @@ from quantkit.checkpoint.quantization_config import refuse_quantized
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.device_names import check_device_name
 from quantkit.errors import UserError
-from quantkit.quantization.calibration.records import local_path
+from quantkit.quantization.calibration.sources import check_reachable, check_sources
 from quantkit.recipe.recipe import Recipe
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 
 def check_before_torch(
@@ -34,16 +38,52 @@ def check_before_torch(
     calibrated = calibrated and recipe.calibration is not None
     if (folder := local_folder(recipe.model)) is not None:
         check_output(output, folder)
-        _check_folder(folder, calibrated)
+        check_folder(folder, calibrated)
     if calibrated and recipe.calibration is not None:
-        local_path(recipe.calibration.data)
+        check_sources(recipe.calibration)
     refuse_foreign(partial_folder(output))
     if not restart:
         _check_unfinished(recipe, partial_folder(output), device)
     if folder is None:
         folder = locate_model(recipe.model)
-        _check_folder(folder, calibrated)
+        check_folder(folder, calibrated)
+    if calibrated and recipe.calibration is not None and "torch" not in sys.modules:  # else reading it is as fast
+        check_reachable(recipe.calibration)
     return folder
+
+
+def check_plan(recipe: Recipe) -> Path:
+    """The model's folder, of which config.json is enough; UserError for a model that `quantize` would refuse by it."""
+    folder = locate_config(recipe.model)
+    check_planned(folder, recipe.calibration is not None)
+    if recipe.calibration is not None:
+        check_sources(recipe.calibration)
+    return folder
+
+
+def check_planned(folder: Path, calibrated: bool) -> None:
+    """As `check_folder`, for one that may hold config.json alone."""
+    if has_weights(folder):
+        check_folder(folder, calibrated)
+    else:
+        check_causal(folder)
+        refuse_quantized(Checkpoint(folder, read_json(folder / "config.json", "give a model folder"), {}))
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a model folder holds any file of weights."""
+    return any(any(folder.glob(pattern)) for pattern in WEIGHTS)
+
+
+def check_given(recipe: Recipe, output: Path, checkpoint: Checkpoint, *, device: str, restart: bool) -> None:
+    """The same for a model that is not read from recipe.model: UserError for whatever is wrong with it or `output`."""
+    check_output(output)
+    check_device_name(device)
+    check_causal(checkpoint.folder)
+    refuse_quantized(checkpoint)
+    refuse_foreign(partial_folder(output))
+    if not restart:
+        _check_unfinished(recipe, partial_folder(output), device)
 
 
 def partial_folder(output: Path) -> Path:
@@ -57,7 +97,8 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in ("model", "calibration")}
 
 
-def _check_folder(folder: Path, calibrated: bool) -> None:
+def check_folder(folder: Path, calibrated: bool) -> None:
+    """UserError for a model folder that a run would refuse; calibrated: it needs a tokenizer."""
     check_causal(folder)
     checkpoint = Checkpoint.open(folder)
     refuse_quantized(checkpoint)

@@ -10,7 +10,7 @@ from quantkit.formats import FORMATS
 from quantkit.quantization.output_layout import file_layout, quantization_config
 from quantkit.quantization.targets import Targets
 from quantkit.recipe.recipe import Recipe
-from quantkit.verify import verify_folder, verify_layout
+from quantkit.verification import verify_folder, verify_layout
 
 
 def check_engine(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from quantkit.algorithms.gptq import FEW_TOKENS
+from quantkit.checkpoint.hub import revision
 from quantkit.checkpoint.output_folder import REPORT, copy_side_files, write_json
 from quantkit.checkpoint.quantization_config import OWN_CACHE
 from quantkit.checkpoint.reader import Checkpoint
@@ -16,7 +17,15 @@ from quantkit.quantization.output_layout import quantization_config
 from quantkit.quantization.run_context import RunContext
 from quantkit.quantization.targets import LinearTarget, Targets
 from quantkit.quantization.transforms.rotation import ModelRotation
-from quantkit.report.records import BlockRecord, LinearRecord, RejectedFold, Report, SkippedLinear
+from quantkit.report.records import (
+    BlockRecord,
+    CalibrationRecord,
+    HeldOutRecord,
+    LinearRecord,
+    RejectedFold,
+    Report,
+    SkippedLinear,
+)
 
 
 def write_side_files(
@@ -45,7 +54,9 @@ def write_report(folder: Path, report: Report) -> None:
 def make_report(
     run: RunContext,
     key: Mapping[str, Any],
+    calibration: CalibrationRecord | None,
     blocks: Sequence[BlockRecord],
+    held_out: HeldOutRecord | None,
     advice: Sequence[str],
     bytes_after: int,
     files: dict[str, str],
@@ -53,6 +64,7 @@ def make_report(
     """What was done to which linear, what was not and why, at which cost.
 
     key     of the run (recipe, model, calibration, versions, device); files: sha256 by name
+    calibration  what its statistics come from
     advice  remarks on what was given, first among the warnings
     """
     targets, checkpoint = run.targets, run.streamed.checkpoint
@@ -61,19 +73,26 @@ def make_report(
     remarks = [f"{record.name}: {record.note}" for record in records if record.note is not None]
     return Report(
         quantkit=key["versions"]["quantkit"],
-        **key,
+        model=run.recipe.model,
+        model_revision=revision(checkpoint.folder),
+        model_fingerprint=key["model"],
+        recipe=run.recipe.resolved(),
+        calibration=calibration,
+        versions=key["versions"],
+        device=key["device"],
         coverage=f"{len(targets.linears)} of {len(targets.linears) + len(targets.skipped)} linears quantized",
         weights_quantized=1.0 if targets.coverage is None else targets.coverage.share,
         bits_per_weight=_bits_per_weight(run),
         bytes_before=sum(info.nbytes for info in checkpoint.tensors.values()),
         bytes_after=bytes_after,
         blocks=tuple(blocks),
+        held_out=held_out,
         skipped=tuple(SkippedLinear(name, reason) for name, reason in targets.skipped),
         rotation=None if run.rotation is None else run.rotation.report(),
         kv_cache=None if targets.kv is None else str(targets.kv),
         folds_rejected=tuple(RejectedFold(pair, reason) for pair, reason in sorted(rejected)),
         warnings=(*advice, *targets.notes, *_too_few_tokens(records), *remarks),
-        seconds=dict(run.timer.stages),
+        seconds={stage: round(spent, 3) for stage, spent in run.timer.stages.items()},
         peak_memory_bytes=run.timer.peak_bytes(),
         files=files,
     )

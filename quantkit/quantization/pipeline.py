@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.checkpoint.journal import Journal
+from quantkit.checkpoint.model_folder import TOKENIZERS
 from quantkit.checkpoint.output_folder import versions
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.checkpoint.writer import ShardWriter
+from quantkit.device_names import torch_device
 from quantkit.errors import DiskFullError, RunError, UserError
 from quantkit.formats import FORMATS
 from quantkit.model.block_graph import BlockGraph, trace_block
@@ -32,11 +34,14 @@ from quantkit.model.streamed_model import (
 )
 from quantkit.model.ties import equal_tensors, settle_ties
 from quantkit.model.weight_sources import weight_sources
-from quantkit.progress import Progress
+from quantkit.progress import Mode, Progress
 from quantkit.quantization.block_quantizer import BlockQuantizer
-from quantkit.quantization.calibration.data import data_fingerprint, token_batches
-from quantkit.quantization.early_checks import check_before_torch, partial_folder, recipe_settings
+from quantkit.quantization.calibration.data import CalibrationTokens, data_fingerprint, token_batches
+from quantkit.quantization.calibration.given import Given, GivenTokens, given
+from quantkit.quantization.calibration.widest import widest_input
+from quantkit.quantization.early_checks import check_before_torch, check_given, partial_folder, recipe_settings
 from quantkit.quantization.engine_check import check_engine, check_result
+from quantkit.quantization.held_out import windows_for
 from quantkit.quantization.output import (
     make_report,
     write_report,
@@ -51,8 +56,9 @@ from quantkit.quantization.run_context import RunContext
 from quantkit.quantization.targets import resolve_targets
 from quantkit.quantization.transforms.rotation import ModelRotation
 from quantkit.recipe.recipe import Recipe
-from quantkit.report.records import BlockRecord, Report
-from quantkit.verify import file_hashes
+from quantkit.recipe.sections import Calibration
+from quantkit.report.records import BlockRecord, CalibrationRecord, CalibrationSource, Report
+from quantkit.verification import file_hashes
 
 
 def quantize(
@@ -62,21 +68,46 @@ def quantize(
     device: str = "auto",
     restart: bool = False,
     trust_remote_code: bool = False,
-    progress: bool = True,
-    calibration_ids: Tensor | None = None,
+    progress: Mode = True,
+    calibration: Any = None,
+    checkpoint: Checkpoint | None = None,
+    expected_seconds: float | None = None,
 ) -> Report:
     """Quantize recipe.model into the new folder `output`; returns the report that lies beside the checkpoint.
 
-    calibration_ids, [samples, seq] token ids, stand in for the recipe's calibration text.
+    calibration  in place of the recipe's data: whatever `calibration.given` takes
+    checkpoint  what is quantized in place of what recipe.model names
+    progress, expected_seconds  what is shown, and how long the blocks will take by an estimate
     UserError for bad input, before anything is written; RunError for a run that failed. A run that was killed goes on
     where it stopped when called again with the same arguments.
     """
+    with Progress(progress, expected=expected_seconds) as bar:
+        return _run(recipe, output, device, restart, trust_remote_code, calibration, checkpoint, bar)
+
+
+def _run(
+    recipe: Recipe,
+    output: Path,
+    device: str,
+    restart: bool,
+    trust_remote_code: bool,
+    calibration: Any,
+    checkpoint: Checkpoint | None,
+    bar: Progress,
+) -> Report:
     timer = StageTimer()
     reuse_pages()
-    folder = check_before_torch(recipe, output, device=device, restart=restart, calibrated=calibration_ids is None)
-    checkpoint = Checkpoint.open(folder)
-    streamed, ids_ST, remarks = _prepare(recipe, checkpoint, _device(device), trust_remote_code, calibration_ids)
+    recipe, data = _with_data(recipe, calibration)
+    if checkpoint is None:
+        folder = check_before_torch(recipe, output, device=device, restart=restart, calibrated=data is None)
+        bar.stage("loading model")
+        checkpoint = Checkpoint.open(folder)
+    else:
+        check_given(recipe, output, checkpoint, device=device, restart=restart)
+    streamed, tokens, remarks = _prepare(recipe, checkpoint, torch_device(device), trust_remote_code, data)
     timer.mark("prepare")
+    bar.stage(f"{_amount(tokens)}{bar.expectation()}")
+    bar.stage("tracing")
     graphs = trace_all(streamed, folds=bool(recipe.transforms))
     rotation = rotation_for(recipe, streamed, graphs)
     if rotation is not None:
@@ -86,7 +117,7 @@ def quantize(
     config = dict(checkpoint.config) if rotation is None else rotation.config(checkpoint.config)
     advice = [*remarks, *check_engine(recipe, targets, checkpoint.tensors, config)]
     units = file_layout(checkpoint.tensors, targets, format_)
-    key = run_key(recipe, checkpoint, ids_ST, streamed.device)
+    key = run_key(recipe, checkpoint, None if tokens is None else tokens.ids_ST, streamed.device)
     timer.mark("trace")
 
     partial = partial_folder(output)
@@ -97,13 +128,16 @@ def quantize(
         if begun and writer.created:
             raise UserError(f"{partial}: files of the unfinished run are gone; pass --restart to start again")
         run = RunContext(recipe, streamed, graphs, targets, format_, writer, partial, timer, rotation)
-        with closing(BlockQuantizer(run)) as blocks, Progress(len(streamed.blocks), enabled=progress) as bar:
-            _resume(blocks, journal, ids_ST, bar)
+        bar.begin(len(streamed.blocks), max(0, len(journal.entries) - 1))
+        with closing(BlockQuantizer(run)) as blocks:
+            _resume(blocks, journal, tokens, bar)
             for index in range(len(journal.entries) - 1, len(streamed.blocks)):
                 record = blocks.quantize_block(index, bar.note)
                 writer.sync()
                 journal.append(record.to_json())
-                bar.advance(f"block {index}")
+                bar.advance()
+            held_out = blocks.finish()
+        bar.stage("finishing files")
         writer.finish()
         timer.mark("write")
     except (UserError, RunError) as error:
@@ -114,59 +148,89 @@ def quantize(
     write_side_files(checkpoint, partial, format_, targets, rotation)
     timer.mark("write")
     records = [BlockRecord.from_json(entry) for entry in journal.entries[1:]]
-    report = make_report(run, key, records, advice, output_bytes(units), file_hashes(partial))
+    report = make_report(
+        run, key, _calibration(tokens), records, held_out, advice, output_bytes(units), file_hashes(partial)
+    )
     write_report(partial, report)
     check_result(recipe, partial)
     journal.publish(output)
     return report
 
 
-def _resume(blocks: BlockQuantizer, journal: Journal, ids_ST: Tensor | None, bar: Progress) -> None:
+def _with_data(recipe: Recipe, calibration: Any) -> tuple[Recipe, Given | None]:
+    """The recipe with its calibration data replaced by what a caller gives, and that, where it is not read by name.
+
+    Data from memory has a name that no file has: repeating the run from its report alone is then refused.
+    """
+    if calibration is None:
+        return recipe, None
+    data = given(calibration)
+    section = (recipe.calibration or Calibration()).model_copy(
+        update={"data": data if isinstance(data, str) else data.name}
+    )
+    return recipe.model_copy(update={"calibration": section}), None if isinstance(data, str) else data
+
+
+def _amount(tokens: CalibrationTokens | None) -> str:
+    """What a run reads, as it is told when the run begins."""
+    if tokens is None:
+        return "no calibration data is read"
+    samples, seq_len = tokens.ids_ST.shape
+    names = " + ".join(source.name for source in tokens.sources)
+    bos = ", each begins with BOS" if tokens.bos else ""
+    return f"calibrating on {samples} x {seq_len} = {samples * seq_len:,} tokens of {names}{bos}"
+
+
+def _calibration(tokens: CalibrationTokens | None) -> CalibrationRecord | None:
+    if tokens is None:
+        return None
+    samples, seq_len = tokens.ids_ST.shape
+    sources = (CalibrationSource(one.name, one.sha256, one.rows, one.bytes) for one in tokens.sources)
+    return CalibrationRecord(data_fingerprint(tokens.ids_ST), samples, seq_len, tokens.bos, tuple(sources))
+
+
+def _resume(blocks: BlockQuantizer, journal: Journal, tokens: CalibrationTokens | None, bar: Progress) -> None:
     """Copy what lies outside the blocks, and replay the blocks in the journal, so that the next one can start."""
     if not journal.entries:
         blocks.copy_unquantized()
         blocks.run.writer.sync()
         journal.append({"block": None})
-    blocks.start_states(ids_ST)
+    if tokens is not None:
+        blocks.start_states(tokens.ids_ST, tokens.held_out_HT)
     for entry in journal.entries[1:]:
         blocks.replay(entry["block"])
-        bar.advance(f"block {entry['block']} was done")
+        bar.replayed()
+    bar.start_blocks()
 
 
 def _prepare(
-    recipe: Recipe, checkpoint: Checkpoint, device: torch.device, trust_remote_code: bool, ids_ST: Tensor | None
-) -> tuple[StreamedModel, Tensor | None, list[str]]:
+    recipe: Recipe, checkpoint: Checkpoint, device: torch.device, trust_remote_code: bool, data: Given | None
+) -> tuple[StreamedModel, CalibrationTokens | None, list[str]]:
     """The meta model over its checkpoint, the calibration tokens, and remarks on both for the report."""
     folder = checkpoint.folder
     config = read_config(folder, trust_remote_code=trust_remote_code)
     model = build_meta_model(config, trust_remote_code=trust_remote_code)
     remarks: list[str] = []
-    if ids_ST is None and recipe.calibration is not None:
-        ids_ST = token_batches(
+    tokens = None
+    if recipe.calibration is not None:
+        needed = not isinstance(data, GivenTokens) or any((folder / name).exists() for name in TOKENIZERS)
+        tokens = token_batches(
             recipe.calibration,
-            locate_tokenizer(folder, trust_remote_code),
+            locate_tokenizer(folder, trust_remote_code) if needed else None,
             max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
+            widest=widest_input(model, recipe),
+            held_out=windows_for,
             notes=remarks,
+            given=data,
+            vocabulary=getattr(config.get_text_config(), "vocab_size", None),
         )
     # A CPU computes fastest and best in float32; without calibration nothing is computed, so nothing is widened.
     # A rotation, though, is computed in float32 at least.
-    wide = (device.type == "cpu" and ids_ST is not None) or any(t.name == "rotation" for t in recipe.transforms)
+    wide = (device.type == "cpu" and tokens is not None) or any(t.name == "rotation" for t in recipe.transforms)
     compute = torch.promote_types(checkpoint.dtype, torch.float32) if wide else checkpoint.dtype
     sources = weight_sources(model, checkpoint.tensors)
     remarks += settle_ties(model, sources, lambda one, other: equal_tensors(checkpoint, one, other, checkpoint.dtype))
-    return StreamedModel(model, sources, checkpoint, compute, device), ids_ST, remarks
-
-
-USABLE = "`--device auto` takes a GPU where there is one"
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}\nhint: {USABLE}") from error
-    return device
+    return StreamedModel(model, sources, checkpoint, compute, device), tokens, remarks
 
 
 def rotation_for(recipe: Recipe, streamed: StreamedModel, graphs: list[BlockGraph]) -> ModelRotation | None:

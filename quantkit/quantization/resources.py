@@ -4,11 +4,15 @@ import ctypes
 import resource
 import sys
 import time
+from collections.abc import Sequence
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 PAUSE_SOFT = 1  # omp_pause_soft of OpenMP 5.0
 LARGEST = 32 << 20  # bytes: the most glibc lets its heap serve; larger tensors are mapped one by one
 KEPT = 512 << 20  # bytes at the heap's end that may stay with the process
+
+
+HOLES = 2.5  # pages of the heap per byte in use at its fullest: measured, tensors of many sizes leave holes
 
 
 class StageTimer:
@@ -40,6 +44,19 @@ def reuse_pages() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST)
         libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+        libc.mallopt(M_ARENA_MAX, 1)  # one heap for all threads: what one has freed serves the next
+
+
+def resident_bytes(phases: Sequence[Sequence[float]]) -> float:
+    """Most bytes of memory that tensors take, given the sizes of those alive in each of the phases between two trims.
+
+    What the heap serves it keeps, holes between tensors included; larger tensors are mapped, and gone when they are.
+    """
+    heap = most = 0.0
+    for sizes in phases:
+        heap = max(heap, HOLES * sum(size for size in sizes if size < LARGEST))
+        most = max(most, heap + sum(size for size in sizes if size >= LARGEST))
+    return most
 
 
 def return_pages() -> None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from quantkit.errors import UserError
 from quantkit.paths import user_path
+from quantkit.recipe.data_sets import is_known
 from quantkit.recipe.messages import explain
 from quantkit.recipe.names import BEST, find, scheme_named, shipped
 from quantkit.recipe.recipe import Recipe, cross_checks
@@ -57,7 +58,7 @@ class Flag:
 
     @property
     def label(self) -> str:
-        return f"{self.name} {self.text}"
+        return f"{self.name} {self.text}".rstrip()
 
 
 def load(
@@ -76,22 +77,22 @@ def load(
     Raises UserError with every problem, one `file:line: key: message` per line.
     """
     scheme = None if scheme is None else scheme_named(scheme)
-    if path_or_name is None and scheme is None:
+    if not path_or_name and scheme is None:
         raise UserError(NO_RECIPE)
-    path = find(BEST[str(scheme)] if path_or_name is None else path_or_name)
+    path = find(path_or_name or BEST[str(scheme)])
     document = _document(path)
     if isinstance(document.data, dict):
         sets, flags = list(sets), list(flags)
-        if path_or_name is not None and (scheme is not None or any(_names_scheme(setting) for setting in sets)):
+        if path_or_name and (scheme is not None or any(_names_scheme(setting) for setting in sets)):
             _forget_scheme(document.data)
         if scheme is not None:
             flags.insert(0, Flag("--scheme", "scheme", scheme))
         for setting in sets:
             apply_setting(document, setting)
+        if model is not None:
+            flags.append(Flag("--model", "model", model, literal=True))
         for flag in flags:
             _apply_flag(document, flag, sets)
-        if model is not None:
-            apply_value(document, ["model"], model, "--model")
         recipe = _check(document)
         if recipe is not None and not document.problems:
             return _with_paths(recipe, path, document)
@@ -199,16 +200,23 @@ def _with_paths(recipe: Recipe, file: Path, document: Document) -> Recipe:
     def found(value: str, *key: str | int) -> str:
         path = user_path(value)
         if path.exists() or path.is_absolute():
-            return str(path)
+            return str(path) if value.startswith("~") else value  # ./wikitext is the file, wikitext the data set
         known = next((document.where[k] for n in range(len(key), 0, -1) if (k := key[:n]) in document.where), (1, ""))
-        beside = file.resolve().parent / path
+        beside = file.parent / path
         return str(beside) if known[0] != AFTER_THE_FILE and beside.exists() else value
 
     update: dict[str, Any] = {}
     if recipe.model is not None:
         update["model"] = found(recipe.model, "model")
     if recipe.calibration is not None:
-        update["calibration"] = recipe.calibration.model_copy(
-            update={"data": found(recipe.calibration.data, "calibration", "data")}
-        )
+        data, key = recipe.calibration.data, ("calibration", "data")
+        if isinstance(data, str):
+            placed: Any = data if is_known(data) else found(data, *key)
+        else:
+            sources = enumerate(data)
+            placed = [
+                s if is_known(s.data) else s.model_copy(update={"data": found(s.data, *key, i, "data")})
+                for i, s in sources
+            ]
+        update["calibration"] = recipe.calibration.model_copy(update={"data": placed})
     return recipe.model_copy(update=update)

@@ -1,12 +1,12 @@
 """Validation errors of a recipe in the words of its author, with the nearest valid name."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from quantkit.recipe.algorithms import Choice
+from quantkit.suggestions import nearest
 
 
 def explain(error: Any, root: type[BaseModel]) -> str:
@@ -23,7 +23,12 @@ def explain(error: Any, root: type[BaseModel]) -> str:
             return "this key is required"
         case "literal_error":
             expected = context["expected"].replace(" or ", ", ").replace("'", "")
-            return f"must be one of {expected}, {got}{did_you_mean(str(given), expected.split(', '))}"
+            if path[-1] == "format" and str(given).lower() == "gguf":
+                return f"GGUF is not supported yet; possible are {expected}"
+            hint = did_you_mean(str(given), expected.split(", "))
+            return f"unknown value {str(given)[:60]!r}{hint}" if hint else f"{got}; must be one of {expected}"
+        case "whole_or_auto":
+            return f"{error['msg']}, {got}{did_you_mean(str(given), ['auto'])}"
         case "value_error":
             return str(context["error"])
         case "model_type" if issubclass(model := _model_at(path, root), Choice):
@@ -79,7 +84,7 @@ def _leaves(annotation: Any) -> list[Any]:
     return [leaf for part in inner for leaf in _leaves(part)] if inner else [annotation]
 
 
-def did_you_mean(given: str, names: Iterable[str]) -> str:
+def did_you_mean(given: str, names: Iterable[str], cutoff: float = 0.5) -> str:
     """`; did you mean 'x'?`, or nothing where no name is near."""
-    close = difflib.get_close_matches(given, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    near = nearest(given, names, cutoff)
+    return f"; did you mean {near!r}?" if near else ""

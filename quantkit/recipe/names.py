@@ -1,13 +1,13 @@
 """Which shipped recipe a name means: its own in any spelling, a scheme's, or a word of another tool."""
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from quantkit.errors import UserError
 from quantkit.paths import user_path
 from quantkit.recipe.number_formats import PRESETS
+from quantkit.suggestions import nearest, plain
 
 # The recipe that a scheme without a recipe stands for: the smallest error at the scheme's usual size, and for
 # FP8_DYNAMIC, whose point it is, no calibration.
@@ -46,15 +46,10 @@ WORDS = {
 # What other tools do and quantkit does not, with the recipe to take instead.
 ELSEWHERE = {
     **dict.fromkeys(("nf4", "fp4", "bnb", "bnb-4bit", "bitsandbytes", "hqq", "eetq"), "gptq-w4a16"),
-    **dict.fromkeys(("autoround", "auto-round", "aqlm", "quip", "exl2", "exl3", "exllamav2", "omniquant"), "gptq-w4a16"),
+    **dict.fromkeys(("autoround", "auto-round", "aqlm", "quip", "exl2", "exl3", "omniquant"), "gptq-w4a16"),
 }
 GGUF = re.compile(r"(?:ud-)?(?:i?q|tq)([1-8])(?:-[0-9a-z]+)*")
 BY_BITS = {1: "gptq-w3a16", 2: "gptq-w3a16", 3: "gptq-w3a16", 4: "gptq-w4a16", 5: "gptq-w4a16-g32"}  # else 8 bits
-
-
-def plain(name: str) -> str:
-    """A name as it is compared: lower case, `-` between its parts."""
-    return re.sub(r"[\s_-]+", "-", name.strip().lower())
 
 
 def shipped() -> dict[str, Path]:
@@ -92,7 +87,7 @@ def scheme_named(text: str) -> str:
     meant = WORDS.get(wanted) or (wanted if wanted in shipped() else None)
     scheme = next((scheme for scheme, recipe in BEST.items() if recipe == meant), None)
     if meant is not None:
-        hint = f"`--scheme {scheme}`, or `--recipe {meant}`" if scheme else f"`--recipe {meant}` is what is called so here"
+        hint = f"`--scheme {scheme}`, or `--recipe {meant}`" if scheme else f"pass `--recipe {meant}` in its place"
     else:
         near = nearest(text, PRESETS)
         hint = f"did you mean `{near}`? " if near else ""
@@ -100,16 +95,9 @@ def scheme_named(text: str) -> str:
     raise UserError(f"no scheme named `{text}`\nhint: {hint}")
 
 
-def nearest(given: str, names: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The name most like `given`, whatever the case and the separators; None where none is like it."""
-    by_plain = {plain(name): name for name in names}
-    close = difflib.get_close_matches(plain(given), by_plain, n=1, cutoff=cutoff)
-    return by_plain[close[0]] if close else None
-
-
 def _meant(name: str) -> str | None:
     """The shipped recipe that a name in another spelling, a scheme or a word stands for."""
-    wanted = plain(name.removesuffix(".yaml").removesuffix(".yml")) if "/" not in name else plain(name)
+    wanted = plain(name)
     by_scheme = {plain(scheme): recipe for scheme, recipe in BEST.items()}
     by_name = {plain(recipe): recipe for recipe in shipped()}
     return by_name.get(wanted) or by_scheme.get(wanted) or WORDS.get(wanted)
@@ -130,15 +118,15 @@ def _unknown(name: str, path: Path, known: Mapping[str, Path]) -> str:
     if problem := _gguf(name):
         return problem
     if other := ELSEWHERE.get(plain(name)):
-        return f"`{name}` is not one of quantkit's recipes\nhint: the nearest is `{other}`; `quantkit recipes` lists all"
-    near = nearest(path.stem, known) or (word := nearest(path.stem, [*WORDS, *BEST])) and _meant(word)
+        return f"`{name}` is no recipe of quantkit's\nhint: the nearest is `{other}`; `quantkit recipes` lists all"
+    near = nearest(path.stem, known) or _meant(nearest(path.stem, [*WORDS, *BEST]) or "")
     hint = f"did you mean `{near}`? `quantkit recipes` lists all" if near else "`quantkit recipes` lists the names"
     return f"no recipe or file named `{name}`\nhint: {hint}"
 
 
 def taken(name: str | None, scheme: str | None) -> str | None:
     """Which shipped recipe is taken, in a line for the user; None where it was named as it is, or is a file."""
-    if name is None:
+    if not name:
         return None if scheme is None else f"recipe: {BEST[scheme_named(scheme)]} (for {scheme_named(scheme)})"
     found = find(name)
     return f"recipe: {found.stem} (for {name})" if found.stem != name and shipped().get(found.stem) == found else None

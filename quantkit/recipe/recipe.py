@@ -3,16 +3,17 @@
 load() reads YAML 1.2 and reports every problem of a file at once, each as `file:line: key: message`. No torch here:
 checking a recipe must be instant.
 
-Relative `model` and `calibration.data` paths of a file are looked for in the current folder first, then beside the file.
-What is found in neither is taken for a Hub name.
+Relative `model` and `calibration.data` paths of a file are looked for in the current folder, then beside the file. What
+is found in neither is taken for a Hub name.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from quantkit.errors import UserError
 from quantkit.recipe.algorithms import (
     Strict,
     Transform,
@@ -31,6 +32,7 @@ class Recipe(Strict):
     model: str | None = Field(default=None, min_length=1)
     """A model folder or Hub id; --model overrides it."""
     calibration: Calibration | None = None
+    """The text to calibrate on. {} and, where something needs it, an absent key mean the defaults; null: none."""
     transforms: list[Transform] = Field(default=[])
     """Applied in order before the weights are quantized."""
     scheme: SchemeName | None = None
@@ -48,10 +50,28 @@ class Recipe(Strict):
     """Whether a block is calibrated on the outputs of the quantized blocks before it, or of the original ones."""
     output: Output = Output()
 
+    def __init__(self, /, **data: Any) -> None:
+        """A recipe from the keys of a file; UserError with every problem, one per line."""
+        try:
+            super().__init__(**data)
+            return
+        except ValidationError as failure:
+            first = str(failure)
+        from quantkit.recipe.load import from_data  # which names keys and what was meant, where pydantic names types
+
+        from_data(data)
+        raise UserError(first)
+
+    # Read by pydantic: validating data, as the reader of files does, goes past __init__ and keeps pydantic's errors.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
     @model_validator(mode="before")
     @classmethod
     def _open(cls, data: Any) -> Any:
-        return open_scheme(data)
+        data = open_scheme(data)
+        if isinstance(data, Mapping) and "calibration" not in data and uncalibrated({**data, "calibration": None}):
+            return {**data, "calibration": {}}
+        return data
 
     @model_validator(mode="after")
     def _rotation_first(self) -> "Recipe":
@@ -156,8 +176,8 @@ def cross_checks(data: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
 
 
 def uncalibrated(data: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
-    """The first thing that needs calibration text in a recipe without any, tolerant of otherwise wrong data."""
-    if data.get("calibration") is not None:
+    """The first thing that needs calibration text in a recipe that rules it out, tolerant of otherwise wrong data."""
+    if data.get("calibration", {}) is not None:
         return []
     data = open_scheme(data)
 
@@ -173,7 +193,7 @@ def uncalibrated(data: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
     overrides = enumerate(items(data.get("overrides")))
     places += [(("overrides", i, "weights", "algorithm"), algorithm(item)) for i, item in overrides]
     holders = [((), data), *((("overrides", i), open_scheme(o)) for i, o in enumerate(items(data.get("overrides"))))]
-    add = "add a section like calibration: {data: FILE.txt, samples: 128, seq_len: 512}"
+    add = "add a section like calibration: {} (general text) or calibration: {data: FILE}"
     found = [
         (path, f"{name} needs calibration text: {add}")
         for path, value in places

@@ -1,12 +1,21 @@
-"""The sections of a recipe, strict at every level; each field's text documents it here and in the JSON Schema.
-
-options.py has the algorithms and transforms, schemes.py the number formats.
-"""
+"""Sections of a recipe, strict at every level; each field's text documents it here and in the JSON Schema."""
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from quantkit.recipe.algorithms import Algorithm, Strict
 from quantkit.recipe.number_formats import Activations, SchemeName, Weights, open_scheme
@@ -27,21 +36,105 @@ def _pattern(value: str) -> str:
 Pattern = Annotated[str, Field(min_length=1), AfterValidator(_pattern)]
 
 
+LONGEST = 1 << 20  # samples, and tokens of one
+
+
+def _whole_or_auto(least: int) -> Callable[[Any], Any]:
+    """A check with one message where a union would have one for each of its members."""
+
+    def check(value: Any) -> Any:
+        if value == "auto":
+            return value
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise PydanticCustomError("whole_or_auto", "must be a whole number or auto")
+        if value < least:
+            raise PydanticKnownError("greater_than_equal", {"ge": least})
+        if value > LONGEST:
+            raise PydanticKnownError("less_than_equal", {"le": LONGEST})
+        return value
+
+    return check
+
+
+def _flag_or_auto(value: Any) -> Any:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    raise PydanticCustomError("flag_or_auto", "must be auto, true or false")
+
+
+class Source(Strict):
+    """One of several data sets that are mixed; its name alone stands for {data: NAME}."""
+
+    data: str = Field(min_length=1)
+    """What `calibration.data` takes as text."""
+    weight: float = Field(default=1.0, gt=0)
+    """Its share of the tokens, relative to the other weights."""
+    column: str | None = Field(default=None, min_length=1)
+    """As in `calibration.column`, for this source."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _open(cls, data: Any) -> Any:
+        return {"data": data} if isinstance(data, str) else data
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return {"title": cls.__name__, "description": cls.__doc__, "anyOf": [{"type": "string"}, handler(core_schema)]}
+
+
+def _one_or_several(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    if isinstance(value, list):
+        if not value:
+            raise PydanticCustomError("no_sources", "must name at least one source")
+        return SOURCES.validate_python(value)
+    if isinstance(value, Mapping):
+        raise PydanticCustomError("one_source", "must be text or a list of sources like [{data: NAME, weight: 2}]")
+    if not isinstance(value, str):
+        raise PydanticCustomError("source", "must be text or a list of sources")
+    if not value:
+        raise PydanticKnownError("string_too_short", {"min_length": 1})
+    return handler(value)
+
+
+SOURCES = TypeAdapter(list[Source])
+Data = Annotated[
+    Annotated[str, Field(min_length=1)] | Annotated[list[Source], Field(min_length=1)],
+    WrapValidator(_one_or_several),
+]
+
+
 class Calibration(Strict):
     """The text whose activations the algorithms look at."""
 
-    data: str = Field(min_length=1)
-    """A .txt file (one stream), a .jsonl file (`text`, or `messages` put through the chat template), a folder saved by
-    `datasets`, or a Hub data set as NAME, NAME:CONFIG or NAME:CONFIG:SPLIT."""
-    samples: int = Field(default=128, ge=1, le=1 << 20)
-    """How many sequences."""
-    seq_len: int = Field(default=512, ge=8, le=1 << 20)
-    """Tokens in each."""
+    data: Data = "general"
+    """`general`, the set that quantkit brings along; `ultrachat`, `wikitext`, `c4`, `pile-10k`, `fineweb-edu` or
+    `cnn_dailymail`, read from the Hub; any Hub data set; each as NAME, NAME:SUBSET, NAME:SUBSET:SPLIT or NAME::SPLIT.
+    Or a file: plain text (one stream), .jsonl, .json, .csv, .tsv, .parquet, or a folder saved by `datasets`; write
+    ./NAME for a file that is called like a data set. Or a list of these, mixed: [{data: NAME, weight: 2}, FILE]."""
+    samples: Annotated[
+        Annotated[int, Field(ge=1, le=LONGEST)] | Literal["auto"], BeforeValidator(_whole_or_auto(1))
+    ] = "auto"
+    """How many sequences. auto: 32 tokens per input feature of the widest calibrated linear, at least 32768 and at most
+    1048576 in all, or as many as the data has."""
+    seq_len: Annotated[
+        Annotated[int, Field(ge=8, le=LONGEST)] | Literal["auto"], BeforeValidator(_whole_or_auto(8))
+    ] = "auto"
+    """Tokens in each. auto: 2048, or the model's context where that is shorter."""
     seed: int | None = Field(default=0, ge=0)
     """Which of the sequences are taken where there are more than needed; null takes the first ones."""
     packing: Literal["concat", "document"] = "concat"
     """concat: documents follow each other and are cut into windows. document: the beginning of one document each,
     shorter documents are skipped."""
+    bos: Annotated[bool | Literal["auto"], BeforeValidator(_flag_or_auto)] = "auto"
+    """Whether each sequence starts with the tokenizer's BOS token. auto: where the tokenizer puts it before a text."""
+    column: str | None = Field(default=None, min_length=1)
+    """The column or key of a row to read. null: `text`, `messages`, `conversations`, `prompt` and `completion`, or
+    `instruction` (with `input`) and `output`."""
+
+    def sources(self) -> list[Source]:
+        """The sources, at least one; `column` holds for those that name none themselves."""
+        given = [Source(data=self.data)] if isinstance(self.data, str) else self.data
+        return [source.model_copy(update={"column": source.column or self.column}) for source in given]
 
 
 class Override(Strict):

@@ -1,23 +1,34 @@
 """Every table the command prints: the few figures that matter; reports and --json have the rest."""
 
 import re
+import shlex
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from quantkit.report.records import ConversionReport, Report
+from quantkit.report.plan import Plan
+from quantkit.report.records import ConversionReport, HeldOutRecord, Report
 
 _COLOUR = {"loads": "green", "refused": "red", "unknown": "yellow", "error": "red", "warning": "yellow", "info": "dim"}
 
 MAX_WARNINGS = 10
-GIB = 1 << 30
+SERVE = {
+    "vllm": "vllm serve {}",
+    "sglang": "python -m sglang.launch_server --model-path {}",
+    "tensorrt-llm": "trtllm-serve {}",
+}
 
 
-def render_quantization(report: Report, console: Console) -> None:
-    """A table of a quantization run's report."""
+def render_quantization(report: Report, output: Path, engines: Sequence[str], console: Console) -> None:
+    """What a run made and where, how good it is, and what to do with it next.
+
+    output   the folder that was written; engines: those that load it
+    """
     transforms, weights = report.recipe["transforms"], report.recipe["weights"]
     steps = [name for item in (*transforms, weights["algorithm"]) for name in item]
     counts = Counter(record.scheme for record in report.linears)
@@ -25,14 +36,17 @@ def render_quantization(report: Report, console: Console) -> None:
     before, after = report.bytes_before, report.bytes_after
     table = Table(show_header=False)
     for label, value in {
-        "model": report.model,
+        "model": report.model or "a module in memory",
+        "output": str(output),
+        "size": f"{size_text(after)}, {after / before:.0%} of {size_text(before)}",
         "scheme": f"{' + '.join(steps)}, {schemes}",
+        "bits per weight": f"{report.bits_per_weight:.2f}",
         "cache": report.kv_cache,
         "coverage": report.coverage,
-        "size": f"{before / 1e6:.1f} MB -> {after / 1e6:.1f} MB ({after / before:.0%})",
-        "bits per weight": f"{report.bits_per_weight:.2f}",
-        "seconds": f"{report.seconds_total:.1f}",
-        "peak memory": f"{report.peak_memory_bytes / 2**20:.0f} MiB",
+        "calibration": _calibration_text(report),
+        "output error": f"{report.output_error:.2%} of the energy, mean of {len(report.linears)} linears",
+        "KL on held-out text": None if report.held_out is None else _held_out_text(report.held_out),
+        "time and memory": f"{_duration(report.seconds_total)}, {size_text(report.peak_memory_bytes)}",
     }.items():
         if value is not None:
             table.add_row(label, escape(value))
@@ -41,6 +55,31 @@ def render_quantization(report: Report, console: Console) -> None:
         console.print(f"warning: {warning}", markup=False, highlight=False)
     if (more := len(report.warnings) - MAX_WARNINGS) > 0:
         console.print(f"and {more} more warnings in quantkit-report.json")
+    console.print("next:")
+    for line in _next_lines(report, output, engines):
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _calibration_text(report: Report) -> str | None:
+    found = report.calibration
+    if found is None:
+        return None
+    names = ", ".join(source.name for source in found.sources) or "given tokens"
+    bos = ", each window after BOS" if found.bos else ""
+    return f"{names}, {found.samples} x {found.seq_len} tokens{bos}"
+
+
+def _held_out_text(found: HeldOutRecord) -> str:
+    return f"{found.kl:.4f} nats, same likeliest token {found.top1_agreement:.1%} ({found.tokens} tokens)"
+
+
+def _next_lines(report: Report, output: Path, engines: Sequence[str]) -> list[str]:
+    """Commands to copy; engines without one of their own, and those that refuse the folder, have none."""
+    folder = shlex.quote(str(output))
+    ref = "" if report.model is None else f" --ref {shlex.quote(report.model)}"
+    lines = [f"quantkit eval {folder}{ref}"]
+    lines += [command.format(folder) for engine, command in SERVE.items() if engine in engines]
+    return [*lines, f"python: model = quantkit.load({str(output)!r})"]
 
 
 def render_conversion(report: ConversionReport, console: Console) -> None:
@@ -55,33 +94,32 @@ def render_conversion(report: ConversionReport, console: Console) -> None:
         console.print("codes, scales and zero points are exactly the same")
 
 
-def render_plan(result: dict[str, Any], console: Console) -> None:
+def render_plan(plan: Plan, console: Console) -> None:
     """Print an estimate: what comes out, what it takes, and the verdict last."""
-    total = sum(result["params"].values())
-    kinds = ", ".join(f"{kind} {_count(n)}" for kind, n in sorted(result["params"].items(), key=lambda kv: -kv[1]))
-    seen = "headers" if result["weights_seen"] else "config.json alone"
-    console.print(f"{result['model']}: {result['model_type']}, {_count(total)} parameters ({kinds})", markup=False)
-    schemes = ", ".join(f"{count} x {scheme}" for scheme, count in result["schemes"].items())
-    console.print(f"{result['linears']} linears: {schemes}; sizes from {seen}", markup=False)
+    total = sum(plan.params.values())
+    kinds = ", ".join(f"{kind} {_count(n)}" for kind, n in sorted(plan.params.items(), key=lambda kv: -kv[1]))
+    seen = "headers" if plan.weights_seen else "config.json alone"
+    console.print(f"{plan.model}: {plan.model_type}, {_count(total)} parameters ({kinds})", markup=False)
+    schemes = ", ".join(f"{count} x {scheme}" for scheme, count in plan.schemes.items())
+    console.print(f"{plan.linears} linears: {schemes}; sizes from {seen}", markup=False)
     table = Table("", "estimate", "free", box=None, pad_edge=False)
-    before, after = result["bytes_before"], result["bytes_after"]
-    table.add_row("output", f"{after / GIB:.2f} GiB of {before / GIB:.2f}", "")
-    table.add_row("bits per quantized weight", f"{result['bits_per_weight']:.3f}", "")
-    table.add_row("cache per token", f"{result['kv_bytes_per_token'] / 1024:.1f} KiB, {result['kv_cache']}", "")
-    table.add_row(
-        "peak memory", f"{result['peak_memory_bytes'] / GIB:.2f} GiB", f"{result['free_memory_bytes'] / GIB:.2f} GiB"
-    )
-    for part, size in result["memory"].items():
-        table.add_row(f"  {part}", f"{size / GIB:.2f}", "")
-    table.add_row("disk", f"{result['disk_bytes'] / GIB:.2f} GiB", f"{result['free_disk_bytes'] / GIB:.2f} GiB")
-    table.add_row("time", _duration(result["seconds_total"]), f"on a CPU: {result['machine']}")
-    for stage, spent in result["seconds"].items():
+    table.add_row("output", f"{size_text(plan.bytes_after)} of {size_text(plan.bytes_before)}", "")
+    table.add_row("bits per quantized weight", f"{plan.bits_per_weight:.3f}", "")
+    table.add_row("cache per token", f"{size_text(plan.kv_bytes_per_token)}, {plan.kv_cache}", "")
+    if (text := plan.calibration) is not None:
+        table.add_row("calibration", f"{text.samples} x {text.seq_len} = {text.tokens:,} tokens", "")
+    table.add_row("peak memory", size_text(plan.peak_memory_bytes), size_text(plan.free_memory_bytes))
+    for part, held in plan.memory.items():
+        table.add_row(f"  {part}", size_text(held), "")
+    table.add_row("disk", size_text(plan.disk_bytes), size_text(plan.free_disk_bytes))
+    table.add_row("time", _duration(plan.seconds_total), f"on a CPU: {plan.machine}")
+    for stage, spent in plan.seconds.items():
         table.add_row(f"  {stage}", _duration(spent), "")
     console.print(table)
-    console.print("it fits" if result["fits"] else "it does not fit", style="green" if result["fits"] else "red")
-    for line in result["problems"]:
-        console.print(f"  {line}", markup=False)
-    for line in result["advice"]:
+    for line in plan.warnings[:MAX_WARNINGS]:
+        console.print(f"warning: {line}", markup=False)
+    console.print("it fits" if plan.fits else "it does not fit", style="green" if plan.fits else "red")
+    for line in (*plan.problems, *plan.advice):
         console.print(f"  {line}", markup=False)
 
 
@@ -93,6 +131,8 @@ def _count(number: int) -> str:
 
 
 def _duration(spent: float) -> str:
+    if spent < 0.05:
+        return "under 0.1 s"
     if spent < 120:
         return f"{spent:.1f} s"
     return f"{spent / 60:.0f} min" if spent < 7200 else f"{spent / 3600:.1f} h"
@@ -104,24 +144,27 @@ def render_inspection(found: dict[str, Any], console: Console) -> None:
     console.print(f"{found['path']}: {found['architecture']}, {found['method'] or 'not quantized'}", markup=False)
     if found["note"]:
         console.print(found["note"], markup=False)
-    size = f"{megabytes(found['bytes'])} of tensors"
+    size = f"{size_text(found['bytes'])} of tensors"
     if found["bf16_bytes"]:
         share = 100 * found["bytes"] / found["bf16_bytes"]
-        size += f", {share:.1f} % of {megabytes(found['bf16_bytes'])} in bf16; {bits['model']:.3f} bits per parameter"
+        size += f", {share:.1f} % of {size_text(found['bf16_bytes'])} in bf16; {bits['model']:.3f} bits per parameter"
     console.print(size)
     if found["modules"]:
         console.print(f"{len(found['modules'])} quantized linears, {bits['quantized']:.3f} bits per weight with scales")
         console.print(_table(["scheme", "modules", "bits per weight", "count"], _scheme_rows(found["modules"])))
-    rows = [[kind, str(x["tensors"]), megabytes(x["bytes"])] for kind, x in found["kinds"].items()]
+    rows = [[kind, str(x["tensors"]), size_text(x["bytes"])] for kind, x in found["kinds"].items()]
     console.print(_table(["kind", "tensors", "size"], rows))
     console.print(_table(["not quantized", "reason", "count", "size"], _unquantized_rows(found["unquantized"])))
-    rows = [[shard["file"], str(shard["tensors"]), megabytes(shard["bytes"])] for shard in found["shards"]]
+    rows = [[shard["file"], str(shard["tensors"]), size_text(shard["bytes"])] for shard in found["shards"]]
     console.print(_table(["shard", "tensors", "size"], rows))
 
 
-def megabytes(count: int) -> str:
-    """Bytes in powers of ten, as disks count."""
-    return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+def size_text(count: float) -> str:
+    """Bytes in powers of ten, as disks count: 512 B, 4.62 MB, 1.33 GB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= 0.9995 * size:  # what rounds to 1000 of a unit is 1 of the next
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
 
 
 def _scheme_rows(modules: dict[str, dict[str, Any]]) -> list[list[str]]:
@@ -136,7 +179,7 @@ def _unquantized_rows(entries: list[dict[str, Any]]) -> list[list[str]]:
     groups: dict[tuple[str, str], list[int]] = {}
     for entry in entries:
         groups.setdefault((_family(entry["name"]), entry["reason"]), []).append(entry["bytes"])
-    return [[*key, str(len(sizes)), megabytes(sum(sizes))] for key, sizes in groups.items()]
+    return [[*key, str(len(sizes)), size_text(sum(sizes))] for key, sizes in groups.items()]
 
 
 def _family(name: str) -> str:

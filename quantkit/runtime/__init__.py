@@ -1,6 +1,7 @@
 """Quantized folders as transformers models. Start in load.py.
 
 load.py             the model of a folder
+save.py             a loaded model written again
 quant_linear.py     a linear that keeps its weight packed
 definition.py       what a quantized linear computes, in float64: every kernel keeps it
 kernel_choice.py    which kernel a linear runs on

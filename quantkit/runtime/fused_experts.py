@@ -5,6 +5,7 @@ as it happens (`products`), and its input is rounded first.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,14 +19,14 @@ Rounding = Mapping[tuple[str, int | None], tuple[ActivationSpec, ActivationRange
 
 def round_inputs(module: nn.Module, rounding: Rounding) -> None:
     """Make the module round the inputs of its own parameters, given by (name, expert's index or None)."""
-    forward = module.forward
+    # A partial, not a function defined here: a copy of the module must run its own weights.
+    module.forward = partial(_rounded_forward, module, rounding)
 
+
+def _rounded_forward(module: nn.Module, rounding: Rounding, *args: Any, **kwargs: Any) -> Any:
     def on_product(weight: WeightKey, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         found = rounding.get((weight.param, weight.index))
         return run(x) if found is None else run(fake_quantize(x, *found))
 
-    def rounded(*args: Any, **kwargs: Any) -> Any:
-        with TraceMatmuls(module, on_product):
-            return forward(*args, **kwargs)
-
-    module.forward = rounded
+    with TraceMatmuls(module, on_product):
+        return type(module).forward(module, *args, **kwargs)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from quantkit_kernels.cpu.linear import cpu_linear, cpu_linear_int8
-from quantkit_kernels.cpu.weight import GROUP, CpuWeight, decode_rows, pack_cpu
+from quantkit_kernels.cpu.weight import GROUP, CpuWeight, decode_rows, nibbles, pack_cpu
 from torch import Tensor
 
 from quantkit.grids.activations import fake_quantize, int_codes
@@ -32,12 +32,14 @@ class Kernel(NamedTuple):
 
     run      x [..., K] -> x @ W^T [..., N] in x's dtype; x is quantized first where the scheme says so
     decode   () -> W [N, K]; in float32 where it is not rounded before it meets x
+    codes    () -> the codes as a QuantizedWeight has them, uint8 [N, K]: repacking loses none
     device   where it lies
     name     of the kernel, human-readable
     """
 
     run: Callable[[Tensor], Tensor]
     decode: Callable[[], Tensor]
+    codes: Callable[[], Tensor]
     device: torch.device
     name: str
 
@@ -76,7 +78,8 @@ def on_cpu(q: QuantizedWeight, scheme: Scheme) -> Kernel | None:
             run = partial(_run_rounded, run, inputs, q.input)
         run = partial(_run_wide, run, weight.exact and _fit_bf16(inputs, q.input))
     decode = partial(_decode_cpu, weight, q.scale_NG.dtype if is_rounded(scheme) else torch.float32)
-    return Kernel(run, decode, torch.device("cpu"), f"cpu {weight.format}")
+    codes = partial(_cpu_codes, weight, spec.levels // 2 if integers else 0)
+    return Kernel(run, decode, codes, torch.device("cpu"), f"cpu {weight.format}")
 
 
 def _fit_bf16(spec: ActivationSpec | None, static: ActivationRange | None) -> bool:
@@ -107,6 +110,16 @@ def _run_wide(product: Callable[[Tensor], Tensor], exact: bool, x: Tensor) -> Te
 def _decode_cpu(weight: CpuWeight, dtype: torch.dtype) -> Tensor:
     out = torch.empty(weight.out_features, weight.padded)
     return decode_rows(weight, 0, weight.out_features, out).to(dtype)
+
+
+def _cpu_codes(weight: CpuWeight, middle: int) -> Tensor:
+    """What pack_cpu was given; middle: of the codes' range, which packing may have shifted."""
+    codes = weight.codes
+    if weight.format in ("int4", "fp4"):
+        codes = nibbles(codes)
+    elif weight.format == "int8":
+        codes = codes ^ 128
+    return codes[:, : weight.in_features] - (weight.middle - middle)
 
 
 def _small_scale(q: QuantizedWeight) -> tuple[Tensor, float]:
@@ -140,7 +153,18 @@ def on_gpu(q: QuantizedWeight, scheme: Scheme, dtype: torch.dtype) -> Kernel | N
     run = partial(linear, "QuantLinear", weight=packed)
     if inputs is not None:
         run = partial(_run_sums if summed else _run_rounded, run, inputs, q.input)
-    return Kernel(run, partial(decode_weight, packed), q.codes_NK.device, f"triton {packed.format}")
+    codes = partial(_triton_codes, packed, q.spec.levels // 2, q.zero_NG is None)
+    return Kernel(run, partial(decode_weight, packed), codes, q.codes_NK.device, f"triton {packed.format}")
+
+
+def _triton_codes(packed: Any, middle: int, symmetric: bool) -> Tensor:
+    """The codes `_pack` was given."""
+    from quantkit_kernels.layout import unpack_words
+
+    codes = unpack_words(packed.words, packed.format, packed.in_features)
+    if packed.format == "int4" and symmetric:
+        return codes - (8 - middle)
+    return (codes.view(torch.int8).to(torch.int16) + middle).to(torch.uint8) if packed.format == "int8" else codes
 
 
 def _sums_codes(inputs: ActivationSpec, q: QuantizedWeight) -> bool:
@@ -213,7 +237,13 @@ def _eight_bits(q: QuantizedWeight, scheme: Scheme, dtype: torch.dtype) -> Kerne
     quantize = partial(quantize_activations, element="int8" if kind == "int8" else "fp8", group=BLOCK if block else -1)
     run = partial(_run_eight, quantize, w8a8, elements, scale, kind, inputs, q.input)
     decode = partial(_decode_eight, elements, scale, block)
-    return Kernel(run, decode, q.codes_NK.device, f"triton w8a8 {kind}")
+    codes = partial(_eight_codes, elements)
+    return Kernel(run, decode, codes, q.codes_NK.device, f"triton w8a8 {kind}")
+
+
+def _eight_codes(elements: Tensor) -> Tensor:
+    codes = elements.view(torch.uint8)
+    return codes ^ 128 if elements.dtype == torch.int8 else codes
 
 
 def _run_eight(

@@ -1,22 +1,32 @@
 """Load a model folder as a transformers model; the linears of a quantized one keep their weights packed."""
 
+import os
 import warnings
 from collections.abc import Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Cache, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    Cache,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.pytorch_utils import Conv1D
 
+from quantkit.checkpoint.hub import locate_model
 from quantkit.checkpoint.quantization_config import INLINE_KEYS, quantization_config
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.device_names import torch_device
 from quantkit.errors import RunError, UserError
 from quantkit.formats.quantized_folder import QuantizedFolder
 from quantkit.grids.activations import KVRange
+from quantkit.library_output import quiet_libraries
 from quantkit.model.meta_model import build_meta_model, find_blocks, read_config
 from quantkit.model.ties import settle_ties
 from quantkit.model.weight_sources import TensorSlice, assemble, weight_sources
@@ -24,23 +34,62 @@ from quantkit.runtime.definition import multiplied_weight
 from quantkit.runtime.fused_experts import round_inputs
 from quantkit.runtime.quant_linear import QuantLinear, is_linear
 from quantkit.runtime.quantized_cache import round_entries
+from quantkit.runtime.save import Origin, remember
 from quantkit.types import ActivationRange, ActivationSpec
+
+if TYPE_CHECKING:
+
+    class CausalLM(PreTrainedModel):
+        """What a loaded model is: a model of transformers that generates."""
+
+        def generate(self, inputs: Tensor | None = None, **options: Any) -> Any: ...
+else:
+    CausalLM = PreTrainedModel
 
 
 def load(
     path: str | Path,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device = "cpu",
     *,
     trust_remote_code: bool = False,
-) -> PreTrainedModel:
-    """The model of a folder, ready for generate and evaluation; a folder that is not quantized loads as it is.
+) -> CausalLM:
+    """The model of a folder or Hub id, ready for generate and evaluation; one that is not quantized loads as it is.
 
-    dtype is what the model computes in and keeps its unquantized weights in (None: as its config says). Packed weights
-    stay packed where a plain linear uses them. Those of fused experts do not: transformers runs all experts of a layer
-    from one 3-D parameter, so they are dequantized while loading and take the memory of the original.
-    UserError where the folder cannot be read, or its tensors contradict its configuration.
+    dtype   what the model computes in and keeps its unquantized weights in (None: as its config says)
+    device  cpu, cuda, cuda:1 ..., or auto: a GPU where there is one
+
+    Packed weights stay packed where a plain linear uses them. Those of fused experts do not: transformers runs all
+    experts of a layer from one 3-D parameter, so they are dequantized while loading and take the memory of the
+    original. The model can be moved, cast and copied; `quantkit.save` and `save_pretrained` write its folder again.
+
+    UserError where the model cannot be found or read, or its tensors contradict its configuration.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"path is {path!r}; expected a model folder or a Hub id")
+    wanted = _dtype(dtype)
+    place = torch_device(str(device))
+    return load_quantized(locate_model(os.fspath(path)), place, wanted, trust_remote_code=trust_remote_code)
+
+
+def _dtype(dtype: Any) -> torch.dtype | None:
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if dtype is None or dtype == "auto":
+        return None
+    if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize == 1:
+        raise UserError(f"dtype is {dtype!r}; expected float32, bfloat16, float16 or None")
+    return found
+
+
+def load_quantized(
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    *,
+    trust_remote_code: bool = False,
+    owner: Any = None,
+) -> CausalLM:
+    """`load` of a folder. owner: what keeps a temporary one alive, for as long as the model lives."""
     checkpoint = Checkpoint.open(path)
     quantized = quantization_config(checkpoint) is not None
     config = read_config(str(checkpoint.folder), trust_remote_code=trust_remote_code)
@@ -58,12 +107,15 @@ def load(
     sources = weight_sources(model, folder.shapes())
     for remark in settle_ties(model, sources, partial(_equal, folder, dtype)):
         warnings.warn(f"{checkpoint.folder}: {remark}", stacklevel=2)
-    _fill(model, folder, sources, dtype, torch.device(device))
+    plain = {name: pieces[0].name for name, pieces in sources.items() if pieces == [TensorSlice(pieces[0].name)]}
+    plain = {name: tensor for name, tensor in plain.items() if not folder.is_packed(tensor)}
+    _fill(model, folder, sources, dtype, device)
     _simulate_cache(model, folder)
     model.name_or_path = config._name_or_path = str(checkpoint.folder)
     if (checkpoint.folder / "generation_config.json").exists() and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
-    return model.eval()
+    remember(model, Origin.of(checkpoint.folder, plain, owner))
+    return cast(CausalLM, model.eval())
 
 
 def _equal(folder: QuantizedFolder, dtype: torch.dtype, one: str, other: str) -> bool:
@@ -201,13 +253,15 @@ def _load_plain(
     dtype: torch.dtype | None,
     device: str | torch.device,
     trust_remote_code: bool,
-) -> PreTrainedModel:
+) -> CausalLM:
     """An unquantized model by transformers itself; UserError where it would leave weights random."""
     try:
         # with output_loading_info it returns a pair, which its annotation does not say
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype or "auto", trust_remote_code=trust_remote_code, output_loading_info=True
-        )
+        settings: dict[str, Any] = {"dtype": dtype or "auto", "output_loading_info": True}
+        with quiet_libraries():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, trust_remote_code=trust_remote_code, **settings
+            )
     except Exception as error:  # anything that transformers or safetensors make of a broken folder
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder}: transformers cannot load this model: {first}") from error

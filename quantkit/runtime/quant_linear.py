@@ -1,6 +1,7 @@
 """A linear layer whose weight stays quantized in memory and is multiplied by a kernel made for its format."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,13 +16,16 @@ from quantkit.runtime.definition import is_rounded, multiplied_weight
 from quantkit.runtime.kernel_choice import Kernel, choose
 from quantkit.types import ActivationRange, QuantizedWeight, Scheme
 
+CODES = ("weight_packed", "qweight", "weight")  # what formats call the codes
+
 
 class QuantLinear(nn.Module):
     """y = x @ W^T + bias with W kept as its format stores it, in buffers named as in the file (weight_packed, ...).
 
-    The first call repacks W for the kernel that suits the scheme and the inputs' device (see `runtime.kernels`) and
-    frees those buffers; from then on the layer runs on that device alone. Where no kernel takes it, W is dequantized at
-    each call. All ways compute what `runtime.definition` says. Gradients flow to x, through the dequantized weight.
+    The first call repacks W for the kernel that suits the scheme and the inputs' device and frees those buffers; the
+    kernel's form gives them back exactly where the layer is moved, saved or copied. Casting leaves W as it is. Where no
+    kernel takes it, W is dequantized at each call. All ways compute what `runtime.definition` says. Gradients flow to
+    x, through the dequantized weight.
     """
 
     def __init__(
@@ -38,8 +42,9 @@ class QuantLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.kernel: Kernel | None = None
         self._input: ActivationRange | None = None  # what the kernel's weight came with
-        self._scale_dtype: torch.dtype | None = None  # likewise
+        self._scale_dtype = torch.float32  # likewise
         self._refused: tuple[torch.device, torch.dtype] | None = None  # inputs that no kernel was found for
+        self._small: dict[str, Tensor] = {}  # all tensors but the codes, while a kernel holds those
 
     @property
     def format(self) -> Format:
@@ -47,11 +52,25 @@ class QuantLinear(nn.Module):
         return FORMATS[self._format]
 
     def quantized(self) -> QuantizedWeight:
-        """Codes, scales and zero points, unpacked. RunError once they were repacked for a kernel."""
-        if self.kernel is not None:
-            raise RunError(f"this layer runs on {self.kernel.name}: its codes are no longer held as in the file")
-        tensors = {suffix: self.get_buffer(_buffer(suffix)).to(dtype) for suffix, dtype in self.dtypes.items()}
-        return self.format.unpack(tensors, self.scheme)
+        """Codes, scales and zero points, unpacked."""
+        return self.format.unpack(self.tensors(), self.scheme)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the file by suffix, bit for bit: as they are held, or rebuilt from the kernel's form.
+
+        RunError where the layer is on the meta device, where nothing is left of them.
+        """
+        if self.kernel is None:
+            held = {suffix: self.get_buffer(_buffer(suffix)) for suffix in self.dtypes}
+            if any(tensor.is_meta for tensor in held.values()):
+                raise RunError("this layer is on the meta device, which keeps no values: load the model again")
+            return held
+        absent = next(suffix for suffix in self.dtypes if suffix not in self._small)
+        layout = self.format.layout((self.out_features, self.in_features), self.scheme, self._scale_dtype)
+        empty = torch.zeros(layout[absent][1], dtype=self.dtypes[absent], device=self.kernel.device)
+        rest = self.format.unpack({**self._small, absent: empty}, self.scheme)
+        packed = self.format.pack(replace(rest, codes_NK=self.kernel.codes()), self.scheme)[absent]
+        return {suffix: packed if suffix == absent else self._small[suffix] for suffix in self.dtypes}
 
     @property
     def weight(self) -> Tensor:
@@ -75,7 +94,7 @@ class QuantLinear(nn.Module):
             return self._dequantized(x)
         if x.device != self.kernel.device:
             raise ValueError(
-                f"x is on {x.device}, this layer was repacked for {self.kernel.device}: load it there again"
+                f"x is on {x.device}, this layer was repacked for {self.kernel.device}: move one of them with .to()"
             )
         return self.kernel.run(x)
 
@@ -98,14 +117,35 @@ class QuantLinear(nn.Module):
             return
         self._input, self._scale_dtype = q.input, q.scale_NG.dtype
         for suffix in self.dtypes:
+            if suffix not in CODES:
+                self._small[suffix] = self.get_buffer(_buffer(suffix))
             delattr(self, _buffer(suffix))
 
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        if self.kernel is not None:  # a state without its weight would load as one
-            raise RunError(
-                f"this layer runs on {self.kernel.name}: save the model before its first call, or copy its folder"
-            )
-        super()._save_to_state_dict(*args, **kwargs)
+    def _restore(self) -> None:
+        """Take the weight back from the kernel; the next call finds one again."""
+        if self.kernel is None:
+            return
+        tensors = self.tensors()
+        self.kernel, self._small, self._refused = None, {}, None
+        for suffix, tensor in tensors.items():
+            self.register_buffer(_buffer(suffix), tensor)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLinear":
+        """Move the weight as bits, so that it is never rounded; the bias is moved and cast."""
+        self._restore()
+        self._refused = None
+        held = {suffix: self._buffers.pop(_buffer(suffix)) for suffix in self.dtypes}
+        super()._apply(fn, recurse)
+        for suffix, tensor in held.items():
+            assert tensor is not None
+            bits = fn(tensor.contiguous().reshape(-1).view(torch.uint8))
+            self._buffers[_buffer(suffix)] = bits.view(tensor.dtype).reshape(tensor.shape)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for suffix, tensor in self.tensors().items() if self.kernel is not None else ():
+            destination[prefix + _buffer(suffix)] = tensor
 
     def extra_repr(self) -> str:
         kernel = f", {self.kernel.name}" if self.kernel is not None else ""

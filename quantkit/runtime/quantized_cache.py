@@ -61,6 +61,7 @@ def _rounded_update(
     if spec.per != "token":
         if layer_idx not in ranges:
             raise UserError(f"layer {layer_idx} has no scales for its {spec} cache: calibrate it")
-        scales = ranges[layer_idx]
+        k_scale, v_scale = ranges[layer_idx]
+        scales = k_scale.to(key_states.device), v_scale.to(key_states.device)  # the model may have been moved
     keys, values = (quantize_kv(x, spec, s) for x, s in zip((key_states, value_states), scales, strict=True))
     return update(keys, values, layer_idx, *args, **kwargs)

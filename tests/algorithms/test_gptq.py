@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from quantkit_eval.folders import load_model, load_tokenizer
-from quantkit_eval.perplexity import cut, read_text
+from quantkit_eval.folders import load_model
+from quantkit_eval.perplexity import cut
+from quantkit_eval.texts import read_text
 from torch import Tensor
 
 from quantkit.algorithms import gptq as module
@@ -389,7 +390,7 @@ def test_sweep_never_turns_a_scale_around() -> None:
 def few_tokens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, list[str]]]:
     """KL on held-out text and warnings of the bundled model after rounding, GPTQ and re-fit + sweeps on 512 tokens."""
     model, folder = Path(__file__).parents[2] / "examples" / "tiny-llama", tmp_path_factory.mktemp("few")
-    tokenizer = load_tokenizer(model, False)
+    tokenizer = locate_tokenizer(model, False)
     ids_ST, held_out_WT = (
         cut(read_text(model / f"{t}.txt"), tokenizer, 256, 2048).ids_WT for t in ("calibration", "eval")
     )
@@ -397,14 +398,12 @@ def few_tokens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[floa
 
     def log_probabilities(folder: Path) -> Tensor:
         with torch.inference_mode():
-            return load_model(folder, "cpu", False)(held_out_WT).logits.log_softmax(-1)
+            return load_model(folder, torch.device("cpu"))(held_out_WT).logits.log_softmax(-1)
 
     reference_WTV, result = log_probabilities(model), {}
     for name, algorithm in algorithms.items():
         settings = {"model": str(model), "weights": {"algorithm": algorithm}, "calibration": {"data": "ids"}}
-        report = pipeline.quantize(
-            recipe.from_data(settings), folder / name, calibration_ids=ids_ST[:2], progress=False
-        )
+        report = pipeline.quantize(recipe.from_data(settings), folder / name, calibration=ids_ST[:2], progress=False)
         kl_WT = (reference_WTV.exp() * (reference_WTV - log_probabilities(folder / name))).sum(-1)
         result[name] = kl_WT.mean().item(), report.warnings
     return result

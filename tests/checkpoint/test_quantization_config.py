@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 
 from quantkit.checkpoint.quantization_config import descriptions, quantization_config, without_quantization
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.convert import convert
+from quantkit.conversion import convert
 from quantkit.errors import UserError
-from quantkit.inspect import inspect_folder
+from quantkit.inspection import inspect_folder
 from quantkit.planner.estimate import estimate
 from quantkit.quantization import pipeline
 from quantkit.recipe import load as recipe
 from quantkit.runtime.load import load
-from quantkit.verify import verify_folder
+from quantkit.verification import verify_folder
 
 PLAIN = {"model.layers.0.q_proj.weight": torch.zeros(4, 4), "model.norm.weight": torch.ones(4)}
 CODES = torch.zeros(4, 4, dtype=torch.uint8)
@@ -154,7 +154,7 @@ def test_every_verb_refuses_them_in_the_same_words(undescribed: Path, tmp_path: 
     run = {
         "quantize": lambda: pipeline.quantize(loaded, tmp_path / "out", progress=False),
         "load": lambda: load(undescribed),
-        "eval": lambda: evaluate(undescribed, text=text, max_tokens=1024, progress=False),
+        "eval": lambda: evaluate(undescribed, text=text, tokens=1024, progress=False),
         "inspect": lambda: inspect_folder(undescribed),
         "convert": lambda: convert(undescribed, tmp_path / "out", "fp8_tensor"),
         "plan": lambda: estimate(loaded, undescribed),

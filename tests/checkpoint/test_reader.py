@@ -18,9 +18,7 @@ UNSAVED = {"F8_E8M0"}  # safetensors knows the dtype, its torch binding does not
 
 def tensors() -> dict[str, Tensor]:
     torch.manual_seed(0)
-    found = {
-        f"t.{tag}": torch.randint(0, 100, (5, 7)).to(torch_dtype(tag)) for tag in DTYPES if tag not in UNSAVED
-    }
+    found = {f"t.{tag}": torch.randint(0, 100, (5, 7)).to(torch_dtype(tag)) for tag in DTYPES if tag not in UNSAVED}
     return found | {"scalar": torch.tensor(3.5), "empty": torch.empty(0, 4), "long": torch.randn(1000, 130)}
 
 

@@ -17,6 +17,7 @@ from quantkit.errors import RunError, UserError
 from quantkit.report.records import BlockRecord, GptqErrors, LinearRecord, Report
 
 ROOT = Path(__file__).resolve().parents[2]
+MODEL = str(ROOT / "examples" / "tiny-llama")
 GPTQ = GptqErrors(rounding=0.02, damping=0.01, tokens=4096)
 REPORT = Report(
     quantkit="1.0",
@@ -59,6 +60,12 @@ class Pipeline:
         return REPORT
 
 
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+
+
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     stand_in = Pipeline()
@@ -72,24 +79,24 @@ def invoke(*arguments: str) -> Any:
 
 
 def quantize(*more: str) -> Any:
-    return invoke("quantize", "--recipe", "awq", "--output", "out", *more)
+    return invoke("quantize", MODEL, "--recipe", "awq", "--output", "out", *more)
 
 
 def test_quantize_hands_everything_over(pipeline: Pipeline) -> None:
     result = quantize(
-        *("--model", "m", "--device", "cpu", "--set", "weights.bits=3", "--set", "weights.group_size=32"),
+        *("--model", MODEL, "--device", "cpu", "--set", "weights.bits=3", "--set", "weights.group_size=32"),
         *("--restart", "--trust-remote-code"),
     )
     assert result.exit_code == 0, result.output
     assert pipeline.call is not None
     recipe, output, options = pipeline.call
-    assert (recipe.model, recipe.weights.bits, recipe.weights.group_size, output) == ("m", 3, 32, Path("out"))
-    assert options == {"device": "cpu", "restart": True, "trust_remote_code": True, "progress": False}
+    assert (recipe.model, recipe.weights.bits, recipe.weights.group_size, output) == (MODEL, 3, 32, Path("out"))
+    assert options == {"device": "cpu", "restart": True, "trust_remote_code": True, "progress": "auto"}
 
 
 def test_table_of_a_run(pipeline: Pipeline) -> None:
     output = quantize().output
-    for text in ("awq + gptq, int4 asym g128", "7 of 8", "12.0 MB -> 4.0 MB (33%)", "4.25", "300 MiB"):
+    for text in ("awq + gptq, int4 asym g128", "7 of 8", "4 MB, 33% of 12 MB", "4.25", "315 MB"):
         assert text in output
     assert "layer 9 [odd]: damping raised" in output
     assert "layer 10" not in output
@@ -99,7 +106,11 @@ def test_table_of_a_run(pipeline: Pipeline) -> None:
 def test_json_is_all_there_is_on_stdout(pipeline: Pipeline) -> None:
     result = quantize("--json")
     assert json.loads(result.stdout) == REPORT.to_json()
-    assert result.stderr == ""
+    assert result.stderr == f"quantizing {MODEL} into out\n"
+    quiet = quantize("--json", "--quiet")
+    assert (json.loads(quiet.stdout), quiet.stderr) == (REPORT.to_json(), "")
+    assert pipeline.call is not None
+    assert pipeline.call[2]["progress"] == "off"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +135,7 @@ def test_failures_are_one_message_and_a_code(pipeline: Pipeline, error: BaseExce
 
 def test_debug_shows_the_traceback_and_keeps_the_code(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline.raises = UserError("no such layer")
-    arguments = ("quantize", "--recipe", "awq", "--output", "out")
+    arguments = ("quantize", MODEL, "--recipe", "awq", "--output", "out")
     flag = invoke("--debug", *arguments)
     monkeypatch.setenv("QUANTKIT_DEBUG", "1")
     for result in (flag, invoke(*arguments)):
@@ -152,7 +163,7 @@ def test_eval_and_inspect_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Module:
         @staticmethod
-        def evaluate(path: Path, **options: Any) -> Report:
+        def evaluate(path: str, **options: Any) -> Report:
             calls.append((path, options))
             return {"perplexity": 1.5}
 
@@ -166,23 +177,23 @@ def test_eval_and_inspect_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
         render_inspection = render
 
+    monkeypatch.setattr("quantkit_eval.early_checks.check_before_torch", lambda *_, **__: None)
     monkeypatch.setitem(sys.modules, "quantkit.report.console", Module)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "quantkit_eval", Module)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "quantkit.inspect", Module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "quantkit.inspection", Module)  # type: ignore[arg-type]
     arguments = ("eval", "m", "--ref", "r", "--text", "t.txt", "--context", "64", "--tokens", "100")
     assert "shown" in invoke(*arguments).output
     assert json.loads(invoke(*arguments, "--json").output) == {"perplexity": 1.5}
     path, options = calls[0]
-    assert (path, options["ref"], options["text"]) == (Path("m"), Path("r"), Path("t.txt"))
-    assert (options["context"], options["max_tokens"], options["device"]) == (64, 100, "cpu")
+    assert (path, options["ref"], options["text"], options["bos"]) == ("m", "r", ["t.txt"], "auto")
+    assert (options["context"], options["tokens"], options["device"]) == (64, 100, "auto")
+    invoke("eval", "m")
+    assert calls[-1][1]["text"] == ["general"]
     assert json.loads(invoke("inspect", "m", "--json").output) == {"bits": 4}
     assert "shown" in invoke("inspect", "m").output
 
 
 def test_recipes_verbs(tmp_path: Path) -> None:
-    listed = invoke("recipes").output
-    assert "awq-gptq-w4a16" in listed
-    assert "GPTQ to 4-bit integers" in listed
     assert invoke("recipes", "show", "awq").output == (ROOT / "recipes" / "awq.yaml").read_text()
     assert json.loads(invoke("recipes", "schema").output)["type"] == "object"
     assert "ok" in invoke("recipes", "check", "awq").output
@@ -191,6 +202,13 @@ def test_recipes_verbs(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "bad.yaml:2: weights.bitz: unknown key; did you mean 'bits'?" in result.stderr
     assert invoke("recipes", "show", "awk").exit_code == 2
+    checked = invoke("recipes", "check", str(tmp_path / "bad.yaml"), "--json")
+    assert (checked.exit_code, checked.stderr) == (2, "")
+    found = json.loads(checked.stdout)
+    assert (found["ok"], len(found["problems"])) == (False, 1)
+    assert "did you mean 'bits'?" in found["problems"][0]
+    assert json.loads(invoke("recipes", "check", "awq", "--json").stdout) == {"ok": True, "problems": []}
+    assert json.loads(invoke("recipes", "show", "awq", "--json").stdout)["weights"]["bits"] == 4
 
 
 def test_options_are_frozen() -> None:
@@ -199,23 +217,31 @@ def test_options_are_frozen() -> None:
 
     root: Any = typer.main.get_command(cli.app)
     options = {name: sorted(o for p in c.params for o in p.opts if o[:2] == "--") for name, c in root.commands.items()}
+    common = ["--bits", "--calibration", "--group-size", "--json", "--model", "--recipe", "--samples", "--scheme"]
+    common += ["--seq-len", "--set", "--trust-remote-code"]
     assert options == {
         "convert": ["--format", "--json", "--requantize"],
-        "plan": ["--json", "--model", "--recipe", "--set", "--trust-remote-code"],
+        "plan": common,
         "verify": ["--checksums", "--engine", "--hardware", "--json", "--tp"],
-        "quantize": [
-            "--device",
-            "--json",
-            "--model",
-            "--output",
-            "--recipe",
-            "--restart",
-            "--set",
-            "--trust-remote-code",
-        ],
-        "eval": ["--context", "--device", "--json", "--ref", "--text", "--tokens", "--trust-remote-code"],
+        "quantize": sorted([*common, "--device", "--output", "--progress", "--quiet", "--restart", "--verbose"]),
+        "eval": sorted(
+            [
+                "--bos",
+                "--context",
+                "--device",
+                "--json",
+                "--progress",
+                "--quiet",
+                "--ref",
+                "--text",
+                "--tokens",
+                "--trust-remote-code",
+                "--verbose",
+            ]
+        ),
         "inspect": ["--json"],
-        "recipes": [],
+        "recipes": ["--engine", "--for", "--json"],
+        "env": ["--json"],
     }
 
 
@@ -244,7 +270,46 @@ def test_recipes_load_without_torch() -> None:
     assert python("-c", code).stdout.strip() == "False"
 
 
-def test_version() -> None:
-    result = invoke("--version")
+def test_the_table_of_recipes_is_made_without_torch() -> None:
+    code = "import sys, quantkit.cli.main as c\ntry: c.main()\nfinally: print('torch' in sys.modules)"
+    listed = python("-c", f"import sys; sys.argv = ['quantkit', 'recipes', '--for', 'h100']\n{code}").stdout
+    assert "gptq-w4a16" in listed
+    assert listed.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version(option: str) -> None:
+    result = invoke(option)
     assert result.exit_code == 0
     assert result.output.startswith("quantkit")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("quantize -r gptq-w4", {"gptq-w4a16", "gptq-w4a16-g32"}),
+        ("plan --scheme NV", {"NVFP4", "NVFP4A16"}),
+        ("verify x --engine tr", {"transformers"}),
+        ("convert a b --format g", {"gptq", "gptq_v2"}),
+        ("recipes show fp8-d", {"fp8-dynamic", "fp8-dynamic-gptq"}),
+        ("quantize --sam", {"--samples"}),
+    ],
+)
+def test_completion(typed: str, offered: set[str]) -> None:
+    words = f"quantkit {typed}"
+    environment = {"_QUANTKIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    result = CliRunner().invoke(cli.app, [], env=environment, prog_name="quantkit", complete_var="_QUANTKIT_COMPLETE")
+    assert set(result.stdout.split()) == offered
+    assert "--install-completion" in invoke("--help").output
+
+
+@pytest.mark.parametrize("verb", ["quantize", "eval", "inspect", "convert", "verify", "plan", "recipes", "env"])
+def test_every_verb_has_json(verb: str) -> None:
+    assert "--json" in invoke(verb, "--help").output
+
+
+@pytest.mark.parametrize("verb", ["show", "check", "schema"])
+def test_every_verb_of_recipes_has_json(verb: str) -> None:
+    assert "--json" in invoke("recipes", verb, "--help").output
+    if verb == "schema":
+        assert json.loads(invoke("recipes", "schema", "--json").stdout)["type"] == "object"

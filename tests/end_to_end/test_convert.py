@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.writer import ShardWriter, TensorLayout
-from quantkit.convert import Change, carry, convert
+from quantkit.conversion import Change, carry, convert
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, gptq
 from quantkit.formats.quantized_folder import QuantizedFolder
@@ -218,7 +218,7 @@ def refused(folder: Path, there: str, message: str, **options: bool) -> None:
         (PRESETS["MXFP4"], "modelopt", r"held by: compressed-tensors$"),
         (Scheme(PRESETS["FP8_DYNAMIC"].weights), "modelopt", r"fp8 channel; held by: compressed-tensors$"),
         (PRESETS["W8A8"], "gptq", "no quantized inputs"),
-        (INT4, "gguf", "unknown format 'gguf'; choose from compressed-tensors, awq"),
+        (INT4, "gguf", "GGUF is not supported yet"),
     ],
     ids=str,
 )
@@ -356,7 +356,7 @@ def test_killed_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise KeyboardInterrupt
 
     write(tmp_path / "in", "gptq", INT4)
-    monkeypatch.setattr("quantkit.convert.copy_side_files", interrupt)
+    monkeypatch.setattr("quantkit.conversion.copy_side_files", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert(tmp_path / "in", tmp_path / "out", "awq")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]

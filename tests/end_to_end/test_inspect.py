@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from quantkit.errors import UserError
-from quantkit.inspect import (
+from quantkit.inspection import (
     inspect_folder,
 )
 from quantkit.report.console import (

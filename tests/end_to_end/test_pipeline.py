@@ -64,7 +64,7 @@ def quantize(model: Path, output: Path, ids: Tensor | None, **data: Any) -> Repo
     data = {"model": str(model), "weights": {"group_size": 16}} | data
     if ids is not None:
         data["calibration"] = CALIBRATION
-    return pipeline.quantize(recipe.from_data(data), output, calibration_ids=ids, progress=False)
+    return pipeline.quantize(recipe.from_data(data), output, calibration=ids, progress=False)
 
 
 def unpacked(folder: Path) -> dict[str, QuantizedWeight]:
@@ -279,7 +279,8 @@ def test_every_architecture_end_to_end(name: str, tmp_path: Path) -> None:
 
 def test_experts_are_written_under_their_own_names(tmp_path: Path) -> None:
     folder = save("qwen3_moe", tmp_path / "model")
-    ids = random_tokens(AutoModelForCausalLM.from_pretrained(folder), 1, 3)  # so few that some experts see none
+    one = random_tokens(AutoModelForCausalLM.from_pretrained(folder), 1, 1)
+    ids = one.repeat(1, 8)  # so little that some experts see none
     report = quantize(folder, tmp_path / "out", ids, weights={"group_size": 8, "algorithm": "gptq"})
     names = {line.name for line in report.linears}
     for expert in range(4):
@@ -299,14 +300,14 @@ def test_a_module_in_memory(llama: Path, ids: Tensor, tmp_path: Path) -> None:
         0.6,
         False,
     )  # which transformers does not save
-    report, quantized = quantkit.quantize_module(model, data, calibration_ids=ids, progress=False)
+    report, quantized = quantkit.quantize_module(model, data, calibration=ids, progress=False)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     quantize(llama, tmp_path / "out", ids, weights={"group_size": 16, "algorithm": "gptq"})
     with torch.no_grad():
         assert torch.equal(quantized(ids).logits, load(tmp_path / "out")(ids).logits)
     assert len(report.linears) == 14
     assert quantized.generation_config.temperature == model.generation_config.temperature == 0.6
-    kept = quantkit.quantize(model, data, tmp_path / "kept", calibration_ids=ids, progress=False)
+    kept = quantkit.quantize(model, data, tmp_path / "kept", calibration=ids, progress=False)
     assert kept.linears == report.linears
     assert json.loads((tmp_path / "kept/generation_config.json").read_text())["temperature"] == 0.6
 

@@ -73,7 +73,7 @@ def quantize(model: Path, folder: Path, ids: Tensor | None, **data: Any) -> dict
     data = {"model": str(model)} | data
     if ids is not None:
         data["calibration"] = CALIBRATION
-    return pipeline.quantize(recipe.from_data(data), folder, calibration_ids=ids, progress=False)
+    return pipeline.quantize(recipe.from_data(data), folder, calibration=ids, progress=False)
 
 
 def quantized(folder: Path) -> dict[str, tuple[QuantizedWeight, Any]]:

@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantkit.convert import convert
+from quantkit.conversion import convert
 from quantkit.formats import FORMATS
 from quantkit.grids.dequantize import (
     dequantize,

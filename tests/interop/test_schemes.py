@@ -140,7 +140,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quantized(source: Path, output: Path, **data: Any) -> Path:
     data = {"model": str(source), "calibration": {"data": "given as token ids"}} | data
     ids = torch.randint(0, 512, (2, 32), generator=torch.Generator().manual_seed(1))
-    pipeline.quantize(recipe.from_data(data), output, calibration_ids=ids, progress=False)
+    pipeline.quantize(recipe.from_data(data), output, calibration=ids, progress=False)
     return output
 
 

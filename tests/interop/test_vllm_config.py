@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from quantkit.verify import preflight
+from quantkit.verification import preflight
 from tests.tiny_folders import (
     CONFIGS,
     DENSE,

@@ -1,6 +1,7 @@
 """`quantkit plan`: estimated sizes against real runs, memory against runs that were measured, the verdict."""
 
 import json
+import re
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -20,11 +21,10 @@ from quantkit.planner.this_machine import Machine, measure
 from quantkit.quantization.pipeline import quantize
 from quantkit.recipe.load import from_data
 from quantkit.recipe.recipe import Recipe
-from quantkit.report.console import (
-    render_plan,
-)
+from quantkit.report.console import render_plan, size_text
 from quantkit.types import KVSpec
 from tests.tiny_models import tiny_model
+from tests.tools.plan_memory import compare
 
 GIB = 1 << 30
 MACHINE = Machine(2, 22 * GIB, 55 * GIB, 100e9, 1e9, GIB // 3)
@@ -74,13 +74,13 @@ def test_sizes_are_those_of_a_real_run(tmp_path: Path, name: str, weights: dict[
     report = quantize(recipe, tmp_path / "out", device="cpu", progress=False)
     seen = estimate(recipe, source, machine=MACHINE)
     alone = estimate(recipe, config_folder(tmp_path / "alone", json.loads((source / "config.json").read_text())))
-    assert seen["weights_seen"]
-    assert not alone["weights_seen"]
-    assert seen["linears"] == alone["linears"] == len(report.linears)
-    assert seen["bytes_before"] == report.bytes_before
-    assert seen["bytes_after"] == report.bytes_after
-    assert alone["bytes_after"] == pytest.approx(report.bytes_after, rel=0.01)
-    assert seen["bits_per_weight"] == pytest.approx(report.bits_per_weight, rel=0.001)
+    assert seen.weights_seen
+    assert not alone.weights_seen
+    assert seen.linears == alone.linears == len(report.linears)
+    assert seen.bytes_before == report.bytes_before
+    assert seen.bytes_after == report.bytes_after
+    assert alone.bytes_after == pytest.approx(report.bytes_after, rel=0.01)
+    assert seen.bits_per_weight == pytest.approx(report.bits_per_weight, rel=0.001)
 
 
 @pytest.mark.parametrize(
@@ -95,37 +95,37 @@ def test_sizes_are_those_of_a_real_run(tmp_path: Path, name: str, weights: dict[
 def test_memory_of_runs_that_were_measured(tmp_path: Path, recipe: Recipe, measured: float) -> None:
     """A Llama of 8B layer sizes, 16 x 256 tokens: figures of the README, in GiB."""
     found = estimate(recipe, config_folder(tmp_path, LLAMA_8B), machine=MACHINE)
-    assert found["peak_memory_bytes"] / GIB == pytest.approx(measured, rel=0.15)
-    assert found["fits"]
-    assert sum(found["memory"].values()) == found["peak_memory_bytes"]
+    assert found.peak_memory_bytes / GIB == pytest.approx(measured, rel=0.15)
+    assert found.fits
+    assert sum(found.memory.values()) == found.peak_memory_bytes
 
 
 def test_parameters_and_sizes_by_hand(tmp_path: Path) -> None:
     found = estimate(from_data(MINMAX), config_folder(tmp_path, LLAMA_8B), machine=MACHINE)
     block = 2 * 4096**2 + 2 * 1024 * 4096 + 3 * 4096 * 14336
-    assert found["params"] == {
+    assert found.params == {
         "embeddings": 128256 * 4096,
         "head": 128256 * 4096,
         "norms and biases": 65 * 4096,
         "linears": 32 * block,
     }
-    assert found["bytes_before"] == 2 * 8030261248
+    assert found.bytes_before == 2 * 8030261248
     codes_and_scales = 32 * block * 4.125 / 8
     dense = 2 * (2 * 128256 * 4096 + 65 * 4096)
-    assert found["bytes_after"] == codes_and_scales + dense + 7 * 32 * 16  # two int64 for the shape of each linear
-    assert found["bits_per_weight"] == 4.125
-    assert found["schemes"] == {"int4 sym g128": 224}
+    assert found.bytes_after == codes_and_scales + dense + 7 * 32 * 16  # two int64 for the shape of each linear
+    assert found.bits_per_weight == 4.125
+    assert found.schemes == {"int4 sym g128": 224}
 
 
 def test_refuses_what_is_far_too_large_and_names_the_knob(tmp_path: Path) -> None:
     found = estimate(gptq(), config_folder(tmp_path, LLAMA_405B), machine=MACHINE)
-    assert not found["fits"]
-    assert [problem.split(":")[0] for problem in found["problems"]] == ["memory", "disk"]
-    memory, disk = found["advice"]
+    assert not found.fits
+    assert [problem.split(":")[0] for problem in found.problems] == ["memory", "disk"]
+    memory, disk = found.advice
     assert memory.startswith("memory: set weights.algorithm: {rtn: {range: minmax}} with transforms: [] and no calibr")
     assert disk.startswith("disk: free 1")
     tiny = replace(MACHINE, free_memory=4 * GIB, free_disk=999 * GIB)
-    (only,) = estimate(from_data(MINMAX), config_folder(tmp_path, LLAMA_405B), machine=tiny)["advice"]
+    (only,) = estimate(from_data(MINMAX), config_folder(tmp_path, LLAMA_405B), machine=tiny).advice
     assert only.startswith("memory: no setting needs less than 1")
 
 
@@ -133,15 +133,15 @@ def test_mildest_knobs_first(tmp_path: Path) -> None:
     folder = config_folder(tmp_path, LLAMA_8B)
     recipe = from_data({"calibration": TEXT | {"samples": 128}, "weights": {"algorithm": "gptq"}})
     full = estimate(recipe, folder, machine=MACHINE)
-    short = replace(MACHINE, free_memory=int(full["peak_memory_bytes"]) - 1)
+    short = replace(MACHINE, free_memory=int(full.peak_memory_bytes) - 1)
     found = estimate(recipe, folder, machine=short)
-    assert found["advice"][0] == "memory: set calibration.samples: 64"
-    assert len(found["advice"]) == 3
+    assert found.advice[0] == "memory: set calibration.samples: 64"
+    assert len(found.advice) == 3
     scarce = replace(MACHINE, free_disk=4 * GIB)
     eight = from_data({"weights": {"bits": 8, "group_size": "channel"}})
-    advice = estimate(eight, folder, machine=replace(scarce, free_disk=6 * GIB))["advice"]
+    advice = estimate(eight, folder, machine=replace(scarce, free_disk=6 * GIB)).advice
     assert advice[0] == "disk: set weights: {type: int, bits: 4, group_size: 128}"
-    assert estimate(eight, folder, machine=replace(scarce, free_disk=GIB))["advice"][0].startswith("disk: free 7.5 GiB")
+    assert estimate(eight, folder, machine=replace(scarce, free_disk=GIB)).advice[0].startswith("disk: free 8.0 GB")
 
 
 def test_large_states_go_to_the_disk(tmp_path: Path) -> None:
@@ -150,15 +150,15 @@ def test_large_states_go_to_the_disk(tmp_path: Path) -> None:
     found = estimate(recipe, folder, machine=MACHINE)
     tokens = 1024 * 256
     states = 4 * tokens * (4096 * 2 + 3 * 4096 + 14336)  # two streams; inputs of qkv, o, gate and up, down
-    assert found["disk_bytes"] - found["bytes_after"] == states
-    assert found["memory"]["calibration states"] == 0
+    assert found.disk_bytes - found.bytes_after == states
+    assert found.memory["calibration states"] == 0
 
 
 def test_time_grows_with_text_and_with_what_is_done(tmp_path: Path) -> None:
     folder = config_folder(tmp_path, LLAMA_8B)
 
     def spent(recipe: Recipe) -> dict[str, float]:
-        return estimate(recipe, folder, machine=MACHINE)["seconds"]
+        return estimate(recipe, folder, machine=MACHINE).seconds
 
     more = from_data({"calibration": TEXT | {"samples": 32}, "weights": {"algorithm": {"gptq": {"refit": False}}}})
     plain, longer, refit = spent(gptq(refit=False)), spent(more), spent(gptq(sweeps=2))
@@ -188,7 +188,7 @@ def test_cache_bytes_by_hand() -> None:
 )
 def test_cache_of_a_recipe(tmp_path: Path, data: dict[str, Any], expected: tuple[float, str]) -> None:
     found = estimate(from_data(data), config_folder(tmp_path, LLAMA_8B), machine=MACHINE)
-    assert (found["kv_bytes_per_token"], found["kv_cache"]) == expected
+    assert (found.kv_bytes_per_token, found.kv_cache) == expected
 
 
 def test_linears_of_one_input_are_one_group(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_rotation_unties_the_head(tmp_path: Path) -> None:
     folder = config_folder(tmp_path, LLAMA_8B | {"tie_word_embeddings": True})
     plain = estimate(from_data({}), folder, machine=MACHINE)
     turned = estimate(from_data({"transforms": ["rotation"]}), folder, machine=MACHINE)
-    assert turned["bytes_after"] - plain["bytes_after"] == 128256 * 4096 * 2
+    assert turned.bytes_after - plain.bytes_after == 128256 * 4096 * 2
 
 
 @pytest.mark.parametrize(
@@ -285,3 +285,44 @@ def test_what_one_refuses_the_other_refuses_in_the_same_words(tmp_path: Path, ca
         words.append(str(failure.value))
     assert words[0] == words[1]
     assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["fp8-dynamic", "rtn-w4a16", "gptq-w4a16", "awq", "fp8-kv"])
+def test_memory_is_what_a_run_takes(recipe: str) -> None:
+    """In processes of their own: `python tests/tools/plan_memory.py` prints the table."""
+    row = compare(recipe, str(FILE.parent), str(FILE), samples=64, seq_len=256)
+    assert 0.85 < row.ratio < 1.15, row
+
+
+def test_what_is_left_to_auto_is_settled_and_shown(tmp_path: Path) -> None:
+    recipe = from_data({"calibration": {"data": "general"}, "weights": {"algorithm": "gptq"}})
+    small = estimate(recipe, config_folder(tmp_path, LLAMA_8B | {"max_position_embeddings": 1024}), machine=MACHINE)
+    assert small.calibration is not None
+    assert small.calibration.seq_len == 1024
+    text = {"data": str(FILE), "samples": "auto", "seq_len": 64}
+    few = estimate(from_data({"calibration": text}), config_folder(tmp_path, LLAMA_8B), machine=MACHINE)
+    assert few.calibration is not None
+    assert 0.5 < few.calibration.tokens / (FILE.stat().st_size / 3.5) <= 1  # 32 per feature would be 458,752 tokens
+    out = StringIO()
+    render_plan(few, Console(file=out, width=120))
+    assert f"{few.calibration.samples} x 64 = {few.calibration.tokens:,} tokens" in out.getvalue()
+
+
+def test_no_size_is_shown_as_nothing(tmp_path: Path) -> None:
+    """A tiny model's sizes are KB and MB; the one formatter never says 0.00 of a larger unit."""
+    tiny_model("llama").bfloat16().save_pretrained(tmp_path / "m")
+    out = StringIO()
+    render_plan(estimate(from_data({"weights": {"group_size": 8}}), tmp_path / "m"), Console(file=out, width=160))
+    assert not re.search(r"\b0(\.0+)? (B|KB|MB|GB|TB)\b|GiB", out.getvalue())
+    assert " KB of " in out.getvalue()
+    sizes = {0: "0 B", 999: "999 B", 999.7: "1 KB", 4537000: "4.54 MB", 999_600_000: "1 GB", 2.5e13: "25 TB"}
+    assert {size: size_text(size) for size in sizes} == sizes
+
+
+def test_json_has_what_python_has(tmp_path: Path) -> None:
+    found = estimate(gptq(), config_folder(tmp_path, LLAMA_8B), machine=MACHINE)
+    data = json.loads(json.dumps(found.to_json()))
+    for name in ("bytes_after", "peak_memory_bytes", "seconds_total", "fits", "memory", "linears", "schemes"):
+        assert data[name] == getattr(found, name), name
+    assert data["calibration"] == {"samples": 16, "seq_len": 256, "tokens": 4096}

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from quantkit.errors import UserError
-from quantkit.quantization.calibration import data, records
+from quantkit.quantization.calibration import data, files, windows
 from quantkit.quantization.calibration.data import data_fingerprint, token_batches
 from quantkit.recipe.sections import Calibration
 
@@ -58,7 +58,8 @@ def plain(tokenizer: Any, text: str) -> list[int]:
 
 def batches(tokenizer: Any, path: Path | str, samples: int = 4, seq_len: int = 16, **options: Any) -> torch.Tensor:
     extra = {key: options.pop(key) for key in ("max_positions", "notes") if key in options}
-    return token_batches(Calibration(data=str(path), samples=samples, seq_len=seq_len, **options), tokenizer, **extra)
+    calibration = Calibration(data=str(path), samples=samples, seq_len=seq_len, **{"bos": False} | options)
+    return token_batches(calibration, tokenizer, **extra).ids_ST
 
 
 def text_file(folder: Path, text: str, name: str = "t.txt") -> Path:
@@ -86,23 +87,23 @@ def test_reading_only_what_is_needed_changes_nothing(
     path = text_file(tmp_path, words(6000))
     whole = plain(tokenizer, path.read_text(encoding="utf-8"))
     asked: list[int] = []
-    read = records.read_text
-    monkeypatch.setattr(records, "read_text", lambda path, n=-1: (asked.append(n), read(path, n))[1])
+    read = files.read_text
+    monkeypatch.setattr(files, "read_text", lambda path, n=-1: (asked.append(n), read(path, n))[1])
     for guess in (1, 2, 3, 6):  # the text is cut before, in and after the last token that is kept
-        monkeypatch.setattr(data, "GUESS", guess)
+        monkeypatch.setattr(windows, "GUESS", guess)
         for need in range(500, 2500, 37):
-            assert data._stream_ids(path, tokenizer, need)[:need] == whole[:need]
-    assert max(asked) < 6 * (2500 + data.TAIL) < path.stat().st_size
+            assert windows.stream_ids(path, tokenizer, need)[:need] == whole[:need]
+    assert max(asked) < 6 * (2500 + windows.TAIL) < path.stat().st_size
 
 
 def test_a_token_that_the_cut_would_change_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def word_lengths(text: str, **options: Any) -> dict[str, list[int]]:
         return {"input_ids": [len(word) for word in text.split()]}
 
-    monkeypatch.setattr(data, "GUESS", 4)
+    monkeypatch.setattr(windows, "GUESS", 4)
     text = "abcdef " + "cat " * 4000  # its first 4000 characters are 1000 tokens, the last one the "c" of a cut "cat"
     assert word_lengths(text[:4000])["input_ids"][999:] == [1]
-    assert data._stream_ids(text_file(tmp_path, text), word_lengths, 1000)[:1000] == [6] + [3] * 999
+    assert windows.stream_ids(text_file(tmp_path, text), word_lengths, 1000)[:1000] == [6] + [3] * 999
 
 
 def test_many_tokens_per_character_and_the_reverse(tokenizer: Any, tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_many_tokens_per_character_and_the_reverse(tokenizer: Any, tmp_path: Pat
         path = text_file(tmp_path, text)
         whole = plain(tokenizer, text)
         for need in (100, len(whole) - 1, len(whole)):
-            assert data._stream_ids(path, tokenizer, need)[:need] == whole[:need]
+            assert windows.stream_ids(path, tokenizer, need)[:need] == whole[:need]
 
 
 def test_the_seed_chooses_windows_in_their_order(tokenizer: Any, tmp_path: Path) -> None:
@@ -154,9 +155,10 @@ def test_messages_go_through_the_chat_template(tokenizer: Any, tmp_path: Path) -
         text = f"<s><user>{words(30)}<assistant>{words(40, 3)}"
         expected = plain(tokenizer, text)[:32]
         for packing in ("concat", "document"):  # the template writes <s> itself: never twice
-            assert batches(tokenizer, path, samples=1, seq_len=32, seed=None, packing=packing).tolist() == [expected]
+            options: dict[str, Any] = {"seed": None, "packing": packing, "bos": "auto"}
+            assert batches(tokenizer, path, samples=1, seq_len=32, **options).tolist() == [expected]
         rows = [{"text": words(60)}, {"messages": messages}, {"text": words(60, 2)}]
-        mixed = batches(tokenizer, jsonl(tmp_path, *rows), samples=3, packing="document", seed=None)
+        mixed = batches(tokenizer, jsonl(tmp_path, *rows), samples=3, packing="document", seed=None, bos="auto")
         texts = [f"<s>{words(60)}", text, f"<s>{words(60, 2)}"]
         assert mixed.tolist() == [plain(tokenizer, each)[:16] for each in texts]
         path = jsonl(tmp_path, {"messages": messages})
@@ -174,7 +176,7 @@ def test_document_packing_takes_the_start_of_each(tokenizer: Any, tmp_path: Path
         jsonl(tmp_path, *({"text": text} for text in texts)),
         text_file(tmp_path, "\n<|endoftext|>\n".join(texts)),
     ):
-        tokens = batches(tokenizer, path, samples=2, packing="document", seed=None, notes=notes)
+        tokens = batches(tokenizer, path, samples=2, packing="document", seed=None, bos="auto", notes=notes)
         assert tokens.tolist() == [[0, *plain(tokenizer, texts[i])[:15]] for i in (1, 3)]
         assert notes[0] == "calibration: 2 documents shorter than 16 tokens were skipped"
         assert notes[1].startswith("calibration: only 32 tokens (2 x 16)")
@@ -217,13 +219,13 @@ def test_a_hub_data_set(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.Monk
         raise ConnectionError("Couldn't reach the Hub\nlong story")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(UserError, match=r"'some/texts': no file .* cannot be read: Couldn't reach the Hub \("):
+    with pytest.raises(UserError, match=r"'some/texts': no file .* the Hub cannot be reached"):
         batches(tokenizer, "some/texts")
 
 
 def test_without_the_datasets_package(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'quantkit\[data\]'"):
+    with pytest.raises(UserError, match=r"hint: pip install datasets"):
         batches(tokenizer, "some/texts")
 
 

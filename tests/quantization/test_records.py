@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from quantkit.errors import UserError
-from quantkit.quantization.calibration.records import file_kind, file_rows, read_text
+from quantkit.quantization.calibration.files import file_kind, read_text
+from quantkit.quantization.calibration.records import file_rows
 
 TEXTS = ["one, two", 'a "quoted" line\nand another', "three"]
 ROWS = [{"text": text} for text in TEXTS]

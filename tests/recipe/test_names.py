@@ -34,7 +34,6 @@ def test_words_name_shipped_recipes() -> None:
 
 FOUND = {
     "AWQ": "awq",
-    "Awq.yaml": "awq",
     "GPTQ_W4A16": "gptq-w4a16",
     "gptq": "gptq-w4a16",
     "W4A16": "gptq-w4a16",
@@ -80,7 +79,14 @@ def test_types_of_gguf_are_told_apart(given: str) -> None:
 
 @pytest.mark.parametrize(
     ("given", "suggested"),
-    [("nf4", "gptq-w4a16"), ("AutoRound", "gptq-w4a16"), ("gptq-w4a61", "gptq-w4a16"), ("fp8-dynamc", "fp8-dynamic")],
+    [
+        ("awq.yaml", "awq"),
+        ("./AWQ.yml", "awq"),
+        ("nf4", "gptq-w4a16"),
+        ("AutoRound", "gptq-w4a16"),
+        ("gptq-w4a61", "gptq-w4a16"),
+        ("fp8-dynamc", "fp8-dynamic"),
+    ],
 )
 def test_others_are_suggested(given: str, suggested: str) -> None:
     with pytest.raises(UserError, match=rf"`{given}`.*\nhint: .*`{suggested}`"):
@@ -125,8 +131,11 @@ def test_a_scheme_replaces_that_of_a_recipe() -> None:
 
 
 def test_neither_recipe_nor_scheme() -> None:
-    with pytest.raises(UserError, match=r"no recipe and no scheme.*\nhint: pass --scheme W4A16 .* or --recipe NAME"):
-        load(None)
+    for name in (None, ""):
+        with pytest.raises(
+            UserError, match=r"no recipe and no scheme.*\nhint: pass --scheme W4A16 .* or --recipe NAME"
+        ):
+            load(name)
 
 
 def test_flags_are_settings() -> None:
@@ -145,8 +154,12 @@ def test_flags_are_settings() -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"flags": [Flag("--bits", "weights.bits", "four")]}, "--bits four: weights.bits: must be a whole number"),
     ({"flags": [Flag("--bits", "weights.bits", "9")]}, "--bits 9: weights.bits: must be at most 8, got 9"),
-    ({"flags": [Flag("--samples", "calibration.samples", "0")]}, "--samples 0: calibration.samples: must be at least 1"),
+    (
+        {"flags": [Flag("--samples", "calibration.samples", "0")]},
+        "--samples 0: calibration.samples: must be at least 1",
+    ),
     ({"flags": [Flag("--bits", "weights.bits", "8")], "scheme": "W4A16"}, "--bits 8: weights.bits: 8 contradicts"),
+    ({"model": "a", "sets": ["model=b"]}, "--model a and --set model=b differ: give one of them"),
     (
         {"flags": [Flag("--bits", "weights.bits", "8")], "sets": ["weights.bits=4"]},
         "--bits 8 and --set weights.bits=4 differ: give one of them",

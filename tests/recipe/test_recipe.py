@@ -91,10 +91,14 @@ TYPOS = {
         "output:\n  zzz: 1",
         "r.yaml:2: output.zzz: unknown key; valid here: format, engine, tp, max_shard_gb",
     ),
+    "far value": (
+        "output: {engine: zzz}",
+        "r.yaml:1: output.engine: got the text 'zzz'; "
+        "must be one of vllm, sglang, transformers, llama.cpp, tensorrt-llm",
+    ),
     "value": (
         "output: {engine: vlm}",
-        "r.yaml:1: output.engine: must be one of vllm, sglang, transformers, llama.cpp, tensorrt-llm, "
-        "got the text 'vlm'; did you mean 'vllm'?",
+        "r.yaml:1: output.engine: unknown value 'vlm'; did you mean 'vllm'?",
     ),
 }
 
@@ -157,7 +161,7 @@ def test_wrong_values(tmp_path: Path, case: str) -> None:
 def test_every_problem_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = (
         "model: 3\ntransforms: [awq]\nweights:\n  bits: 4\n  bits: 12\n  symetric: true\n"
-        "overrides:\n- match: a\n  weights: {bits: 1}\noutput: {format: gguf}\n"
+        "overrides:\n- match: a\n  weights: {bits: 1}\noutput: {format: gguf}\ncalibration: null\n"
     )
     found = errors(tmp_path, text, "ignore=x", "nothing")
     assert [message.split(": ")[:2] for message in found] == [
@@ -289,6 +293,19 @@ def test_paths_of_a_file_are_found_here_or_beside_it(tmp_path: Path, monkeypatch
     assert (recipe.model, calibration_data(recipe)) == (str(recipes / "m"), str(recipes / "d.txt"))
     (here / "d.txt").write_text("x")
     assert calibration_data(load(recipes / "r.yaml")) == "d.txt"
+
+
+def test_a_file_may_be_called_like_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wikitext").write_text("x")
+    for data in ("./wikitext", "wikitext"):
+        (tmp_path / "r.yaml").write_text(f"calibration: {{data: {data}}}\n")
+        assert calibration_data(load("r.yaml")) == data
+    (tmp_path / "r.yaml").write_text("calibration: {data: [{data: d.txt, weight: 2}, general]}\n")
+    (tmp_path / "d.txt").write_text("x")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert [source.data for source in calibration_data(load("../r.yaml"))] == ["../d.txt", "general"]
 
 
 def test_settings_are_not_looked_for_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,7 +493,7 @@ def test_a_scheme_given_as_a_setting_replaces_the_files_format(tmp_path: Path) -
 
 def test_recipes_from_python_are_checked_too() -> None:
     with pytest.raises(ValidationError, match="gptq needs calibration text"):
-        Recipe.model_validate({"weights": {"algorithm": "gptq"}})
+        Recipe.model_validate({"weights": {"algorithm": "gptq"}, "calibration": None})
     with pytest.raises(ValidationError, match="frozen"):
         Weights().bits = 3  # type: ignore[misc]
     assert Weights.model_validate({"group_size": -1}) == Weights(group_size="channel")

@@ -1,10 +1,22 @@
 """Records become JSON once, and a block's record is read back from the journal as it was."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from quantkit.report.records import BlockRecord, FoldRecord, GptqErrors, LinearRecord
+from quantkit.errors import UserError
+from quantkit.report.records import (
+    BlockRecord,
+    CalibrationRecord,
+    CalibrationSource,
+    FoldRecord,
+    GptqErrors,
+    LinearRecord,
+    RejectedFold,
+    Report,
+    SkippedLinear,
+)
 
 ROUNDED = LinearRecord("q", "int4 sym g128", (8, 128), "rtn", 0.1 + 0.2)
 WALKED = LinearRecord("k", "int4 sym g128", (8, 128), "gptq", 1 / 3, GptqErrors(0.7, 0.01, 4096))
@@ -28,3 +40,44 @@ def test_lines_of_a_report() -> None:
     assert list(DEAD.to_json()) == [*names, "note", "dead_columns"]
     assert list(SCALED.to_json()) == ["producer", "consumers", "exponents", "loss_unscaled", "loss"]
     assert list(FIXED.to_json()) == ["producer", "consumers", "alpha"]
+
+
+REPORT = Report(
+    quantkit="1.0",
+    model="some/model",
+    model_revision="abc",
+    model_fingerprint="123",
+    recipe={"model": "some/model", "calibration": {"data": "general"}},
+    calibration=CalibrationRecord("f00", 4, 32, True, (CalibrationSource("general", "f01", bytes=9),)),
+    versions={"quantkit": "1.0"},
+    device="cpu",
+    coverage="3 of 4 linears quantized",
+    weights_quantized=0.9,
+    bits_per_weight=4.25,
+    bytes_before=12,
+    bytes_after=4,
+    blocks=(BlockRecord(0, (SCALED,), (ROUNDED, DEAD)), BlockRecord(1, (), (WALKED,))),
+    skipped=(SkippedLinear("lm_head", "ignored"),),
+    rotation={"seed": 0},
+    kv_cache=None,
+    folds_rejected=(RejectedFold("a -> b", "not equal"),),
+    warnings=("one",),
+    seconds={"quantize": 3.25},
+    peak_memory_bytes=300,
+    files={"model.safetensors": "f02"},
+)
+
+
+def test_a_report_is_read_back(tmp_path: Path) -> None:
+    assert Report.from_json(json.loads(json.dumps(REPORT.to_json()))) == REPORT
+    (tmp_path / "quantkit-report.json").write_text(json.dumps(REPORT.to_json()))
+    assert Report.load(tmp_path) == Report.load(str(tmp_path / "quantkit-report.json")) == REPORT
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no JSON", '{"converted": {}, "linears": []}'])
+def test_what_is_no_report(content: str, tmp_path: Path) -> None:
+    (tmp_path / "quantkit-report.json").write_text(content)
+    with pytest.raises(UserError, match=r"quantkit-report\.json"):
+        Report.load(tmp_path)
+    with pytest.raises(UserError, match="nowhere"):
+        Report.load(tmp_path / "nowhere")

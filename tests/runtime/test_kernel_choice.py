@@ -74,14 +74,43 @@ def test_the_weight_survives_repacking(name: str) -> None:
     assert layer.weight.dtype == before.dtype
 
 
-def test_the_files_tensors_are_given_back() -> None:
-    layer, _ = layer_of(PRESETS["W4A16"])
-    assert set(layer.state_dict()) == {"weight_packed", "weight_scale", "weight_shape"}
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    same = (a.dtype, a.shape) == (b.dtype, b.shape)
+    return same and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_files_tensors_are_given_back(name: str) -> None:
+    """Bit for bit and in their order, from a kernel's form as before it."""
+    scheme = SCHEMES[name]
+    layer, q = layer_of(scheme)
+    before = {key: tensor.clone() for key, tensor in layer.state_dict().items()}
     layer(torch.randn(1, K))
+    assert layer.kernel is not None
     assert not list(layer.buffers())
-    with pytest.raises(RunError, match="save the model before its first call"):
-        layer.state_dict()
-    with pytest.raises(RunError, match="no longer held"):
+    after = layer.state_dict()
+    assert list(after) == list(before)
+    for key, tensor in after.items():
+        assert same_bits(tensor, before[key]), key
+    assert torch.equal(layer.quantized().codes_NK, q.codes_NK)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_moving_and_casting_leave_the_bits_alone(name: str) -> None:
+    layer, q = layer_of(SCHEMES[name])
+    x = torch.randn(3, K)
+    y, before = layer(x), layer.state_dict()
+    assert torch.equal(layer.half().bfloat16().to(torch.device("cpu"))(x), y)
+    layer.double()
+    assert all(same_bits(tensor, before[key]) for key, tensor in layer.state_dict().items())
+    assert torch.equal(layer.quantized().codes_NK, q.codes_NK)
+
+
+def test_the_meta_device_keeps_nothing() -> None:
+    layer, _ = layer_of(PRESETS["W4A16"])
+    layer(torch.randn(1, K))
+    layer.to("meta")
+    with pytest.raises(RunError, match=r"meta device.*load the model again"):
         layer.quantized()
 
 

@@ -10,8 +10,8 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,10 +24,24 @@ from quantkit_eval.evaluation import evaluate
 DEFAULT = ("rtn-w4a16", "awq", "gptq-w4a16", "awq-gptq-w4a16")
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One recipe's size and distance from the model, and what making it took."""
+
+    recipe: str
+    bits: float
+    kl: float
+    kl_interval: tuple[float, float]
+    top1: float
+    perplexity: float
+    seconds: float
+    peak_mib: float
+
+
 def measure(
     model: str, name: str, calibration: str, text: str, *, samples: int = 128, seq_len: int = 256, tokens: int = 16384
-) -> dict[str, Any]:
-    """One row: recipe `name` (with settings as NAME:key=value,key=value), its size and its distance from `model`."""
+) -> Row:
+    """The row of recipe `name` (with settings as NAME:key=value,key=value)."""
     recipe, _, settings = name.partition(":")
     given = ["output.engine=null", *filter(None, _split(settings))]
     if recipes.load(recipe, given, model).calibration is not None:
@@ -36,17 +50,19 @@ def measure(
     loaded = recipes.load(recipe, given, model)
     with tempfile.TemporaryDirectory(prefix="quantkit-sweep-") as scratch:
         report = pipeline.quantize(loaded, Path(scratch) / "out", progress=False)
-        result = evaluate(Path(scratch) / "out", ref=model, text=text, context=256, max_tokens=tokens, progress=False)
-    return {
-        "recipe": name,
-        "bits": report.bits_per_weight,
-        "kl": result["kl"]["mean"]["value"],
-        "kl_interval": [result["kl"]["mean"]["low"], result["kl"]["mean"]["high"]],
-        "top1": result["top1_agreement"]["value"],
-        "perplexity": result["perplexity"]["value"],
-        "seconds": report.seconds_total,
-        "peak_mib": report.peak_memory_bytes / 2**20,
-    }
+        result = evaluate(Path(scratch) / "out", ref=model, text=text, tokens=tokens, progress=False).texts[0]
+    divergence = result.divergence
+    assert divergence is not None
+    return Row(
+        recipe=name,
+        bits=report.bits_per_weight,
+        kl=divergence.kl_mean.value,
+        kl_interval=(divergence.kl_mean.low, divergence.kl_mean.high),
+        top1=divergence.top1_agreement.value,
+        perplexity=result.model.perplexity.value,
+        seconds=report.seconds_total,
+        peak_mib=report.peak_memory_bytes / 2**20,
+    )
 
 
 def _split(settings: str) -> list[str]:
@@ -65,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--calibration", required=True, help="calibration text")
-    parser.add_argument("--eval", required=True, help="held-out text")
+    parser.add_argument("--eval", required=True, help="held-out text, a file or a name")
     parser.add_argument("--recipe", action="append", help="NAME or NAME:key=value,...; repeatable")
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
@@ -75,18 +91,12 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     if a.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps([asdict(row) for row in rows], indent=2))
         return
     table = Table("recipe", "bits per weight", "KL", "top-1", "perplexity", "seconds")
-    for r in rows:
-        figures = (
-            f"{r['bits']:.3f}",
-            f"{r['kl']:.5f}",
-            f"{r['top1']:.3f}",
-            f"{r['perplexity']:.3f}",
-            f"{r['seconds']:.1f}",
-        )
-        table.add_row(r["recipe"], *figures)
+    for row in rows:
+        figures = (f"{row.bits:.3f}", f"{row.kl:.5f}", f"{row.top1:.3f}", f"{row.perplexity:.3f}", f"{row.seconds:.1f}")
+        table.add_row(row.recipe, *figures)
     Console(width=160).print(table)
 
 

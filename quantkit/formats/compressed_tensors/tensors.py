@@ -26,10 +26,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from quantkit.checkpoint.header import tag_of
 from quantkit.errors import UserError
-from quantkit.formats.bitstream import pack_words, unpack_words, words_for
-from quantkit.formats.common import Layout
+from quantkit.formats import common
+from quantkit.formats.bitstream import pack_words, unpack_words
 from quantkit.formats.compressed_tensors.config import check, config, files, layout_name, read_config, read_kv
+from quantkit.formats.compressed_tensors.headers import KV_NAMES, MARK, SIGNED_SCALES, SUFFIXES, shape_of, stored
 from quantkit.grids.dequantize import (
     collapse,
     expand,
@@ -37,17 +39,21 @@ from quantkit.grids.dequantize import (
 from quantkit.grids.elements import (
     FP8,
 )
-from quantkit.types import ActivationRange, QuantizedWeight, Scheme, TensorSpec
+from quantkit.types import ActivationRange, QuantizedWeight, Scheme
 
-__all__ = ["check", "config", "files", "layout_name", "read_config", "read_kv"]
+__all__ = [
+    "KV_NAMES",
+    "MARK",
+    "SIGNED_SCALES",
+    "SUFFIXES",
+    "check",
+    "config",
+    "files",
+    "layout_name",
+    "read_config",
+    "read_kv",
+]
 
-MARK = "weight_scale"
-SUFFIXES = (
-    *("weight_packed", "weight", "weight_scale", "weight_shape", "weight_zero_point", "weight_global_scale"),
-    *("input_scale", "input_zero_point", "input_global_scale"),
-)
-SIGNED_SCALES = True  # a negative scale is multiplied like any other by every reader that was tried
-KV_NAMES = ("k_scale", "v_scale")
 SCALE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -56,39 +62,9 @@ def scale_dtype(scheme: Scheme, dtype: torch.dtype) -> torch.dtype:
     return dtype if layout_name(scheme) == "pack-quantized" and dtype in SCALE_DTYPES else torch.float32
 
 
-def layout(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> Layout:
+def layout(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> common.Layout:
     """Suffix -> (dtype, shape) of what `pack` makes of a weight of shape (N, K); UserError if it cannot hold it."""
-    (N, K), spec, name = shape, scheme.weights, layout_name(scheme)
-    G = spec.groups(K)
-    if scale_dtype not in SCALE_DTYPES:
-        raise UserError(f"compressed-tensors scales are bfloat16, float16 or float32, not {scale_dtype}")
-    rows = (1,) if spec.scale_rows == -1 else (-(-N // spec.scale_rows), G)
-    tensors: Layout
-    if name == "pack-quantized":
-        tensors = {
-            "weight_packed": (torch.int32, (N, words_for(K, spec.bits))),
-            "weight_scale": (scale_dtype, (N, G)),
-            "weight_shape": (torch.int64, (2,)),
-        }
-        if not spec.symmetric:
-            tensors["weight_zero_point"] = (torch.int32, (words_for(N, spec.bits), G))
-    elif name == "int-quantized":
-        tensors = {"weight": (torch.int8, (N, K)), "weight_scale": (scale_dtype, rows)}
-    elif name in ("float-quantized", "naive-quantized"):
-        tensors = {"weight": (FP8, (N, K)), "weight_scale": (scale_dtype, rows)}
-    else:
-        if spec.bits == 4 and K % 2:
-            raise UserError(f"two 4-bit floats share a byte: {K} input features are odd")
-        weight: Layout = {"weight": (FP8, (N, K))} if spec.bits == 8 else {"weight_packed": (torch.uint8, (N, K // 2))}
-        tensors = {**weight, "weight_scale": (FP8 if spec.scale_format == "e4m3" else torch.uint8, (N, G))}
-        if spec.scale_format == "e4m3":
-            tensors["weight_global_scale"] = (torch.float32, (1,))
-    acts = scheme.activations
-    if acts is not None and acts.calibrated:
-        tensors["input_scale" if acts.scale_format == "float" else "input_global_scale"] = (torch.float32, (1,))
-        if not acts.symmetric:
-            tensors["input_zero_point"] = (torch.int8, (1,))
-    return tensors
+    return common.as_layout(stored(shape, scheme, tag_of(scale_dtype)))
 
 
 def pack(q: QuantizedWeight, scheme: Scheme | None = None) -> dict[str, Tensor]:
@@ -165,46 +141,7 @@ def _input(tensors: Mapping[str, Tensor]) -> ActivationRange | None:
 
 def check_tensors(tensors: Mapping[str, Tensor], scheme: Scheme) -> tuple[int, int]:
     """(N, K) of a module's tensors; UserError where one of them does not fit the scheme."""
-    spec = scheme.weights
-    if "weight_scale" not in tensors:
-        raise UserError(
-            f"{scheme} needs the tensors weight_scale and more; there are {', '.join(sorted(tensors)) or 'none'}"
-        )
-    N, K = _shape(tensors, spec)
-    plain = spec.scale_format == "float"
-    expected = layout((N, K), scheme, tensors["weight_scale"].dtype if plain else torch.float32)
-    if tensors.keys() | {"weight_shape"} != expected.keys() | {"weight_shape"}:
-        found = ", ".join(sorted(tensors)) or "none"
-        raise UserError(f"{scheme} needs the tensors {', '.join(sorted(expected))}; there are {found}")
-    for suffix, (dtype, shape) in expected.items():
-        if suffix == "weight_shape":
-            continue
-        found = tensors[suffix]
-        one = shape == (1,) and found.numel() == 1  # 0-d or [1] are both about
-        if (tuple(found.shape) != shape and not one) or found.dtype != dtype:
-            raise UserError(
-                f"{suffix} is {found.dtype} {list(found.shape)}, expected {dtype} {list(shape)} "
-                f"for a weight of {N} x {K} in {scheme}"
-            )
-    return N, K
-
-
-def _shape(tensors: Mapping[str, Tensor], spec: TensorSpec) -> tuple[int, int]:
-    """(N, K) as one of the tensors tells it."""
-    if "weight_shape" in tensors:
-        shape = tensors["weight_shape"]
-        if shape.numel() != 2 or shape.is_floating_point() or int(shape.min()) < 1:
-            raise UserError(f"weight_shape holds {shape.tolist()}, expected out and in features")
-        N, K = shape.flatten().tolist()
-        return N, K
-    if spec.element == "int" and "weight_packed" in tensors and spec.group_size != -1:
-        N, G = tensors["weight_scale"].shape
-        return N, G * spec.group_size
-    for suffix, codes in (("weight", 1), ("weight_packed", 2)):
-        if suffix in tensors and tensors[suffix].dim() == 2 and tensors[suffix].dtype != torch.int32:
-            N, columns = tensors[suffix].shape
-            return N, columns * codes
-    raise UserError(f"{spec} needs the tensors weight_shape or weight; there are {', '.join(sorted(tensors))}")
+    return shape_of(common.headers_of(tensors), scheme)
 
 
 def pack_nibbles(codes_NK: Tensor) -> Tensor:

@@ -21,15 +21,19 @@ BATCH_FLOATS = 1 << 23  # hidden-state elements that run through a block at a ti
 BATCH_TOKENS = (2048, 8192)  # at least and at most this many tokens
 
 
+def batch_samples(hidden_size: int, seq_len: int) -> int:
+    """Samples that run through a block at a time."""
+    least, most = BATCH_TOKENS
+    return max(1, min(max(BATCH_FLOATS // hidden_size, least), most) // seq_len)
+
+
 class HiddenStates:
     """The hidden states of all calibration samples between two blocks, and how each batch calls every block."""
 
     def __init__(self, streamed: StreamedModel, ids_ST: Tensor, folder: Path) -> None:
         S, self.seq_len = ids_ST.shape
         self.device, self.tokens = streamed.device, ids_ST.numel()
-        least, most = BATCH_TOKENS
-        tokens = min(max(BATCH_FLOATS // streamed.model.config.get_text_config().hidden_size, least), most)
-        step = max(1, tokens // self.seq_len)
+        step = batch_samples(streamed.model.config.get_text_config().hidden_size, self.seq_len)
         self.slices = [slice(i, min(i + step, S)) for i in range(0, S, step)]
         self.calls = BlockCalls(self.device, folder)
         for part in self.slices:

@@ -30,8 +30,13 @@ class _Stop(BaseException):
 
 def fits(states: HiddenStates, graph: BlockGraph, widest: int) -> bool:
     """Whether the halted batches fit into memory and every stage is a single group (experts of a layer are not)."""
-    floats = states.tokens * (widest + RESIDUALS * states.hidden_STH.shape[-1])
-    return all(len(stage) == 1 for stage in graph.stages) and floats * 4 <= STATES_LIMIT
+    small = fits_in_memory(states.tokens, states.hidden_STH.shape[-1], widest)
+    return small and all(len(stage) == 1 for stage in graph.stages)
+
+
+def fits_in_memory(tokens: int, hidden: int, widest: int) -> bool:
+    """Whether all tokens may be halted inside a block of this hidden size, before its widest input."""
+    return 4 * tokens * (widest + RESIDUALS * hidden) <= STATES_LIMIT
 
 
 class StagedForward:

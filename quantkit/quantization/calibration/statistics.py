@@ -35,6 +35,11 @@ class Statistic:
             found.blocks_Bbb = torch.zeros(K // block, block, block, dtype=torch.float32, device=x_MK.device)
         return found
 
+    @staticmethod
+    def sizes(K: int, *, hessian: bool, block: int | None = None) -> list[int]:
+        """Bytes of the tensors that `empty` makes."""
+        return [8 * K, 4 * K * K if hessian else 4 * K * (block or 0)]
+
     def add(self, x_MK: Tensor) -> None:
         """Add one batch of inputs [M, K]."""
         x_MK = x_MK.float()
@@ -98,8 +103,13 @@ class OutputDrift:
         self.weight_NK = torch.cat([w.float() for w in weights.values()])
         self.original_MK = original_MK
         N, K = self.weight_NK.shape
-        self.by_output = N * 2 < K
+        self.by_output = _by_output(N, K)
         self.sum = self.weight_NK.new_zeros(N if self.by_output else K, K)
+
+    @staticmethod
+    def sizes(N: int, K: int, tokens: int) -> list[int]:
+        """Bytes of the tensors alive while a batch of so many tokens is added: weights, sum, what has moved."""
+        return [4 * N * K, 4 * (N if _by_output(N, K) else K) * K, 4 * tokens * K]
 
     def add(self, x_MK: Tensor, tokens: slice) -> None:
         """Add one batch; tokens says where in the original inputs its rows are."""
@@ -113,3 +123,8 @@ class OutputDrift:
         """The drift of each linear by name."""
         drift_NK = self.sum if self.by_output else self.weight_NK @ self.sum
         return dict(zip(self.names, drift_NK.split(self.rows), strict=True))
+
+
+def _by_output(N: int, K: int) -> bool:
+    """Whether outputs are few enough to be what is summed."""
+    return N * 2 < K

@@ -24,6 +24,7 @@ from quantkit.model.block_trial import (
 from quantkit.model.fold_search import distinct_scales, norm_kind
 from quantkit.model.folds import PROOF, relative_change, wide_parameters
 from quantkit.model.matmul_tracing import Float64
+from quantkit.model.model_ends import model_ends
 from quantkit.model.streamed_model import (
     BlockCall,
     StreamedModel,
@@ -77,6 +78,10 @@ class ModelRotation:
         if name == self.head_name:
             wide = wide * self.final_H.to(wide)
         return apply_columns(wide, self.rotation).to(rows.dtype)
+
+    def restore(self, hidden: Tensor) -> Tensor:
+        """Hidden states of the original model, [..., H], from those of the rotated one."""
+        return undo_columns(hidden, self.rotation)
 
     def chunks(self, name: str) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows) of the rewritten tensor `name`, a part at a time; NaN and Inf are refused."""
@@ -148,7 +153,7 @@ class ModelRotation:
         ids = trial_ids(streamed)
         try:
             with Float64():
-                straight = streamed.ends(ids)
+                straight = model_ends(streamed, ids)
         finally:
             for handle in handles:
                 handle.remove()
@@ -208,7 +213,7 @@ class ModelRotation:
         """In float64: what leaves the turned embedding is x R, and the turned head reads what the original one did."""
         with wide_parameters(norm, {"weight"}), Float64():
             norm.get_parameter("weight").data.fill_(neutral(self.norm_kind))
-            turned = streamed.with_rewrite(self).ends(ids)
+            turned = model_ends(streamed.with_rewrite(self), ids)
         assert turned is not None
         entering = relative_change([turned[0]], [apply_columns(straight[0].double(), self.rotation)])
         if not entering < PROOF:

@@ -1,0 +1,120 @@
+"""How far the quantized model is from the original on text it was not calibrated on, measured while blocks pass by.
+
+A few windows go through every block twice: as the original computes it, and as an engine computes the quantized one,
+inputs of linears and cached keys and values rounded as the recipe says. What leaves the last block becomes logits.
+
+Shapes: M = tokens of the windows, H = hidden size, V = vocabulary.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from quantkit.grids.activations import KVRange, fake_quantize, quantize_kv
+from quantkit.model.matmul_tracing import TraceMatmuls, WeightKey
+from quantkit.model.model_ends import HEAD_BYTES, logits
+from quantkit.quantization.calibration.hidden_states import HiddenStates
+from quantkit.quantization.run_context import BlockContext, RunContext
+from quantkit.report.records import HeldOutRecord
+from quantkit.types import ActivationRange, KVSpec
+
+SHARE = 16  # calibration tokens per held-out token
+MOST_TOKENS = 4096
+LOGITS_BYTES = 64 << 20  # of float32 logits of one model at a time
+
+Ranges = dict[str, ActivationRange | None]  # of a block's linears with rounded inputs, by name
+
+
+def windows_for(samples: int, seq_len: int) -> int:
+    """How many held-out windows a run of so many calibration windows affords: at least one."""
+    return max(1, min(samples * seq_len // SHARE, MOST_TOKENS) // seq_len)
+
+
+def stream_sizes(tokens: int, hidden: int) -> list[int]:
+    """Bytes of the states that are held from the first block to the last."""
+    return [4 * tokens * hidden] * 2
+
+
+def logits_sizes(tokens: int, vocabulary: int, hidden: int, itemsize: int) -> list[int]:
+    """Bytes of the tensors alive at the end: logits of both models in parts and whole, what is made of them, the head.
+
+    itemsize: bytes of a number of the head as it is stored.
+    """
+    rows = min(HEAD_BYTES // itemsize, vocabulary * hidden)
+    return [min(LOGITS_BYTES, 4 * tokens * vocabulary)] * 7 + [itemsize * rows, 4 * rows]
+
+
+class HeldOut:
+    """The two streams of the held-out windows; blocks pass in order, first as they are and then quantized."""
+
+    def __init__(self, run: RunContext, ids_ST: Tensor, cache_places: list[int | str]) -> None:
+        """ids_ST int64 [windows, seq]; cache_places of the blocks, empty where the cache stays as it is."""
+        self.run, self.places = run, cache_places
+        self.original = HiddenStates(run.streamed, ids_ST, run.folder)
+        self.quantized = self.original.fork(run.folder)
+
+    def run_original(self, context: BlockContext) -> None:
+        """Advance the original stream; the block's weights are those of the original model."""
+        self.original.advance(context.block, context.index)
+
+    def run_quantized(self, context: BlockContext, ranges: Ranges, kv: KVRange | None) -> None:
+        """Advance the quantized stream; the block holds dequantized weights.
+
+        ranges  of the static inputs; kv: the static scales of the block's cache, None where it has none
+        """
+        rounding: dict[tuple[str, int | None], Callable[[Tensor], Tensor]] = {}
+        for linear in context.linears:
+            if (spec := linear.scheme.activations) is not None:
+                range_ = ranges.get(linear.name)
+                rounding[linear.site.param, linear.site.index] = lambda x, spec=spec, range_=range_: fake_quantize(
+                    x, spec, range_
+                )
+
+        def on_product(weight: WeightKey, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+            found = rounding.get((weight.param, weight.index))
+            return product(x if found is None else found(x))
+
+        states, index, spec = self.quantized, context.index, self.run.targets.kv
+        for part, hidden, call in states.batches(index):
+            if spec is not None:
+                call = call.with_cache(self.places[index], _RoundingCache(spec, kv))
+            with TraceMatmuls(context.block, on_product):
+                states.put(part, call.run(context.block, hidden), index)
+
+    def finish(self) -> HeldOutRecord | None:
+        """KL of the quantized model's next-token distributions from the original's; None where there are no logits."""
+        hidden_MH = [self._leaving(states) for states in (self.original, self.quantized)]
+        M, step = len(hidden_MH[0]), LOGITS_BYTES // (4 * self.run.streamed.model.config.get_text_config().vocab_size)
+        total = agree = 0.0
+        for start in range(0, M, step := max(1, step)):
+            pair = [logits(self.run.streamed, states[start : start + step]) for states in hidden_MH]
+            if pair[0] is None or pair[1] is None:
+                return None
+            log_p, log_q = (values.float().log_softmax(-1) for values in pair if values is not None)
+            p = log_p.exp()
+            total += float(torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dtype=torch.float64))
+            agree += float((log_p.argmax(-1) == log_q.argmax(-1)).sum())
+        return HeldOutRecord(M, total / M, agree / M)
+
+    def _leaving(self, states: HiddenStates) -> Tensor:
+        """What leaves the last block [M, H], in the basis of the model as it is stored."""
+        hidden_MH = states.hidden_STH.flatten(0, -2)
+        return hidden_MH if self.run.rotation is None else self.run.rotation.restore(hidden_MH)
+
+
+class _RoundingCache(DynamicCache):
+    """A cache that rounds each key and value [B, H, T, D] as it comes in."""
+
+    def __init__(self, spec: KVSpec, ranges: KVRange | None) -> None:
+        super().__init__()
+        self.spec, self.ranges = spec, ranges
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        scales: Iterable[Tensor | None] = self.ranges or (None, None)
+        rounded = [quantize_kv(x, self.spec, s) for x, s in zip((key_states, value_states), scales, strict=True)]
+        return super().update(*rounded, layer_idx, *args, **kwargs)
