@@ -69,7 +69,10 @@ def round_rest(run: RunContext, context: BlockContext) -> None:
 
 
 def fill_written(run: RunContext, context: BlockContext) -> dict[str, ActivationRange | None]:
-    """Fill the block with what was written for it, dequantized weights and the rest; the ranges of its inputs by name."""
+    """Fill the block with what was written for it: dequantized weights and the rest.
+
+    Returns the ranges of its linears' inputs by name.
+    """
     ranges = {}
     for piece, value in _unquantized(run, context):
         value.copy_(piece.of(run.writer.read(piece.name)))

@@ -116,5 +116,5 @@ class _RoundingCache(DynamicCache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         scales: Iterable[Tensor | None] = self.ranges or (None, None)
-        rounded = [quantize_kv(x, self.spec, s) for x, s in zip((key_states, value_states), scales, strict=True)]
-        return super().update(*rounded, layer_idx, *args, **kwargs)
+        keys, values = (quantize_kv(x, self.spec, s) for x, s in zip((key_states, value_states), scales, strict=True))
+        return super().update(keys, values, layer_idx, *args, **kwargs)
