@@ -267,7 +267,7 @@ def test_experts_with_static_inputs(tmp_path: Path) -> None:
     """Experts that no token reaches get the range of their siblings."""
     model = tiny_model("qwen3_moe").to(torch.bfloat16)
     model.save_pretrained(tmp_path / "model")
-    tokens = random_tokens(model, 1, 3)
+    tokens = random_tokens(model, 1, 1).repeat(1, 8)  # so little that some experts see none
     report = quantize(tmp_path / "model", tmp_path / "out", tokens, scheme="FP8")
     assert any("no calibration token" in warning for warning in report.warnings)
     assert torch.isfinite(logits(load(tmp_path / "out"), tokens)).all()

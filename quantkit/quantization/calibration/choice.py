@@ -32,11 +32,10 @@ def apportioned(samples: int, weights: Sequence[float]) -> list[int]:
 
 
 def settle(
-    sources: Sequence[ReadSource], weights: Sequence[float], wanted: Amount, *, given: bool = False
+    sources: Sequence[ReadSource], weights: Sequence[float], wanted: Amount, *, hold_back: bool = True
 ) -> tuple[int, int]:
     """(samples, seq_len) that the sources can fill: numbers left to auto shrink, given ones are held to.
 
-    given: the caller's own token ids, of which none is held back and any length is taken.
     UserError, with numbers that would fit, where the data is too short for what is given.
     """
     samples, seq_len = wanted.samples, wanted.seq_len
@@ -49,7 +48,7 @@ def settle(
             else min(seq_len, source.material.longest(share))
             for source, share in pairs
         )
-    if seq_len < SHORTEST and not given:
+    if seq_len < SHORTEST:
         worst = min(zip(sources, shares, strict=True), key=lambda pair: pair[0].material.longest(pair[1]))
         raise too_short(worst[0], 1 if wanted.auto_samples else worst[1], SHORTEST)
     if wanted.auto_samples and seq_len != wanted.seq_len:
@@ -62,7 +61,7 @@ def settle(
     fitting = _most(have, weights) if wanted.auto_samples else 0
     if not fitting:
         raise too_short(sources[lacking], 1 if wanted.auto_samples else shares[lacking], seq_len)
-    return fitting - (0 if given else fitting // HELD_BACK), seq_len
+    return fitting - (fitting // HELD_BACK if hold_back else 0), seq_len
 
 
 def _most(have: Sequence[int], weights: Sequence[float]) -> int:

@@ -86,7 +86,7 @@ def token_batches(
     else:
         sources = [read_rows(given, calibration, tokenizer, wanted, _pool(wanted, wanted.samples, seed, held_out))]
     tokens_given = isinstance(given, GivenTokens)
-    samples, seq_len = settle(sources, weights, wanted, given=tokens_given)
+    samples, seq_len = settle(sources, weights, wanted, hold_back=not tokens_given)
     if not tokens_given and (samples, seq_len) != (wanted.samples, wanted.seq_len):
         notes.append(
             f"calibration: {samples} x {seq_len} tokens are all that {' + '.join(s.record.name for s in sources)} can "
