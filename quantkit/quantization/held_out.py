@@ -23,7 +23,7 @@ from quantkit.types import ActivationRange, KVSpec
 
 SHARE = 16  # calibration tokens per held-out token
 MOST_TOKENS = 4096
-LOGITS_BYTES = 64 << 20  # of float32 logits of one model at a time
+LOGITS_BYTES = 32 << 20  # of float32 logits of one model at a time
 
 Ranges = dict[str, ActivationRange | None]  # of a block's linears with rounded inputs, by name
 
@@ -44,7 +44,7 @@ def logits_sizes(tokens: int, vocabulary: int, hidden: int, itemsize: int) -> li
     itemsize: bytes of a number of the head as it is stored.
     """
     rows = min(HEAD_BYTES // itemsize, vocabulary * hidden)
-    return [min(LOGITS_BYTES, 4 * tokens * vocabulary)] * 9 + [itemsize * rows, 4 * rows]
+    return [min(LOGITS_BYTES, 4 * tokens * vocabulary)] * 8 + [itemsize * rows, 4 * rows]
 
 
 class HeldOut:
@@ -86,14 +86,17 @@ class HeldOut:
 
     def finish(self) -> HeldOutRecord | None:
         """KL of the quantized model's next-token distributions from the original's; None where there are no logits."""
-        hidden_MH = [self._leaving(states) for states in (self.original, self.quantized)]
-        M, step = len(hidden_MH[0]), LOGITS_BYTES // (4 * self.run.streamed.model.config.get_text_config().vocab_size)
+        leaving = [self._leaving(states) for states in (self.original, self.quantized)]
+        M, V = len(leaving[0]), self.run.streamed.model.config.get_text_config().vocab_size
+        step = max(1, LOGITS_BYTES // (4 * V))
         total = agree = 0.0
-        for start in range(0, M, step := max(1, step)):
-            pair = [logits(self.run.streamed, states[start : start + step]) for states in hidden_MH]
-            if pair[0] is None or pair[1] is None:
+        for start in range(0, M, step):
+            pair = [states[start : start + step] for states in leaving]
+            both = logits(self.run.streamed, torch.cat(pair))  # the head is read once for the two
+            if both is None:
                 return None
-            log_p, log_q = (values.float().log_softmax(-1) for values in pair if values is not None)
+            log_p, log_q = both.float().log_softmax(-1).split(len(pair[0]))
+            del both
             p = log_p.exp()
             total += float(torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dtype=torch.float64))
             agree += float((log_p.argmax(-1) == log_q.argmax(-1)).sum())
