@@ -1,6 +1,6 @@
 """What surrounds a model's blocks, run alone: from token ids to the first block, from the last block to the logits.
 
-Shapes: T = tokens, H = hidden size, V = vocabulary.
+Shapes: B = sequences, T = tokens of one, at most as many as the model has positions, H = hidden size, V = vocabulary.
 """
 
 from collections.abc import Callable
@@ -59,8 +59,8 @@ def model_ends(streamed: StreamedModel, ids: Tensor) -> tuple[Tensor, Tensor] | 
     return None
 
 
-def logits(streamed: StreamedModel, hidden_TH: Tensor) -> Tensor | None:
-    """The model's logits [T, V] for states [T, H] that leave its last block: final norm, head, and what follows it.
+def logits(streamed: StreamedModel, hidden_BTH: Tensor) -> Tensor | None:
+    """The model's logits [B, T, V] for states [B, T, H] that leave its last block: final norm, head, and what follows it.
 
     The head's rows are read from the checkpoint a part at a time. None where the head is not a linear that reads one
     whole tensor of the checkpoint. The states are those of the model as it is stored, not of one rewritten.
@@ -87,13 +87,13 @@ def logits(streamed: StreamedModel, hidden_TH: Tensor) -> Tensor | None:
         whole = torch.cat(parts, -1)
         return whole if bias is None else whole + bias
 
-    ids = torch.zeros((1, len(hidden_TH)), dtype=torch.int64)
+    ids = torch.zeros(hidden_BTH.shape[:2], dtype=torch.int64)
     for answer in RETURNS:
         record: list[tuple[int, Tensor, BlockCall]] = []
-        given = hidden_TH[None].to(streamed.device, streamed.dtype)
+        given = hidden_BTH.to(streamed.device, streamed.dtype)
         output = _run(streamed, ids, record, lambda _, answer=answer, given=given: answer(given), product)
         if output is not None and len(record) == len(streamed.blocks):
-            return output.logits[0]
+            return output.logits
     return None
 
 

@@ -88,14 +88,14 @@ class HeldOut:
         """KL of the quantized model's next-token distributions from the original's; None where there are no logits."""
         leaving = [self._leaving(states) for states in (self.original, self.quantized)]
         M, V = len(leaving[0]), self.run.streamed.model.config.get_text_config().vocab_size
-        step = max(1, LOGITS_BYTES // (4 * V))
+        step = max(1, min(LOGITS_BYTES // (4 * V), self.original.seq_len))  # no more positions than the model has
         total = agree = 0.0
         for start in range(0, M, step):
             pair = [states[start : start + step] for states in leaving]
-            both = logits(self.run.streamed, torch.cat(pair))  # the head is read once for the two
+            both = logits(self.run.streamed, torch.stack(pair))  # the head is read once for the two
             if both is None:
                 return None
-            log_p, log_q = both.float().log_softmax(-1).split(len(pair[0]))
+            log_p, log_q = both.float().log_softmax(-1)
             del both
             p = log_p.exp()
             total += float(torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dtype=torch.float64))
