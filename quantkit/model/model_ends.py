@@ -60,7 +60,7 @@ def model_ends(streamed: StreamedModel, ids: Tensor) -> tuple[Tensor, Tensor] | 
 
 
 def logits(streamed: StreamedModel, hidden_BTH: Tensor) -> Tensor | None:
-    """The model's logits [B, T, V] for states [B, T, H] that leave its last block: final norm, head, and what follows it.
+    """The logits [B, T, V] for states [B, T, H] that leave the last block: final norm, head, and what follows it.
 
     The head's rows are read from the checkpoint a part at a time. None where the head is not a linear that reads one
     whole tensor of the checkpoint. The states are those of the model as it is stored, not of one rewritten.
