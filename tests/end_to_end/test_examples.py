@@ -98,3 +98,16 @@ def test_quantize_and_generate_from_python(tmp_path: Path) -> None:
     shown = run(EXAMPLES / "generate.py", output, "import os\n", cwd=tmp_path)
     assert shown.startswith("import os\n")
     assert len(shown) > 20
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path: Path) -> None:
+    shown = run(EXAMPLES / "quickstart.py", MODEL, tmp_path / "q", cwd=tmp_path)
+    assert "vLLM: loads" in shown
+    assert "'to': 'gptq'" in shown
+
+
+def test_each_script_says_what_it_is_and_the_readme_of_the_folder_names_it() -> None:
+    text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    for script in EXAMPLES.glob("*.py"):
+        assert f"`{script.name}`" in text, f"{script.name} is not in examples/README.md"

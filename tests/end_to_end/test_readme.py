@@ -1,5 +1,6 @@
 """Every line of the README that a newcomer would copy runs as it is written, in an empty folder."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from quantkit.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -70,6 +74,19 @@ def test_the_python_runs(newcomer: tuple[Path, dict[str, str]]) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.match(r"4\.\d+ HeldOutRecord\(.*\) (loads|refused|unknown)$", done.stdout.strip()), done.stdout
+
+
+ROWS = {"Ampere": "a100", "Ada, Hopper": "h100", "Blackwell": "b200", "AMD": "mi300", "a CPU": "cpu"}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_choice_of_a_scheme_is_what_verify_accepts(row: str) -> None:
+    (line,) = (line for line in README.splitlines() if line.startswith(f"| {row}"))
+    _, few, many, tensorrt = (set(re.findall(r"`([a-z][a-z0-9-]*)`", cell)) for cell in line.strip("|").split("|"))
+    for engine, named in (("vllm", few | many), ("tensorrt-llm", tensorrt)):
+        shown = CliRunner().invoke(app, ["recipes", "--for", ROWS[row], "--engine", engine, "--json"])
+        fast = {recipe["name"] for recipe in json.loads(shown.stdout)}
+        assert named <= fast, f"{engine} on {ROWS[row]} has no fast kernel for {named - fast}"
 
 
 def test_commands_in_prose_name_what_exists() -> None:
