@@ -96,8 +96,10 @@ def quantize(
     with no_garbage_collection():
         from quantkit.api import expected_seconds
         from quantkit.quantization.pipeline import quantize as run
+        from quantkit.quantization.resources import one_heap
         from quantkit.report.console import render_quantization
 
+    one_heap()
     expected = expected_seconds(loaded, folder, device, trust_remote_code=trust_remote_code)
     estimate = {} if expected is None else {"expected_seconds": expected}
     report = run(
