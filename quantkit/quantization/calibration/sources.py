@@ -75,7 +75,11 @@ def local_path(data: str) -> Path | None:
     if not folder.is_dir():
         raise UserError(f"calibration.data: no file {data!r}: the folder {str(folder)!r} does not exist")
     near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=3, cutoff=0.4)
-    hint = f"; near by: {', '.join(sorted(near))}" if near else ""
+    hint = (
+        f"; near by: {', '.join(sorted(near))}"
+        if near
+        else "\nhint: give a file or a data set; `general` is the default"
+    )
     raise UserError(f"calibration.data: no file {data!r}{hint}")
 
 
