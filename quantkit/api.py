@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from quantkit.checkpoint.reader import Checkpoint
+    from quantkit.report.conversion_record import ConversionReport
     from quantkit.report.plan import Plan
-    from quantkit.report.records import ConversionReport, Report
+    from quantkit.report.records import Report
     from quantkit.runtime.load import CausalLM
     from quantkit.verification import Verdict
 

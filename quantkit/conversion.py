@@ -31,7 +31,7 @@ from quantkit.formats import FORMATS, Format, holders
 from quantkit.formats.common import natural
 from quantkit.formats.quantized_folder import QuantizedFolder
 from quantkit.paths import user_path
-from quantkit.report.records import ConversionReport, RoundedScales
+from quantkit.report.conversion_record import ConversionReport, RoundedScales
 from quantkit.suggestions import unknown
 from quantkit.types import QuantizedWeight, Scheme
 

@@ -25,7 +25,8 @@ from quantkit.quantization.resources import return_pages
 from quantkit.quantization.run_context import BlockContext, RunContext
 from quantkit.quantization.targets import LinearTarget
 from quantkit.quantization.transforms.scale_folding import TRANSFORMS
-from quantkit.report.records import BlockRecord, FoldRecord, HeldOutRecord, LinearRecord
+from quantkit.report.block_records import BlockRecord, FoldRecord, LinearRecord
+from quantkit.report.records import HeldOutRecord
 from quantkit.types import QuantizedWeight
 
 Members = tuple[int, list[LinearTarget]]  # an input group of a block and its linears

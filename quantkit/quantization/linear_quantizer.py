@@ -14,7 +14,7 @@ from quantkit.errors import RunError
 from quantkit.grids import Grid, RangeSearch, make_grid
 from quantkit.quantization.calibration.statistics import Statistic
 from quantkit.quantization.targets import LinearTarget
-from quantkit.report.records import GptqErrors, LinearRecord
+from quantkit.report.block_records import GptqErrors, LinearRecord
 from quantkit.types import QuantizedWeight
 
 NO_TOKEN = "no calibration token reached it: rounded on the range of its weights alone"

@@ -17,15 +17,8 @@ from quantkit.quantization.output_layout import quantization_config
 from quantkit.quantization.run_context import RunContext
 from quantkit.quantization.targets import LinearTarget, Targets
 from quantkit.quantization.transforms.rotation import ModelRotation
-from quantkit.report.records import (
-    BlockRecord,
-    CalibrationRecord,
-    HeldOutRecord,
-    LinearRecord,
-    RejectedFold,
-    Report,
-    SkippedLinear,
-)
+from quantkit.report.block_records import BlockRecord, LinearRecord, RejectedFold, SkippedLinear
+from quantkit.report.records import CalibrationRecord, HeldOutRecord, Report
 
 
 def write_side_files(

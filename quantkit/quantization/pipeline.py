@@ -57,7 +57,8 @@ from quantkit.quantization.targets import resolve_targets
 from quantkit.quantization.transforms.rotation import ModelRotation
 from quantkit.recipe.recipe import Recipe
 from quantkit.recipe.sections import Calibration
-from quantkit.report.records import BlockRecord, CalibrationRecord, CalibrationSource, Report
+from quantkit.report.block_records import BlockRecord
+from quantkit.report.records import CalibrationRecord, CalibrationSource, Report
 from quantkit.verification import file_hashes
 
 

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from quantkit.report.conversion_record import ConversionReport
 from quantkit.report.plan import Plan
-from quantkit.report.records import ConversionReport, HeldOutRecord, Report
+from quantkit.report.records import HeldOutRecord, Report
 
 _COLOUR = {"loads": "green", "refused": "red", "unknown": "yellow", "error": "red", "warning": "yellow", "info": "dim"}
 

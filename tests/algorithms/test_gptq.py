@@ -23,7 +23,7 @@ from quantkit.grids.dequantize import (
 from quantkit.grids.integer import IntegerGrid, RangeSearch
 from quantkit.quantization import output, pipeline
 from quantkit.recipe import load as recipe
-from quantkit.report.records import GptqErrors, LinearRecord
+from quantkit.report.block_records import GptqErrors, LinearRecord
 from quantkit.types import TensorSpec
 
 N, K = 20, 96

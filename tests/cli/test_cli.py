@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from quantkit.cli import main as cli
 from quantkit.errors import RunError, UserError
-from quantkit.report.records import BlockRecord, GptqErrors, LinearRecord, Report
+from quantkit.report.block_records import BlockRecord, GptqErrors, LinearRecord
+from quantkit.report.records import Report
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = str(ROOT / "examples" / "tiny-llama")

@@ -16,7 +16,7 @@ from quantkit.conversion import Change, carry, convert
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, gptq
 from quantkit.formats.quantized_folder import QuantizedFolder
-from quantkit.report.records import RoundedScales
+from quantkit.report.conversion_record import RoundedScales
 from quantkit.types import PRESETS, KVSpec, QuantizedWeight, Scheme, TensorSpec
 from tests.formats.test_formats import INT4, INT4_ASYM, TOKEN, assert_same, make
 

@@ -6,17 +6,8 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import UserError
-from quantkit.report.records import (
-    BlockRecord,
-    CalibrationRecord,
-    CalibrationSource,
-    FoldRecord,
-    GptqErrors,
-    LinearRecord,
-    RejectedFold,
-    Report,
-    SkippedLinear,
-)
+from quantkit.report.block_records import BlockRecord, FoldRecord, GptqErrors, LinearRecord, RejectedFold, SkippedLinear
+from quantkit.report.records import CalibrationRecord, CalibrationSource, Report
 
 ROUNDED = LinearRecord("q", "int4 sym g128", (8, 128), "rtn", 0.1 + 0.2)
 WALKED = LinearRecord("k", "int4 sym g128", (8, 128), "gptq", 1 / 3, GptqErrors(0.7, 0.01, 4096))

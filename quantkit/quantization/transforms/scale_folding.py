@@ -23,7 +23,7 @@ from quantkit.quantization.calibration.statistics import Statistic, merged
 from quantkit.quantization.run_context import BlockContext
 from quantkit.quantization.targets import LinearTarget
 from quantkit.recipe.algorithms import AwqOptions, SmoothquantOptions, Transform
-from quantkit.report.records import FoldRecord
+from quantkit.report.block_records import FoldRecord
 
 ALPHAS = tuple(i / 10 for i in range(10))  # tried for each fold; 0 stands for no scaling
 ROUNDED_RUN = 1.5  # times the work of a plain run, about: inputs are rounded

@@ -1,0 +1,48 @@
+"""What a conversion did: its report."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedScales:
+    """Scales that a conversion could not keep: in how many modules, how many, and the largest relative change."""
+
+    modules: int
+    scales: int
+    largest_change: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionReport:
+    """What a conversion did.
+
+    source_format, format  before and after; schemes: how many modules each has; files: sha256 by name
+    """
+
+    source: str
+    source_format: str
+    format: str
+    modules: int
+    schemes: dict[str, int]
+    kv_cache: str | None
+    rounded: RoundedScales
+    versions: dict[str, str]
+    files: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of quantkit-report.json."""
+        rounded = self.rounded
+        return {
+            "converted": {"source": self.source, "from": self.source_format, "to": self.format},
+            "modules": self.modules,
+            "schemes": self.schemes,
+            "kv_cache": self.kv_cache,
+            "rounded": {
+                "modules": rounded.modules,
+                "scales": rounded.scales,
+                "largest_change": rounded.largest_change,
+            },
+            "versions": self.versions,
+            "files": self.files,
+        }
