@@ -32,6 +32,7 @@ from quantkit_eval.perplexity import Windows, cut, token_losses
 from quantkit_eval.results import Divergence, Evaluation, Interval, Surprise, TextResult
 from quantkit_eval.texts import Text, read_text
 
+GENERAL_TOKENS = 1 << 14  # of `general`, unless a number is given
 BATCH_BYTES = 128 << 20  # of float32 logits of one model per batch
 PACKAGES = ("quantkit", "torch", "transformers", "safetensors", "numpy")
 LOG = logging.getLogger("quantkit.eval")
@@ -66,7 +67,7 @@ def evaluate(
     text        UTF-8 files and names: `general` (the part of quantkit's own texts that nothing is calibrated on) and
                 `wikitext2` (its test part, from the Hub); one of them or a sequence
     context     tokens of a window; a text is cut into consecutive windows, and a last one that is not full is dropped
-    tokens      at most so many of each text, from its start; None: all
+    tokens      at most so many of each text, from its start; None: all, and of `general` the first 16384
     device      auto: a GPU where there is one. Models run in float32 on a CPU and in their own dtype elsewhere.
     bos         whether windows begin with the tokenizer's begin-of-sequence token. auto: where the tokenizer itself
                 puts it before a text. Only tokens of the text are predicted and counted, never the token itself.
@@ -83,7 +84,9 @@ def evaluate(
     where = torch_device(device)
     tokenizer = locate_tokenizer(folder, trust_remote_code)
     first = bos_token(tokenizer, bos, str(model))
-    cuts = [cut(source, tokenizer, context, tokens, bos=first) for source in sources]
+    # `general` is for a first look, which must not take hours on a large model; a text that was chosen is read whole
+    most = {"general": GENERAL_TOKENS} if tokens is None else {}
+    cuts = [cut(source, tokenizer, context, most.get(source.name, tokens), bos=first) for source in sources]
     if ref is not None and ref_folder is not None:
         other = locate_tokenizer(ref_folder, trust_remote_code)
         for source in sources:

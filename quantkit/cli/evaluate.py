@@ -27,7 +27,9 @@ def evaluate(
         typer.Option(help="Text file, `general` (the default) or `wikitext2`; repeatable.", metavar="FILE|NAME"),
     ] = None,
     context: Annotated[int, typer.Option(help="Tokens per window.")] = 256,
-    tokens: Annotated[int | None, typer.Option(help="Stop after so many tokens of each text.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Stop after so many tokens of each text; of `general`: 16384.")
+    ] = None,
     device: Device = "auto",
     bos: Annotated[str, typer.Option(help="Begin windows with the tokenizer's BOS: auto, always or never.")] = "auto",
     trust_remote_code: Trust = False,

@@ -414,3 +414,14 @@ def test_cut_needs_no_fast_tokenizer(text: Path) -> None:
     slow, quick = cut(source, Slow(), CONTEXT), cut(source, fast, CONTEXT)
     assert torch.equal(slow.ids_WT, quick.ids_WT)
     assert slow.bytes_per_token == pytest.approx(quick.bytes_per_token, rel=0.05)
+
+
+def test_general_is_read_from_its_start_unless_a_number_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the text for a first look, which must not take hours; a text that was chosen is read whole."""
+    from quantkit_eval import evaluation
+
+    monkeypatch.setattr(evaluation, "GENERAL_TOKENS", 512)
+    first = evaluate(MODEL, context=128, device="cpu", progress=False).texts[0]
+    assert (first.windows, first.tokens) == (4, 4 * 127)
+    more = evaluate(MODEL, context=128, tokens=1024, device="cpu", progress=False).texts[0]
+    assert more.windows == 8
