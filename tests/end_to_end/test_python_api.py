@@ -477,3 +477,12 @@ def test_every_architecture_is_read_where_it_lies(name: str, tmp_path: Path) -> 
     assert all(torch.equal(tensor, stored.read(key)) for key, tensor in held.items())
     ours = {parameter.untyped_storage().data_ptr() for parameter in model.state_dict().values()}
     assert {tensor.untyped_storage().data_ptr() for tensor in held.values()} <= ours
+
+
+def test_verify_refuses_what_the_command_refuses(tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(64))
+    for name, words in (("lora", "adapter"), ("m.gguf", "GGUF"), ("nope", "no such folder")):
+        with pytest.raises(UserError, match=words):
+            quantkit.verify(tmp_path / name)

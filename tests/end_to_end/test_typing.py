@@ -129,7 +129,13 @@ assert all(callable(getattr(quantkit, name)) for name in quantkit.__all__ if nam
 
 @pytest.mark.parametrize(
     "call",
-    ["quantkit.verify('x')", "quantkit.recipes()", "quantkit.Recipe()", "quantkit.Report", "quantkit.__version__"],
+    [
+        f"quantkit.verify({str(ROOT / 'examples' / 'tiny-llama')!r})",
+        "quantkit.recipes()",
+        "quantkit.Recipe()",
+        "quantkit.Report",
+        "quantkit.__version__",
+    ],
 )
 def test_what_needs_no_torch_loads_none(call: str) -> None:
     script = f"import sys, quantkit\n{call}\nassert 'torch' not in sys.modules, 'torch'"
