@@ -232,11 +232,14 @@ def verify(
     hardware   also whether it runs there: cpu, h100, mi300, cuda:8.6 ...
     checksums  also read every file and compare its sha256 with the report's
 
-    Raises UserError for an unknown engine or hardware or a tp below 1; never for the folder, which may be anything.
+    Raises UserError for an unknown engine or hardware, a tp below 1, and a path that is no model folder: absent, empty,
+    a GGUF file, a LoRA adapter. A model folder that engines refuse is a verdict, not an error.
     """
     name = _path(path, "path", "a model folder's path")
+    from quantkit.checkpoint.early_checks import check_verifiable
     from quantkit.verification import verify_folder
 
+    check_verifiable(Path(name))
     return verify_folder(user_path(name), engine, tp, checksums=checksums, hardware=hardware)
 
 

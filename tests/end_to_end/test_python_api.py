@@ -380,6 +380,9 @@ def test_the_revision_of_a_hub_model(model: PreTrainedModel, tmp_path: Path) -> 
 def test_arguments_of_the_wrong_kind(tmp_path: Path, model: PreTrainedModel) -> None:
     model.save_pretrained(tmp_path / "model")
     out, folder = tmp_path / "out", tmp_path / "model"
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(32))
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     q: Any = quantkit
     cases: list[tuple[str, Callable[[], Any]]] = [
         ("model is 123; expected", lambda: q.quantize(123, RTN, out)),
@@ -406,6 +409,9 @@ def test_arguments_of_the_wrong_kind(tmp_path: Path, model: PreTrainedModel) -> 
         ("did you mean `cuda`", lambda: q.load(folder, device="gpu")),
         ("path is None", lambda: q.verify(None)),
         ("vlm", lambda: q.verify(folder, "vlm")),
+        ("nowhere", lambda: q.verify(tmp_path / "nowhere")),
+        ("GGUF", lambda: q.verify(tmp_path / "model.gguf")),
+        ("LoRA", lambda: q.verify(tmp_path / "lora")),
         ("path is 5", lambda: q.inspect(5)),
         ("nowhere", lambda: q.inspect(tmp_path / "nowhere")),
         ("source is None", lambda: q.convert(None, out, "awq")),
@@ -422,6 +428,11 @@ def test_arguments_of_the_wrong_kind(tmp_path: Path, model: PreTrainedModel) -> 
         assert "pydantic" not in str(failure.value)
     assert not out.exists()
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_help_names_each_function_as_it_is_called() -> None:
+    for name in quantkit.__all__:
+        assert getattr(getattr(quantkit, name), "__name__", name) == name
 
 
 def test_home_folders_and_bytes_like_paths(
