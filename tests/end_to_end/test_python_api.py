@@ -1,6 +1,7 @@
 """quantkit from Python: modules in memory, saving and loading, repeated runs, refusals in the command's words."""
 
 import copy
+import gc
 import json
 import logging
 import os
@@ -372,6 +373,21 @@ def test_the_revision_of_a_hub_model(model: PreTrainedModel, tmp_path: Path) -> 
     model.save_pretrained(snapshot)
     report = quantkit.quantize(snapshot, RTN, tmp_path / "out", progress=False)
     assert report.model_revision == "0123abc"
+
+
+def test_the_caller_s_settings_stay_as_they_are(model: PreTrainedModel, tmp_path: Path) -> None:
+    def state() -> list[Any]:
+        names = ("transformers", "datasets", "huggingface_hub", "quantkit", "")
+        levels = [logging.getLogger(name).level for name in names]
+        return [gc.isenabled(), torch.get_rng_state().tolist(), torch.is_grad_enabled(), torch.get_num_threads(), levels]
+
+    model.save_pretrained(tmp_path / "model")
+    before = state()
+    quantkit.plan(tmp_path / "model", RTN)
+    quantkit.quantize(tmp_path / "model", RTN, tmp_path / "out", progress=False)
+    quantkit.quantize_module(model, RTN, progress=False)
+    quantkit.load(tmp_path / "out")
+    assert state() == before
 
 
 # Refusals
