@@ -379,7 +379,8 @@ def test_the_caller_s_settings_stay_as_they_are(model: PreTrainedModel, tmp_path
     def state() -> list[Any]:
         names = ("transformers", "datasets", "huggingface_hub", "quantkit", "")
         levels = [logging.getLogger(name).level for name in names]
-        return [gc.isenabled(), torch.get_rng_state().tolist(), torch.is_grad_enabled(), torch.get_num_threads(), levels]
+        drawn, threads = torch.get_rng_state().tolist(), torch.get_num_threads()
+        return [gc.isenabled(), drawn, torch.is_grad_enabled(), threads, levels]
 
     model.save_pretrained(tmp_path / "model")
     before = state()
