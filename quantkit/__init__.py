@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from quantkit_eval.evaluation import evaluate
 
     from quantkit.api import convert, inspect, plan, quantize, quantize_module, save, verify
-    from quantkit.cli.recipe_table import rows as recipes
+    from quantkit.cli.recipe_table import recipes
     from quantkit.errors import RunError, UserError
     from quantkit.recipe.recipe import Recipe
     from quantkit.report.records import Report
@@ -61,7 +61,7 @@ _HOMES = {name: ("quantkit.api", name) for name in _API} | {
     "UserError": ("quantkit.errors", "UserError"),
     "evaluate": ("quantkit_eval.evaluation", "evaluate"),
     "load": ("quantkit.runtime.load", "load"),
-    "recipes": ("quantkit.cli.recipe_table", "rows"),
+    "recipes": ("quantkit.cli.recipe_table", "recipes"),
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until whoever imports it sets up logging

@@ -233,8 +233,8 @@ def verify(
     hardware   also whether it runs there: cpu, h100, mi300, cuda:8.6 ...
     checksums  also read every file and compare its sha256 with the report's
 
-    Raises UserError for an unknown engine or hardware, a tp below 1, and what is not a model folder at all (a GGUF, an
-    adapter, nothing); a damaged model folder is for the verdict.
+    Raises UserError for an unknown engine or hardware, a tp below 1, and a path that is no model folder: absent, empty,
+    a GGUF file, a LoRA adapter. A model folder that engines refuse is a verdict, not an error.
     """
     name = _path(path, "path", "a model folder's path")
     from quantkit.checkpoint.early_checks import check_verifiable

@@ -100,7 +100,9 @@ def check_model_folder(folder: Path) -> None:
 def other_kind(path: Path) -> NoModel | None:
     """What `path` is where it is not a folder of a whole or damaged model; None where it is one."""
     if path.is_symlink() and not path.exists():
-        return NoModel(f"a link to {os.readlink(path)}, which does not exist", "mend the link, or give another folder")
+        return NoModel(
+            f"a link to {os.readlink(path)}, which does not exist", "repair the link, or give another folder"
+        )
     if path.is_file():
         return _file_kind(path)
     if not path.is_dir():

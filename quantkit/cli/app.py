@@ -57,11 +57,13 @@ def start_log(progress: str, quiet: bool, verbose: bool) -> Any:
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
     """For imports: they make a million objects, none of which dies; looking for dead ones takes a sixth of the time."""
+    before = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if before:
+            gc.enable()
 
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:

@@ -56,7 +56,7 @@ class RecipeRow:
         return asdict(self)
 
 
-def rows(engine: str | None = None, machine: str | None = None) -> list[RecipeRow]:
+def recipes(engine: str | None = None, machine: str | None = None) -> list[RecipeRow]:
     """The shipped recipes by size, best first; those alone that an engine takes, or that are fast on a machine.
 
     machine: as users name it (h100, cuda:8.6, cpu); asked of `engine`, vLLM where none is named.

@@ -36,9 +36,9 @@ def recipes(
     """
     if context.invoked_subcommand is not None:
         return
-    from quantkit.cli.recipe_table import rows
+    from quantkit.cli.recipe_table import recipes as recipe_rows
 
-    found = rows(engine, machine)
+    found = recipe_rows(engine, machine)
     if as_json:
         print_json([row.to_json() for row in found])
     elif not found:

@@ -173,7 +173,7 @@ def _with_data(recipe: Recipe, calibration: Any) -> tuple[Recipe, Given | None]:
 
 
 def _amount(tokens: CalibrationTokens | None) -> str:
-    """What a run reads, as it is told when the run begins."""
+    """What a run reads: the line that is shown when it begins."""
     if tokens is None:
         return "no calibration data is read"
     samples, seq_len = tokens.ids_ST.shape

@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from quantkit.cli.main import app
-from quantkit.cli.recipe_table import fast_gpus, rows, runs_fast
+from quantkit.cli.recipe_table import fast_gpus, runs_fast
+from quantkit.cli.recipe_table import recipes as recipe_rows
 from quantkit.recipe import load as recipes
 from quantkit.verification import ENGINES, verify_folder
 
@@ -35,7 +36,7 @@ def test_the_table_fits_and_names_every_recipe() -> None:
 
 
 def test_figures_are_those_of_the_headers() -> None:
-    found = {row.name: row for row in rows()}
+    found = {row.name: row for row in recipe_rows()}
     assert set(found) == set(recipes.recipe_names())
     for name, row in found.items():
         header = recipes.recipe_text(name)
@@ -59,7 +60,7 @@ def test_figures_are_those_of_the_headers() -> None:
     ],
 )
 def test_what_a_recipe_needs(name: str, expected: tuple[str, str, str]) -> None:
-    row = next(row for row in rows() if row.name == name)
+    row = next(row for row in recipe_rows() if row.name == name)
     assert (row.calibration, row.activations, fast_gpus(row, "vllm")) == expected
 
 
@@ -102,7 +103,7 @@ def test_hardware_is_what_verify_says_of_a_written_folder(name: str, tmp_path: P
     model.to(torch.bfloat16).save_pretrained(tmp_path / "m")
     recipe = recipes.load(name, [*SETTINGS, *BUILT[name]], str(tmp_path / "m"))
     pipeline.quantize(recipe, tmp_path / "q", progress=False)
-    row = next(row for row in rows() if row.name == name)
+    row = next(row for row in recipe_rows() if row.name == name)
     for engine in ENGINES:
         judged = verify_folder(tmp_path / "q", engine)
         assert (engine in row.engines) == (judged.verdict != "refused"), engine

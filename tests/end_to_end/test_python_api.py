@@ -1,6 +1,7 @@
 """quantkit from Python: modules in memory, saving and loading, repeated runs, refusals in the command's words."""
 
 import copy
+import gc
 import json
 import logging
 import os
@@ -374,12 +375,31 @@ def test_the_revision_of_a_hub_model(model: PreTrainedModel, tmp_path: Path) -> 
     assert report.model_revision == "0123abc"
 
 
+def test_the_caller_s_settings_stay_as_they_are(model: PreTrainedModel, tmp_path: Path) -> None:
+    def state() -> list[Any]:
+        names = ("transformers", "datasets", "huggingface_hub", "quantkit", "")
+        levels = [logging.getLogger(name).level for name in names]
+        drawn, threads = torch.get_rng_state().tolist(), torch.get_num_threads()
+        return [gc.isenabled(), drawn, torch.is_grad_enabled(), threads, levels]
+
+    model.save_pretrained(tmp_path / "model")
+    before = state()
+    quantkit.plan(tmp_path / "model", RTN)
+    quantkit.quantize(tmp_path / "model", RTN, tmp_path / "out", progress=False)
+    quantkit.quantize_module(model, RTN, progress=False)
+    quantkit.load(tmp_path / "out")
+    assert state() == before
+
+
 # Refusals
 
 
 def test_arguments_of_the_wrong_kind(tmp_path: Path, model: PreTrainedModel) -> None:
     model.save_pretrained(tmp_path / "model")
     out, folder = tmp_path / "out", tmp_path / "model"
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(32))
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     q: Any = quantkit
     cases: list[tuple[str, Callable[[], Any]]] = [
         ("model is 123; expected", lambda: q.quantize(123, RTN, out)),
@@ -406,6 +426,9 @@ def test_arguments_of_the_wrong_kind(tmp_path: Path, model: PreTrainedModel) -> 
         ("did you mean `cuda`", lambda: q.load(folder, device="gpu")),
         ("path is None", lambda: q.verify(None)),
         ("vlm", lambda: q.verify(folder, "vlm")),
+        ("nowhere", lambda: q.verify(tmp_path / "nowhere")),
+        ("GGUF", lambda: q.verify(tmp_path / "model.gguf")),
+        ("LoRA", lambda: q.verify(tmp_path / "lora")),
         ("path is 5", lambda: q.inspect(5)),
         ("nowhere", lambda: q.inspect(tmp_path / "nowhere")),
         ("source is None", lambda: q.convert(None, out, "awq")),
@@ -422,6 +445,11 @@ def test_arguments_of_the_wrong_kind(tmp_path: Path, model: PreTrainedModel) -> 
         assert "pydantic" not in str(failure.value)
     assert not out.exists()
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_help_names_each_function_as_it_is_called() -> None:
+    for name in quantkit.__all__:
+        assert getattr(getattr(quantkit, name), "__name__", name) == name
 
 
 def test_home_folders_and_bytes_like_paths(
