@@ -22,7 +22,7 @@ def resolved(recipe: Recipe, inventory: ModelInventory) -> tuple[list[PlannedLin
 
 
 def planned_targets(recipe: Recipe, inventory: ModelInventory, found: Resolved) -> Targets:
-    """What a run would have as its targets; where an attention keeps its cache follows from the names of its linears."""
+    """What a run would have as its targets; the names of linears say where an attention keeps its cache."""
     names, scales = FORMATS[recipe.output.format].KV_NAMES, []
     if found.kv is not None and found.kv.per != "token" and names is not None:
         attention = {m.block: m.name.rpartition(".")[0] for m in reversed(inventory.matrices) if "attn" in m.name}
