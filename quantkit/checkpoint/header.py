@@ -197,7 +197,7 @@ def _parse_json(text: bytes, path: Path, complaint: str) -> dict[str, Any]:
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {complaint} ({error})") from error
+        raise UserError(f"{path}: {complaint} ({error})\nhint: fetch the file again, or repair it") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: {complaint} (a {type(value).__name__} where an object should be)")
     return value
