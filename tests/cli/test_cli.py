@@ -314,3 +314,22 @@ def test_every_verb_of_recipes_has_json(verb: str) -> None:
     assert "--json" in invoke("recipes", verb, "--help").output
     if verb == "schema":
         assert json.loads(invoke("recipes", "schema", "--json").stdout)["type"] == "object"
+
+
+def test_an_interrupt_while_the_command_is_imported_is_one_line() -> None:
+    script = """
+import sys
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "quantkit.cli.quantize":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+from quantkit.__main__ import main
+main()
+"""
+    paths = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "eval"))
+    environment = os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
