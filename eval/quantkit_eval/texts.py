@@ -1,6 +1,5 @@
 """Texts to evaluate on: UTF-8 files, and names of texts that ship with quantkit or lie on the Hub."""
 
-import difflib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from quantkit.errors import UserError
 from quantkit.paths import user_path
+from quantkit.suggestions import nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ def check_text(name: str | Path) -> None:
         return
     if path.is_dir():
         raise UserError(f"{path}: is a folder, not a text file")
-    near = difflib.get_close_matches(str(name).lower(), NAMED, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"give a UTF-8 text file, or one of: {', '.join(NAMED)}"
+    near = nearest(str(name), NAMED, cutoff=0.6)
+    hint = f"did you mean {near}?" if near else f"give a UTF-8 text file, or one of: {', '.join(NAMED)}"
     raise UserError(f"{name}: no such text file\nhint: {hint}")
 
 

@@ -113,7 +113,7 @@ def test_every_way_meets_the_same_weight(
     x = torch.randn(9, 384)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         wanted = cpu_linear_reference(x.to(dtype), weight)
-        # the same numbers in float32, which rounds no output, while the weight is told of the real dtype
+        # the same numbers in float32, which rounds no output, while the weight knows the real dtype
         monkeypatch.setattr(CpuWeight, "rounds", lambda weight, _, dtype=dtype: rounds(weight, dtype))
         known = compiled and len(rounds(weight, dtype)) <= 1
         for way in ("gemv", "panel") if known else ("panel",):

@@ -10,7 +10,7 @@ from quantkit.model.block_arguments import guard, traffic
 
 
 class Block(nn.Module):
-    """Does what it is told to its arguments."""
+    """Does to its arguments what it was made to do."""
 
     def __init__(self, change: Any) -> None:
         super().__init__()

@@ -240,7 +240,7 @@ def test_the_cache_is_what_is_one(place: int | str) -> None:
     "make", [DynamicCache, lambda: StaticCache(config=CONFIG, max_cache_len=16)], ids=["dynamic", "static"]
 )
 def test_any_cache_rounds_once_it_is_told_to(make: Any) -> None:
-    """And a copy rounds for itself, twice told is told once."""
+    """And a copy rounds for itself; asking twice is asking once."""
     keys, values = states(T=8), states(T=8, seed=1)
     ranges = {0: KVRange(torch.tensor(0.1), torch.tensor(0.2))}
     cache: Cache = make()

@@ -1,4 +1,4 @@
-"""verify: every good folder loads where it should, and each way of being broken is told by its rule."""
+"""verify: every good folder loads where it should, and each way of being broken is named by its rule."""
 
 import json
 from collections.abc import Callable
