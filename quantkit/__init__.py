@@ -12,6 +12,7 @@ errors.py     UserError, RunError
 paths.py      `~` in paths
 suggestions.py    the name that was meant
 types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
+ggml_types.py   the types of GGUF tensors and files
 progress.py   what a run is doing: a bar, or lines of the log
 device_names.py   devices by name, checked without torch as far as that goes
 library_output.py   bars and warnings of other libraries

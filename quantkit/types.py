@@ -4,9 +4,10 @@ N = out features, K = in features, G = groups of a row = ceil(K / group_size).
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from quantkit.errors import UserError
+from quantkit.ggml_types import GGML_TYPES, QUANTIZED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,8 @@ class TensorSpec:
     bits        of a code
     group_size  columns of a row that share a scale; -1 all of them ("channel")
     symmetric   no zero point is stored; always so for floats
-    element     "int": 0 .. 2**bits - 1 minus a zero point; "float": e4m3 (8 bits) or e2m1 (4 bits)
+    element     "int": 0 .. 2**bits - 1 minus a zero point; "float": e4m3 (8 bits) or e2m1 (4 bits); "block": as the
+                GGUF type `block_type` says, whose blocks have group_size columns (`block_spec` makes these)
     scale_format  of a scale: "float" (a plain one), "e4m3" (times one global scale), "e8m0" (a power of two)
     scale_rows    rows that share a scale: 1, BLOCK (blocks, the last ones may be cut short), or -1: the whole tensor
     """
@@ -30,9 +32,10 @@ class TensorSpec:
     bits: int
     group_size: int
     symmetric: bool = True
-    element: Literal["int", "float"] = "int"
+    element: Literal["int", "float", "block"] = "int"
     scale_format: Literal["float", "e4m3", "e8m0"] = "float"
     scale_rows: int = 1
+    block_type: str = ""
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -70,6 +73,8 @@ class TensorSpec:
         return FP8_MAX if self.bits == 8 else FP4_MAX
 
     def __str__(self) -> str:
+        if self.element == "block":
+            return self.block_type
         if self.scale_format != "float":
             return {"e4m3": "nvfp", "e8m0": "mxfp"}[self.scale_format] + str(self.bits)
         size = {-1: "tensor", BLOCK: f"{BLOCK}x{BLOCK} blocks", 1: None}[self.scale_rows]
@@ -77,6 +82,15 @@ class TensorSpec:
         if self.element == "float":
             return f"fp{self.bits} {size}"
         return f"int{self.bits} {'sym' if self.symmetric else 'asym'} {size}"
+
+
+_BLOCK_BITS = {"Q2_K": 2, "Q3_K": 3, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q6_K": 6, "Q8_0": 8}  # all others have 4
+
+
+def block_spec(name: str) -> TensorSpec:
+    """The format of a quantized GGUF type, by its name in ggml_types.QUANTIZED."""
+    assert name in QUANTIZED, name
+    return TensorSpec(_BLOCK_BITS.get(name, 4), GGML_TYPES[name].columns, element="block", block_type=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +191,20 @@ class ActivationRange:
     zero: int | None = None
 
 
+class BlockScales(NamedTuple):
+    """What GGUF's blocks hold beside d: w = d * sub_scale * level(code) - offset * sub_offset, in float32.
+
+    offset_NG      float32 [N, G], a float16 number; zeros where the type has none. The m of Q4_1 and Q5_1 is -offset
+    sub_scale_NS   float32 [N, S], integers, one for each sub-block of a row (S is G times 8 or 16); ones where the type
+                   has no sub-blocks (S = G)
+    sub_offset_NS  the same for the offset; ones where the type has no sub-blocks
+    """
+
+    offset_NG: "Tensor"
+    sub_scale_NS: "Tensor"
+    sub_offset_NS: "Tensor"
+
+
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
     """One linear's weight on its grid: w = element(code) * scale, computed in scale's dtype; `dequantize` does it.
@@ -188,6 +216,7 @@ class QuantizedWeight:
     global_scale  of "e4m3" scales: scale_NG = e4m3 number * global_scale. Ours are powers of two, which are exact in
               formats that store the scale and in those that store its reciprocal
     input     the static range of the inputs, where the scheme has one
+    blocks    what else the blocks of a GGUF type hold (scale_NG is then their d, float32); None for all other elements
     """
 
     codes_NK: "Tensor"
@@ -196,6 +225,7 @@ class QuantizedWeight:
     spec: TensorSpec
     global_scale: float | None = None
     input: ActivationRange | None = None
+    blocks: "BlockScales | None" = None
 
     def __post_init__(self) -> None:
         import torch
@@ -207,8 +237,11 @@ class QuantizedWeight:
         assert (self.zero_NG is None) == self.spec.symmetric
         assert self.zero_NG is None or (self.zero_NG.shape == (N, G) and self.zero_NG.dtype == torch.uint8)
         assert (self.global_scale is not None) == (self.spec.scale_format == "e4m3")
+        assert (self.blocks is not None) == (self.spec.element == "block")
 
     def rows(self, start: int, stop: int) -> "QuantizedWeight":
         """The same weight cut to output rows [start, stop)."""
         zero_NG = None if self.zero_NG is None else self.zero_NG[start:stop]
-        return replace(self, codes_NK=self.codes_NK[start:stop], scale_NG=self.scale_NG[start:stop], zero_NG=zero_NG)
+        blocks = None if self.blocks is None else BlockScales(*(t[start:stop] for t in self.blocks))
+        codes_NK, scale_NG = self.codes_NK[start:stop], self.scale_NG[start:stop]
+        return replace(self, codes_NK=codes_NK, scale_NG=scale_NG, zero_NG=zero_NG, blocks=blocks)

@@ -5,6 +5,7 @@ The names here are imported on first use: what reads configurations and headers 
 registry.py          FORMATS: all of them by name
 interface.py         class Format: the names every value of FORMATS has
 compressed_tensors/ awq.py gptq.py fp8.py modelopt.py   one module per format
+gguf/                 the file of llama.cpp
 config/              what a quantization_config says, and which tensors belong to it, without torch
 bitstream.py         codes of any width in words
 common.py            what several formats share

@@ -1,0 +1,1 @@
+"""GGUF: the file of llama.cpp. Its container is the gguf package's; names, types and tokenizers are decided here."""
