@@ -136,12 +136,18 @@ def _inverse(t: Tensor) -> Tensor:
 # ---- types with a scale alone
 
 
-def _scale_only(w_gSB: Tensor, h_gSB: Tensor, unit_B: Tensor, type_: BlockType) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _scale_only(
+    w_gSB: Tensor, h_gSB: Tensor, unit_B: Tensor, type_: BlockType
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """d [B], zeros, the integers [S, B] and ones."""
     hw_gSB = h_gSB * w_gSB
     high_SB, low_SB = w_gSB.amax(0), w_gSB.amin(0)
     extreme_SB = torch.where(high_SB >= -low_SB, high_SB, low_SB)
-    best_SB, gain_SB, energy_SB = torch.zeros_like(extreme_SB), torch.zeros_like(extreme_SB), torch.zeros_like(extreme_SB)
+    best_SB, gain_SB, energy_SB = (
+        torch.zeros_like(extreme_SB),
+        torch.zeros_like(extreme_SB),
+        torch.zeros_like(extreme_SB),
+    )
 
     def try_(inverse_SB: Tensor) -> None:
         nonlocal best_SB, gain_SB, energy_SB
@@ -218,7 +224,9 @@ def _integers(wanted_SB: Tensor, energy_SB: Tensor, unit_B: Tensor, type_: Block
 # ---- types with an offset
 
 
-def _with_offset(w_gSB: Tensor, h_gSB: Tensor, unit_B: Tensor, type_: BlockType) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _with_offset(
+    w_gSB: Tensor, h_gSB: Tensor, unit_B: Tensor, type_: BlockType
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """d and the offset's d [B], their integers [S, B]."""
     hw_gSB = h_gSB * w_gSB
     one_SB, w_SB = folded(h_gSB.clone()), folded(hw_gSB.clone())
