@@ -6,6 +6,7 @@ header.py               safetensors headers and JSON files, read with bounds che
 gguf_file.py            a GGUF file's keys and tensors, or those of all shards of a model
 gguf_header.py          GGUF headers, read with bounds checks
 gguf_writer.py          GGUF files, written like the safetensors files above
+gguf_values.py          NaN and Inf in the values of a GGUF file
 preallocation.py        what both writers share: files reserved up front, resumed, finished
 rawio.py                whole reads and writes at an offset
 journal.py              what an interrupted run has finished

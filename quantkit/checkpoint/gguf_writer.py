@@ -30,6 +30,7 @@ from quantkit.ggml_types import GGML_TYPES
 
 KeyValue = tuple[str, Any]  # what the value is in the file ("u32", "string", "f32[]", ...), and the value
 
+MAX_SHARDS = (1 << 16) - 1  # split.count is a u16
 _NUMBERS = {name: (number, code) for number, (name, code, _) in KINDS.items()}
 
 
@@ -139,8 +140,8 @@ def _plan(
 ) -> list[PlannedFile]:
     alignment = metadata.get("general.alignment", ("u32", ALIGNMENT))[1]
     groups = group_by_size([align(layout.nbytes, alignment) for layout in tensors], max_shard_bytes) or [[]]
-    if len(groups) > 1 << 16:
-        raise UserError(f"{len(groups)} shards, GGUF counts up to {1 << 16}\nhint: allow larger shards")
+    if len(groups) > MAX_SHARDS:
+        raise UserError(f"{len(groups)} shards, GGUF counts up to {MAX_SHARDS}\nhint: allow larger shards")
     files = []
     for i, group in enumerate(groups):
         keys = dict(metadata) if i == 0 else {k: v for k, v in metadata.items() if k == "general.alignment"}
