@@ -32,6 +32,9 @@ def _cased(upper: str, lower: str, contraction: str, digits: str) -> str:
 
 
 GPT4O = _cased(UPPER, LOWER, f"{CONTRACTION}?", r"\p{N}{1,3}")
+# where classes of case stand beside \p{M}, llama.cpp reads \\p{L}
+ENGINE_CASELESS = _cased(r"[\p{L}\p{M}]", r"[\p{L}\p{M}]", f"{CONTRACTION}?", r"\p{N}{1,3}")
+THREES_FROM_RIGHT = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
 KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 PUNCTUATED = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
 DEEPSEEK3 = (r"\p{N}{1,3}", KANA, rf"{PUNCTUATED}| ?[\p{{P}}\p{{S}}]+[\r\n]*|{LINES_AND_SPACES}")
@@ -133,10 +136,7 @@ PRE_TOKENIZERS = (
     PreTokenizer(
         ("tiny_aya", "cohere2moe"),
         (r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O),
-        engine=(
-            r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
-            _cased(ENGINE_UPPER, ENGINE_LOWER, f"{CONTRACTION}?", r"\p{N}{1,3}"),
-        ),
+        engine=(THREES_FROM_RIGHT, ENGINE_CASELESS),
     ),
     PreTokenizer(
         ("jais-2",),
@@ -171,12 +171,12 @@ PRE_TOKENIZERS = (
         ("youtu",),
         (YOUTU, _cased(UPPER, LOWER, f"{CONTRACTION}?", r"\p{N}")),
         ignore_merges=True,
-        engine=(YOUTU, _cased(r"\p{L}", r"\p{L}", f"{CONTRACTION}?", r"\p{N}")),
+        engine=(YOUTU, ENGINE_CASELESS.replace(r"\p{N}{1,3}", r"\p{N}")),
     ),
     PreTokenizer(
         ("afmoe",),
         (
-            r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+            THREES_FROM_RIGHT,
             ASIAN,
             rf"{PUNCTUATED}| ?[\p{{P}}\p{{S}}]+[\r\n]*|{LINES_AND_SPACES}",
         ),
