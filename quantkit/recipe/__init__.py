@@ -7,6 +7,7 @@ gguf_names.py      what a name of llama.cpp's types means
 number_formats.py  weights, activations, cache, and the presets that stand for them
 algorithms.py      options of algorithms and transforms
 sections.py        calibration, overrides, output
+gguf.py            the section that makes a GGUF file
 data_sets.py       data sets with a short name, and where they lie on the Hub
 yaml_document.py   YAML with line numbers
 messages.py        validation errors in the words of the recipe's author
