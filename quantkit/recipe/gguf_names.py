@@ -3,13 +3,11 @@
 import re
 from collections.abc import Collection
 
-from quantkit.ggml_types import FILE_TYPES
+from quantkit.recipe.gguf import MIXES, SHORT
 from quantkit.suggestions import plain
 
 NEAREST = "gguf-q4_k_m"  # what a setting of the mix is added to
-# Mixes a recipe can name, in the spelling of `plain`; what llama.cpp calls Q4_K alone is Q4_K_M.
-_MIXES = {plain(name): name.lower() for name in FILE_TYPES if name not in ("F32", "MXFP4_MOE", "NVFP4")}
-_MIXES |= {f"q{bits}-k": f"q{bits}_k_m" for bits in (3, 4, 5)}
+_MIXES = {plain(name): mix.lower() for name, mix in ({name: name for name in MIXES} | SHORT).items()}
 _PREFIX = re.compile(r"gguf[:-]")
 _TYPE = re.compile(r"(?:ud-)?(?:i?q|tq)([1-8])(?:-[0-9a-z]+)*")
 _BITS = re.compile(r"\d+(?:\.\d+)?(?=-?bpw$)")
@@ -34,11 +32,9 @@ def explain(name: str, shipped: Collection[str]) -> str | None:
         setting = f"'gguf.mix={{bits_per_weight: {bits[0]}}}'"
         return f"no recipe is shipped for {bits[0]} bits per weight\nhint: pass {_setting(setting)}"
     if mix := _MIXES.get(wanted):
-        if not wanted.startswith(("q", "iq")) and wanted == plain(name):
-            return None  # f16 and bf16 are no words of llama.cpp's alone
         return f"no recipe is shipped for `{name}`, a mix of llama.cpp's\nhint: pass {_use(mix, shipped)}"
     found = _TYPE.fullmatch(wanted)
-    if not found and wanted not in ("mxfp4-moe",) and wanted == plain(name):
+    if not found and wanted != "mxfp4-moe" and wanted == plain(name):
         return None
     near = _use(_BY_BITS.get(int(found[1]), "q8_0") if found else "q4_k_m", shipped)
     return f"`{name}` {_refusal(wanted)}\nhint: the nearest is {near}"

@@ -92,7 +92,7 @@ WITHOUT_RECIPE = {
     "q6_k": ("no recipe is shipped for `q6_k`", SET.format("q6_k")),
     "Q4_K_S": ("no recipe is shipped for `Q4_K_S`", SET.format("q4_k_s")),
     "gguf-iq4_nl": ("no recipe is shipped", SET.format("iq4_nl")),
-    "gguf:f16": ("no recipe is shipped", SET.format("f16")),
+    "gguf:f16": ("is not a mix", "`--recipe gguf-q4_k_m`"),
     "3.5bpw": ("no recipe is shipped for 3.5 bits", "--set 'gguf.mix={bits_per_weight: 3.5}'`"),
     "gguf": ("is a file format", "`--recipe gguf-q4_k_m`"),
     "IQ3_XXS": ("`IQ3_XXS` is a lattice type", "`--recipe gguf-q3_k_m`"),
