@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from quantkit.checkpoint.reader import Checkpoint
-    from quantkit.report.conversion_record import ConversionReport
+    from quantkit.report.conversion_record import ConversionReport, ImatrixReport
     from quantkit.report.plan import Plan
     from quantkit.report.records import Report
     from quantkit.runtime.load import CausalLM
@@ -275,6 +275,33 @@ def convert(
     from quantkit.conversion import convert as run
 
     return run(Path(given), Path(place), format, requantize=requantize)
+
+
+def imatrix(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    calibration: Mapping[str, Any] | None = None,
+    device: "str | torch.device" = "auto",
+    trust_remote_code: bool = False,
+    progress: Mode = "auto",
+) -> "ImatrixReport":
+    """Write an importance matrix for llama.cpp's tools: E[x^2] of each linear's input, as the original model runs.
+
+    model        folder or Hub id, not quantized
+    output       new file, never overwritten: GGUF, or llama.cpp's older form where it ends in .dat
+    calibration  the keys of a recipe's calibration section: data, samples, seq_len, ...
+
+    Raises UserError for bad input and for an architecture without GGUF names, before any weight is read.
+    """
+    name, place = _path(model, "model", "a model folder or a Hub id"), _path(output, "output", "a file's path")
+    recipe = _recipe({"calibration": dict(calibration or {}), "weights": {"algorithm": "gptq"}}, name)
+    check_mode(progress)
+    from quantkit.quantization.imatrix import make_imatrix
+
+    return make_imatrix(
+        recipe, user_path(place), device=_device(device), trust_remote_code=trust_remote_code, progress=progress
+    )
 
 
 def _path(value: Any, what: str, expected: str) -> str:

@@ -4,6 +4,7 @@ from quantkit.cli.app import app, verb
 from quantkit.cli.environment import env
 from quantkit.cli.evaluate import evaluate
 from quantkit.cli.folders import convert, inspect, verify
+from quantkit.cli.imatrix import imatrix
 from quantkit.cli.quantize import plan, quantize
 from quantkit.cli.recipes import recipes_app
 
@@ -14,6 +15,7 @@ VERBS = {
     "convert": convert,
     "verify": verify,
     "plan": plan,
+    "imatrix": imatrix,
 }
 for name, function in VERBS.items():
     app.command(name)(verb(function))
