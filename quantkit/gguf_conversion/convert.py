@@ -21,15 +21,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quantkit.checkpoint.gguf_writer import GgufLayout, GgufWriter, KeyValue
+from quantkit.checkpoint.gguf_writer import GgufLayout, GgufWriter
 from quantkit.checkpoint.journal import Journal, read_key
 from quantkit.checkpoint.output_folder import check_output, file_hash, versions
 from quantkit.errors import RunError, UserError
-from quantkit.formats.common import natural
 from quantkit.formats.gguf.block_bytes import float_bytes, pack
 from quantkit.formats.gguf.carry_over import carried_bytes, carried_type
 from quantkit.formats.gguf.metadata import model_metadata
-from quantkit.formats.gguf.tensor_names import Place, architecture, extra_tensors, places
+from quantkit.formats.gguf.tensor_names import Place, architecture, extra_tensors, gguf_shapes, places, row_order
 from quantkit.formats.gguf.tokenizer import tokenizer_metadata
 from quantkit.ggml_types import GGML_TYPES, QUANTIZED
 from quantkit.gguf_conversion.source import SourceFolder
@@ -75,20 +74,18 @@ def convert_to_gguf(
     config = folder.config
     kind = architecture(config)
     parts = parts_of(places(config, folder.shapes))
-    shapes = {tensor: _shape(folder, members) for tensor, members in parts.items()}
+    shapes = gguf_shapes(config, folder.shapes)
     vocabulary = shapes[EMBEDDING][0]
     metadata = dict(model_metadata(config, name=source.resolve().name, vocab_size=vocabulary))
     types = choose_types(folder, parts, shapes, metadata, kind, choices)
-    metadata |= _kinds(types, shapes, choices)
+    metadata["general.file_type"] = ("u32", file_type(types, shapes, choices))
     metadata |= tokenizer_metadata(folder.checkpoint.folder, vocabulary, pre=pre)
     file = _File(folder, parts, shapes, types)
-    extra = extra_tensors(config)
-    layouts = [GgufLayout(name, "F32", value.shape) for name, value in extra.items()] + _layouts(file)
     partial = output.absolute().with_name(output.name + ".partial")
     Journal(partial, {"convert": str(source), "format": "gguf"}, restart="convert" in (read_key(partial) or {}))
     try:
-        writer = GgufWriter(partial, metadata, layouts, max_shard_bytes or 1 << 62, output.name.removesuffix(SUFFIX))
-        for name, value in extra.items():
+        writer = GgufWriter(partial, metadata, _layouts(file), max_shard_bytes or 1 << 62, output.name.removesuffix(SUFFIX))
+        for name, value in extra_tensors(config).items():
             writer.write_at(name, 0, torch.from_numpy(value).contiguous().view(torch.uint8))
         for tensor in parts:
             _write(file, tensor, writer)
@@ -122,28 +119,11 @@ def check_gguf_output(source: Path, output: Path) -> None:
                 raise UserError(f"{path} exists and is never overwritten\nhint: choose another name, or move it away")
 
 
-def _shape(folder: SourceFolder, members: list[tuple[str, Place]]) -> tuple[int, ...]:
-    """The shape of a GGUF tensor: that of its one part, or of all experts together."""
-    shapes = {folder.shapes[name] for name, _ in members}
-    if len(shapes) > 1:
-        names = ", ".join(name for name, _ in members[:2])
-        raise UserError(f"{folder.checkpoint.folder}: {names}, ... differ in shape, and would be one tensor")
-    shape = next(iter(shapes))
-    return shape if members[0][1].expert is None else (len(members), *shape)
-
-
-def _kinds(types: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], choices: Choices) -> dict[str, KeyValue]:
-    found: dict[str, KeyValue] = {"general.file_type": ("u32", file_type(types, shapes, choices))}
-    if any(GGML_TYPES[type_].columns > 1 for type_ in types.values()):
-        found["general.quantization_version"] = ("u32", 2)
-    return found
-
-
 def _layouts(file: _File) -> list[GgufLayout]:
-    """Every tensor in the order of its name; behind one of NVFP4 its global scales, one for each expert."""
+    """Every tensor in the file's order; behind one of NVFP4 its global scales, one for each expert."""
     layouts = []
-    for tensor in sorted(file.parts, key=natural):
-        layouts.append(GgufLayout(tensor, file.types[tensor], file.shapes[tensor]))
+    for tensor, shape in file.shapes.items():
+        layouts.append(GgufLayout(tensor, file.types[tensor], shape))
         if file.types[tensor] == "NVFP4":
             experts = (len(file.parts[tensor]),)
             scheme = file.source.scheme(file.parts[tensor][0][0])
@@ -204,8 +184,7 @@ def _rounded(w_NK: Tensor, type_: str) -> Tensor:
 
 def _order(place: Place, N: int) -> Tensor:
     """Which row of the checkpoint's tensor each row of the file's is [N]: of q and k, pairs of a head side by side."""
-    rows_N = torch.arange(N)
-    return rows_N if place.heads is None else rows_N.reshape(place.heads, 2, -1).transpose(1, 2).reshape(N)
+    return torch.arange(N) if place.heads is None else torch.from_numpy(row_order(N, place.heads))
 
 
 def _parts(N: int, columns: int) -> Iterator[tuple[int, slice]]:

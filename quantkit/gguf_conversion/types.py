@@ -59,7 +59,7 @@ def choose_types(
     architecture: str,
     choices: Choices,
 ) -> dict[str, str]:
-    """The type of every GGUF tensor of `parts`; UserError where a format has none and nothing may be rounded."""
+    """The type of every GGUF tensor in `shapes`; UserError where a format has none and nothing may be rounded."""
     if choices.output is not None and HEAD not in parts:
         raise UserError("--output-type: the head of this model is the embedding table\nhint: pass --token-embedding TYPE")
     if choices.requantize is not None:
@@ -73,7 +73,7 @@ def choose_types(
             output=choices.output,
         )
     _refuse_cache(source)
-    types: dict[str, str] = {}
+    types = dict.fromkeys(shapes, "F32")
     refused: dict[str, list[str]] = {}
     for tensor, members in parts.items():
         found = {_as_stored(source, name, tensor, shapes[tensor]) for name, _ in members}
