@@ -17,7 +17,7 @@ progress.py   what a run is doing: a bar, or lines of the log
 device_names.py   devices by name, checked without torch as far as that goes
 library_output.py   bars and warnings of other libraries
 packages: cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verification/ planner/ runtime/
-          report/ texts/
+          report/ texts/ gguf_conversion/
 """
 
 import logging

@@ -8,13 +8,11 @@ the embedding or the head. One tensor is in memory at a time, of a large dense o
 Shapes: N = out features, K = in features of a linear.
 """
 
-import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from torch import Tensor
 
 from quantkit.checkpoint.gguf_writer import GgufLayout, GgufWriter
 from quantkit.checkpoint.journal import Journal, read_key
-from quantkit.checkpoint.output_folder import check_output, file_hash, versions
+from quantkit.checkpoint.output_folder import file_hash, versions
 from quantkit.errors import RunError, UserError
 from quantkit.formats.gguf.block_bytes import float_bytes, pack
 from quantkit.formats.gguf.carry_over import carried_bytes, carried_type
@@ -31,15 +29,15 @@ from quantkit.formats.gguf.metadata import model_metadata
 from quantkit.formats.gguf.tensor_names import Place, architecture, extra_tensors, gguf_shapes, places, row_order
 from quantkit.formats.gguf.tokenizer import tokenizer_metadata
 from quantkit.ggml_types import GGML_TYPES, QUANTIZED
+from quantkit.gguf_conversion.choices import Choices, check_gguf_conversion
 from quantkit.gguf_conversion.source import SourceFolder
-from quantkit.gguf_conversion.types import EMBEDDING, Choices, choose_types, file_type, parts_of
+from quantkit.gguf_conversion.types import EMBEDDING, choose_types, file_type, parts_of
 from quantkit.grids import make_grid
 from quantkit.paths import user_path
 from quantkit.report.conversion_record import ConversionReport, RoundedScales
 from quantkit.types import block_spec
 
 PART = 1 << 22  # elements of a tensor that are rounded, and of a dense one read, at a time
-SUFFIX = ".gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +50,17 @@ class _File:
     types: Mapping[str, str]
 
 
-def convert_to_gguf(
-    source: Path,
-    output: Path,
-    choices: Choices | None = None,
-    *,
-    pre: str | None = None,
-    max_shard_bytes: int | None = None,
-) -> ConversionReport:
-    """Write the folder `source`, quantized or not, as the file `output`; returns what was done.
+def convert_to_gguf(source: Path, output: Path, choices: Choices) -> ConversionReport:
+    """Write the folder `source`, quantized or not, as the file `output`, or as NAME-00001-of-0000N.gguf where it is too
+    large for one; returns what was done.
 
-    pre              llama.cpp's name of the pre-tokenizer; None: found by what the tokenizer does
-    max_shard_bytes  of several files, where it is given and one would be larger: NAME-00001-of-0000N.gguf
     UserError, with nothing left behind, where the folder is foreign or damaged, where GGUF cannot hold what is there
     exactly and nothing may be rounded, or where the file exists.
     """
     source, output = user_path(source), user_path(output)
-    check_gguf_output(source, output)
-    choices = (choices or Choices()).checked()
-    folder = SourceFolder.open(source)
+    choices = choices.checked()
+    folder = SourceFolder.open(check_gguf_conversion(source, output))
+    choices = replace(choices, requantize=choices.mix_for(folder.schemes.values()))
     config = folder.config
     kind = architecture(config)
     parts = parts_of(places(config, folder.shapes))
@@ -79,12 +69,12 @@ def convert_to_gguf(
     metadata = dict(model_metadata(config, name=source.resolve().name, vocab_size=vocabulary))
     types = choose_types(folder, parts, shapes, metadata, kind, choices)
     metadata["general.file_type"] = ("u32", file_type(types, shapes, choices))
-    metadata |= tokenizer_metadata(folder.checkpoint.folder, vocabulary, pre=pre)
+    metadata |= tokenizer_metadata(folder.checkpoint.folder, vocabulary, pre=choices.pre)
     file = _File(folder, parts, shapes, types)
     partial = output.absolute().with_name(output.name + ".partial")
     Journal(partial, {"convert": str(source), "format": "gguf"}, restart="convert" in (read_key(partial) or {}))
     try:
-        writer = GgufWriter(partial, metadata, _layouts(file), max_shard_bytes or 1 << 62, output.name.removesuffix(SUFFIX))
+        writer = GgufWriter(partial, metadata, _layouts(file), choices.shard_bytes, output.stem)
         for name, value in extra_tensors(config).items():
             writer.write_at(name, 0, torch.from_numpy(value).contiguous().view(torch.uint8))
         for tensor in parts:
@@ -104,19 +94,6 @@ def convert_to_gguf(
         versions=versions(),
         files={path.name: file_hash(path) for path in written},
     )
-
-
-def check_gguf_output(source: Path, output: Path) -> None:
-    """UserError for a name that does not end in .gguf, for a file (or a set of shards) that exists, and where it
-    cannot be made."""
-    if output.suffix != SUFFIX or output.name == SUFFIX:
-        raise UserError(f"{output}: the name of a GGUF file ends in .gguf\nhint: name it {output.name or 'model'}.gguf")
-    check_output(output, source)
-    shard = re.compile(re.escape(output.stem) + r"-\d{5}-of-\d{5}\.gguf")
-    if output.parent.is_dir():
-        for path in sorted(output.parent.iterdir()):
-            if shard.fullmatch(path.name):
-                raise UserError(f"{path} exists and is never overwritten\nhint: choose another name, or move it away")
 
 
 def _layouts(file: _File) -> list[GgufLayout]:

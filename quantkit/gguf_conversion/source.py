@@ -5,7 +5,6 @@ Shapes: N = out features, K = in features of a linear.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -32,12 +31,11 @@ class SourceFolder:
     shapes: Mapping[str, tuple[int, ...]]
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """The configuration and the headers, read and compared; UserError for whatever is wrong with them."""
-        checkpoint = Checkpoint.open(folder)
+    def open(cls, checkpoint: Checkpoint) -> Self:
+        """The configuration and the headers, compared; UserError for whatever is wrong with them."""
         if quantization_config(checkpoint) is None:
             if odd := quantized_tensor(checkpoint.tensors):
-                raise UserError(f"{folder}: {odd} is stored quantized, but nothing describes how\nhint: see config.json")
+                raise UserError(f"{checkpoint.folder}: {odd} is stored quantized, but nothing describes how\nhint: see config.json")
             return cls(checkpoint, None, {name: info.shape for name, info in checkpoint.tensors.items()})
         quantized = QuantizedFolder.open(checkpoint)
         cache = tuple(f".{name}" for name in quantized.described.KV_NAMES or ())

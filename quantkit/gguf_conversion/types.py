@@ -1,16 +1,15 @@
 """Which GGUF type each tensor of a folder gets: decided from headers, before anything is written."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from quantkit.errors import UserError
 from quantkit.formats.gguf.carry_over import carried_type
-from quantkit.formats.gguf.mixes import MIXES, file_type_of, fitting_type, mix_name, quantizable, tensor_types, type_name
+from quantkit.formats.gguf.mixes import file_type_of, fitting_type, quantizable, tensor_types
 from quantkit.formats.gguf.tensor_names import Place
 from quantkit.checkpoint.gguf_writer import KeyValue
 from quantkit.ggml_types import FILE_TYPES, GGML_TYPES
+from quantkit.gguf_conversion.choices import Choices
 from quantkit.gguf_conversion.source import SourceFolder
-from quantkit.types import Scheme
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 STORED = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}  # GGUF type of a dense tensor's dtype
@@ -18,27 +17,6 @@ ROUND = "hint: pass --requantize q4_k_m, or another mix, to decode the weights a
 CARRIED = "int4 and int8 in symmetric groups of 32, MXFP4 and NVFP4"
 
 Parts = Mapping[str, list[tuple[str, Place]]]  # GGUF tensor -> the checkpoint's tensors that make it
-
-
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """What a user may choose.
-
-    requantize  a mix, or F32, F16 or BF16; None: codes, scales and dense tensors stay as they are
-    token_embedding, output  types of the embedding table and of the head; None: as stored, or as the mix has it
-    """
-
-    requantize: str | None = None
-    token_embedding: str | None = None
-    output: str | None = None
-
-    def checked(self) -> "Choices":
-        """The same with names in capitals; UserError for a name that GGUF, or quantkit, does not have."""
-        return Choices(
-            None if self.requantize is None else mix_name(self.requantize),
-            None if self.token_embedding is None else type_name(self.token_embedding, "--token-embedding"),
-            None if self.output is None else type_name(self.output, "--output-type"),
-        )
 
 
 def parts_of(places: Mapping[str, Place]) -> dict[str, list[tuple[str, Place]]]:
@@ -60,7 +38,7 @@ def choose_types(
     choices: Choices,
 ) -> dict[str, str]:
     """The type of every GGUF tensor in `shapes`; UserError where a format has none and nothing may be rounded."""
-    if choices.output is not None and HEAD not in parts:
+    if choices.output_type is not None and HEAD not in parts:
         raise UserError("--output-type: the head of this model is the embedding table\nhint: pass --token-embedding TYPE")
     if choices.requantize is not None:
         return tensor_types(
@@ -70,14 +48,14 @@ def choose_types(
             metadata=metadata,
             imatrix=False,
             token_embedding=choices.token_embedding,
-            output=choices.output,
+            output=choices.output_type,
         )
     _refuse_cache(source)
     types = dict.fromkeys(shapes, "F32")
     refused: dict[str, list[str]] = {}
     for tensor, members in parts.items():
         found = {_as_stored(source, name, tensor, shapes[tensor]) for name, _ in members}
-        wanted = {EMBEDDING: choices.token_embedding, HEAD: choices.output}.get(tensor)
+        wanted = {EMBEDDING: choices.token_embedding, HEAD: choices.output_type}.get(tensor)
         if wanted is not None:
             types[tensor] = fitting_type(wanted, shapes[tensor][-1])
         elif len(found) == 1 and (type_ := next(iter(found))) is not None:
