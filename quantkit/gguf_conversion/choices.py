@@ -46,6 +46,15 @@ class Choices:
         assert found.shard_bytes
         return found
 
+    def refuse(self) -> None:
+        """UserError for what has a meaning for GGUF files alone."""
+        if self.requantize not in (None, "auto"):
+            raise UserError(f"--requantize {self.requantize}: only a GGUF file has mixes\nhint: pass --requantize alone")
+        for option in ("token_embedding", "output_type", "pre", "max_shard"):
+            if getattr(self, option) is not None:
+                name = option.replace("_", "-")
+                raise UserError(f"--{name} is for GGUF files\nhint: leave it out, or name the output NAME.gguf")
+
     @property
     def shard_bytes(self) -> int:
         """Bytes of a file; UserError where max_shard is no size."""
@@ -63,8 +72,21 @@ class Choices:
             return self.requantize
         bits = Counter(scheme.weights.bits for scheme in schemes)
         if not bits:
-            raise UserError("--requantize: the folder is not quantized, so no mix follows from it\nhint: name one: q4_k_m")
+            raise UserError(
+                "--requantize: the folder is not quantized, so no mix follows from it\nhint: name one: q4_k_m"
+            )
         return NEAREST[bits.most_common(1)[0][0]]
+
+
+def is_gguf(output: Path, format_name: str | None) -> bool:
+    """Whether a GGUF file is meant, by the format or else by the name; UserError where the two disagree."""
+    if format_name is None and output.suffix.lower() != SUFFIX:
+        raise UserError(
+            f"no format for {output}\nhint: pass --format compressed-tensors (or another), or name the output NAME.gguf"
+        )
+    if format_name not in (None, "gguf") and output.suffix.lower() == SUFFIX:
+        raise UserError(f"{output} is the name of a GGUF file, the format is {format_name}\nhint: leave --format out")
+    return format_name in (None, "gguf")
 
 
 def check_gguf_conversion(source: Path, output: Path) -> Checkpoint:

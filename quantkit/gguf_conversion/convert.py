@@ -2,8 +2,8 @@
 
 int4 and int8 in symmetric groups of 32, MXFP4 and NVFP4 have a GGUF type that holds their codes and scales exactly. A
 folder with any other format is refused, unless a mix is named: its weights are then decoded and rounded onto the mix's
-types. Dense tensors keep their dtype (vectors and routers become F32, which llama.cpp needs), unless a type is named for
-the embedding or the head. One tensor is in memory at a time, of a large dense one a part.
+types. Dense tensors keep their dtype (vectors and routers become F32, which llama.cpp needs), unless types are named
+for the embedding or the head. One tensor is in memory at a time, of a large dense one a part.
 
 Shapes: N = out features, K = in features of a linear.
 """

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from quantkit.checkpoint.quantization_config import quantization_config, quantized_tensor, without_quantization
@@ -35,7 +34,9 @@ class SourceFolder:
         """The configuration and the headers, compared; UserError for whatever is wrong with them."""
         if quantization_config(checkpoint) is None:
             if odd := quantized_tensor(checkpoint.tensors):
-                raise UserError(f"{checkpoint.folder}: {odd} is stored quantized, but nothing describes how\nhint: see config.json")
+                raise UserError(
+                    f"{checkpoint.folder}: {odd} is stored quantized, but nothing describes how\nhint: see config.json"
+                )
             return cls(checkpoint, None, {name: info.shape for name, info in checkpoint.tensors.items()})
         quantized = QuantizedFolder.open(checkpoint)
         cache = tuple(f".{name}" for name in quantized.described.KV_NAMES or ())

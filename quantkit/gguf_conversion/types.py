@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
+from quantkit.checkpoint.gguf_writer import KeyValue
 from quantkit.errors import UserError
 from quantkit.formats.gguf.carry_over import carried_type
 from quantkit.formats.gguf.mixes import file_type_of, fitting_type, quantizable, tensor_types
 from quantkit.formats.gguf.tensor_names import Place
-from quantkit.checkpoint.gguf_writer import KeyValue
 from quantkit.ggml_types import FILE_TYPES, GGML_TYPES
 from quantkit.gguf_conversion.choices import Choices
 from quantkit.gguf_conversion.source import SourceFolder
@@ -39,7 +39,9 @@ def choose_types(
 ) -> dict[str, str]:
     """The type of every GGUF tensor in `shapes`; UserError where a format has none and nothing may be rounded."""
     if choices.output_type is not None and HEAD not in parts:
-        raise UserError("--output-type: the head of this model is the embedding table\nhint: pass --token-embedding TYPE")
+        raise UserError(
+            "--output-type: the head of this model is the embedding table\nhint: pass --token-embedding TYPE"
+        )
     if choices.requantize is not None:
         return tensor_types(
             choices.requantize,

@@ -55,7 +55,9 @@ def make_imatrix(
         reuse_pages()
         streamed, tokens = _prepare(recipe, checkpoint, torch_device(device), trust_remote_code)
         samples, seq_len = tokens.ids_ST.shape
-        bar.stage(f"{samples} x {seq_len} = {samples * seq_len:,} tokens of {' + '.join(s.name for s in tokens.sources)}")
+        bar.stage(
+            f"{samples} x {seq_len} = {samples * seq_len:,} tokens of {' + '.join(s.name for s in tokens.sources)}"
+        )
         found = gather(streamed, tokens.ids_ST, named, bar)
     sources = tuple(source.name for source in tokens.sources)
     matrix = Imatrix(dict(sorted(found.items())), sources, samples, seq_len)
@@ -63,9 +65,7 @@ def make_imatrix(
     return ImatrixReport(str(output), len(found), samples, seq_len, sources, dict(matrix.unreached))
 
 
-def gather(
-    streamed: StreamedModel, ids_ST: Tensor, named: dict[str, Place], bar: Progress
-) -> dict[str, ImatrixEntry]:
+def gather(streamed: StreamedModel, ids_ST: Tensor, named: dict[str, Place], bar: Progress) -> dict[str, ImatrixEntry]:
     """Sums of x^2 and token counts of every linear's input and of the head's, by GGUF tensor name."""
     graphs = once_per_structure(
         streamed, lambda _, block, hidden, call: trace_block(block, (hidden, *call.args), call.kwargs, folds=False)
@@ -106,9 +106,7 @@ def _prepare(
     return StreamedModel(model, sources, checkpoint, compute, device), tokens
 
 
-def _block(
-    streamed: StreamedModel, states: cal.HiddenStates, graph: BlockGraph, index: int
-) -> dict[int, Statistic]:
+def _block(streamed: StreamedModel, states: cal.HiddenStates, graph: BlockGraph, index: int) -> dict[int, Statistic]:
     """What reached each input group of a block that any token reached; the states are those behind it afterwards."""
     statistics: dict[int, Statistic] = {}
 

@@ -69,7 +69,9 @@ def test_importance_is_the_mean_square_and_one_where_no_token_came() -> None:
     np.testing.assert_array_equal(found[1], np.ones(K))
     np.testing.assert_array_equal(found[2], experts.sums[2] / np.float32(86))
     assert importance_of(given_, "token_embd.weight") is None
-    with pytest.raises(UserError, match=r"imatrix: blk.0.attn_q.weight has 8 values, the tensor \[5, 16\] needs 1 x 16"):
+    with pytest.raises(
+        UserError, match=r"imatrix: blk.0.attn_q.weight has 8 values, the tensor \[5, 16\] needs 1 x 16"
+    ):
         importance_of(given_, "blk.0.attn_q.weight", (5, 16))
 
 

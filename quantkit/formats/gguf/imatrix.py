@@ -83,7 +83,9 @@ def read_imatrix(path: Path) -> Imatrix:
         with path.open("rb") as file:
             found = _read_dat(file, path) if file.read(4) != MAGIC else None
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}\nhint: give a file of `quantkit imatrix` or llama-imatrix") from error
+        raise UserError(
+            f"{path}: {error.strerror}\nhint: give a file of `quantkit imatrix` or llama-imatrix"
+        ) from error
     found = found or _read_gguf(read_gguf(path))
     if not found.entries:
         raise UserError(f"{path}: no entries\n{AGAIN}")
@@ -180,7 +182,9 @@ def _read_dat(file: BinaryIO, path: Path) -> Imatrix:
     for _ in range(total):
         name, calls, count = text("a name"), number("a count"), number("a number of values")
         if count < 1 or calls < 0 or name in entries:
-            raise damaged(f"{name!r} a second time" if name in entries else f"{name!r} with {count} values, {calls} calls")
+            raise damaged(
+                f"{name!r} a second time" if name in entries else f"{name!r} with {count} values, {calls} calls"
+            )
         values = np.frombuffer(take(4 * count, size, f"the values of {name!r}"), "<f4").astype(np.float32)
         entries[name] = ImatrixEntry(values[None], np.array([max(calls, 1)], np.float32))  # llama.cpp: 0 counts as 1
     chunks, datasets = 0, ()
