@@ -139,13 +139,13 @@ def tiny(name: str = "llama", type_: str = "Q8_0", file_type: int = 7, seed: int
 
 def bundled(types: Mapping[str, str] | None = None, default: str = "F32") -> Gguf:
     """The model that comes along, as a llama file: its own weights and tokenizer. types: of single tensors."""
-    from safetensors.numpy import load_file
+    from safetensors.torch import load_file
 
     config = json.loads((MODEL / "config.json").read_text())
     stored = load_file(MODEL / "model.safetensors")
     found = Gguf(_bundled_keys(config) | _bundled_tokenizer(config["vocab_size"]))
-    for name, array in stored.items():
-        array = array.astype(np.float32)
+    for name, tensor in stored.items():
+        array = tensor.float().numpy()
         place = _PLACES.get(name) or "blk.{}.{}.weight".format(name.split(".")[2], _PARTS[name.split(".")[-2]])
         if ".attn_q." in place or ".attn_k." in place:
             heads = config["num_attention_heads" if ".attn_q." in place else "num_key_value_heads"]
