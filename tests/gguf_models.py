@@ -1,4 +1,4 @@
-"""Tiny random models of the architectures that a GGUF can hold, in many variants, and their tensors as a file has them."""
+"""Tiny random models of the architectures that a GGUF can hold, in many variants, and their tensors in the file."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -58,9 +58,7 @@ VARIANTS: dict[str, Callable[[], t.PretrainedConfig]] = {
     "llama-llama3": lambda: t.LlamaConfig(**COMMON, **_rope(LLAMA3, 500.0)),
     "llama-linear": lambda: t.LlamaConfig(**COMMON, **_rope(LINEAR)),
     "llama-yarn": lambda: t.LlamaConfig(**COMMON, **_rope(YARN)),
-    "llama-yarn-own": lambda: t.LlamaConfig(
-        **COMMON, **_rope(YARN | {"attention_factor": 1.3, "beta_fast": 16, "beta_slow": 2})
-    ),
+    "llama-yarn-own": lambda: t.LlamaConfig(**COMMON, **_rope(YARN | {"attention_factor": 1.3})),
     "llama-yarn-mscale": lambda: t.LlamaConfig(**COMMON, **_rope(YARN | {"mscale": 0.7, "mscale_all_dim": 1.0})),
     "llama-longrope-short": lambda: t.LlamaConfig(
         **COMMON, **_rope(_eight(LONG) | {"original_max_position_embeddings": 256})

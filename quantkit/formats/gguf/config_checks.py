@@ -55,8 +55,10 @@ def _rope(full: Mapping[str, Any], arch: Architecture) -> Iterator[tuple[str, st
     rope = read_rope(full)
     if rope.kind not in arch.rope_types:
         yield f"`rope_type: {rope.kind}`", f"{' or '.join(arch.rope_types)}"
-    if raw.get("truncate") is False and rope.kind == "yarn":
-        yield "`truncate: false` of yarn", "true"
+    if rope.kind == "yarn":  # llama.cpp has keys for these and reads them for other architectures only
+        for key, value in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True)):
+            if raw.get(key) not in (None, value):
+                yield f"`{key}: {str(raw[key]).lower()}` of yarn", str(value).lower()
     if raw.get("mrope_section"):
         yield "`mrope_section`", "none"
     if partial_factor(full) != 1.0 and not arch.partial_rope:
