@@ -76,6 +76,7 @@ VARIANTS: dict[str, Callable[[], t.PretrainedConfig]] = {
     "qwen3-tied": lambda: t.Qwen3Config(**COMMON, head_dim=16, tie_word_embeddings=True),
     "qwen3-yarn": lambda: t.Qwen3Config(**COMMON, head_dim=32, **_rope(YARN, 1e6)),
     "gemma3": lambda: t.Gemma3TextConfig(**GEMMA),
+    "gemma3-256": lambda: t.Gemma3TextConfig(**GEMMA | {"head_dim": 256, "query_pre_attn_scalar": 256}),
     "gemma3-untied": lambda: t.Gemma3TextConfig(**GEMMA, tie_word_embeddings=False),
     "gemma3-linear": lambda: t.Gemma3TextConfig(**GEMMA, **_gemma_rope(LINEAR, 5000.0)),
     "gemma3-pattern": lambda: t.Gemma3TextConfig(
@@ -91,6 +92,7 @@ VARIANTS: dict[str, Callable[[], t.PretrainedConfig]] = {
         **COMMON, original_max_position_embeddings=16, **_rope(LONG | {"partial_rotary_factor": 0.5})
     ),
     "qwen3_moe": lambda: t.Qwen3MoeConfig(**EXPERTS, head_dim=32),
+    "qwen3_moe-768": lambda: t.Qwen3MoeConfig(**EXPERTS | {"moe_intermediate_size": 768}, head_dim=32),
     "qwen3_moe-tied": lambda: t.Qwen3MoeConfig(**EXPERTS, head_dim=16, tie_word_embeddings=True),
 }
 

@@ -202,7 +202,7 @@ def _gemma3_settings(config: Mapping[str, Any], keys: Mapping[str, Any]) -> dict
     local = {"rope_type": "default", "rope_theta": float(keys.get("rope.freq_base_swa", 10000.0))}
     return {
         "layer_types": ["sliding_attention" if width and slides else "full_attention" for slides in sliding],
-        "sliding_window": width or None,
+        "sliding_window": width or config["max_position_embeddings"],  # transformers masks with it even where none has
         "rope_parameters": {"full_attention": config["rope_parameters"], "sliding_attention": local},
         "query_pre_attn_scalar": gemma3_scalar(config),
         "final_logit_softcapping": keys.get("final_logit_softcapping"),
