@@ -77,6 +77,7 @@ VARIANTS: dict[str, Callable[[], t.PretrainedConfig]] = {
     "qwen3-yarn": lambda: t.Qwen3Config(**COMMON, head_dim=32, **_rope(YARN, 1e6)),
     "gemma3": lambda: t.Gemma3TextConfig(**GEMMA),
     "gemma3-256": lambda: t.Gemma3TextConfig(**GEMMA | {"head_dim": 256, "query_pre_attn_scalar": 256}),
+    "gemma3-62": lambda: t.Gemma3TextConfig(**GEMMA | {"num_hidden_layers": 62, "query_pre_attn_scalar": 16}),
     "gemma3-untied": lambda: t.Gemma3TextConfig(**GEMMA, tie_word_embeddings=False),
     "gemma3-linear": lambda: t.Gemma3TextConfig(**GEMMA, **_gemma_rope(LINEAR, 5000.0)),
     "gemma3-pattern": lambda: t.Gemma3TextConfig(

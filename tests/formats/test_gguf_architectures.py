@@ -145,6 +145,12 @@ def linear(**more: Any) -> dict[str, Any]:
         (LLAMA | {"hidden_act": "gelu"}, "hidden_act: gelu"),
         (LLAMA | {"num_key_value_heads": 3}, "num_key_value_heads: 3"),
         (LLAMA | {"is_causal": False}, "is_causal: false"),
+        (LLAMA | {"num_attention_heads": 0}, "num_attention_heads: 0"),
+        (LLAMA | {"hidden_size": "64"}, "hidden_size: '64'"),
+        (LLAMA | {"vocab_size": True}, "vocab_size: True"),
+        (LLAMA | {"rope_scaling": "linear"}, "rotary embedding"),
+        (LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": "two"}}, "rotary embedding"),
+        (LLAMA | {"layer_types": ["full_attention"]}, "layer_types` of 1 layers"),
         (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type: dynamic"),
         (LLAMA | {"rope_scaling": {"rope_type": "spiral"}}, "rope_type: spiral"),
         (LLAMA | linear(partial_rotary_factor=0.5), "partial_rotary_factor: 0.5"),
@@ -231,6 +237,34 @@ def test_older_config_makes_the_same_keys() -> None:
     assert model_metadata(new, name="a", vocab_size=96)["gemma3.rope.scaling.factor"] == ("f32", 8.0)
 
 
+def test_sparse_config_of_gemma3_4b() -> None:
+    text = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    text |= {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}
+    found = model_metadata({"model_type": "gemma3", "text_config": text}, name="gemma-3-4b-it", vocab_size=262208)
+    assert found == {
+        "general.architecture": ("string", "gemma3"),
+        "general.type": ("string", "model"),
+        "general.name": ("string", "gemma-3-4b-it"),
+        "general.quantization_version": ("u32", 2),
+        "gemma3.context_length": ("u32", 131072),
+        "gemma3.embedding_length": ("u32", 2560),
+        "gemma3.block_count": ("u32", 34),
+        "gemma3.feed_forward_length": ("u32", 10240),
+        "gemma3.attention.head_count": ("u32", 8),
+        "gemma3.attention.head_count_kv": ("u32", 4),
+        "gemma3.attention.layer_norm_rms_epsilon": ("f32", 1e-6),
+        "gemma3.attention.key_length": ("u32", 256),
+        "gemma3.attention.value_length": ("u32", 256),
+        "gemma3.attention.sliding_window": ("u32", 1024),
+        "gemma3.vocab_size": ("u32", 262208),
+        "gemma3.rope.dimension_count": ("u32", 256),
+        "gemma3.rope.freq_base": ("f32", 1e6),
+        "gemma3.rope.freq_base_swa": ("f32", 1e4),
+        "gemma3.rope.scaling.type": ("string", "linear"),
+        "gemma3.rope.scaling.factor": ("f32", 8.0),
+    }
+
+
 @pytest.mark.parametrize("kind", ["mistral", "phi3"])
 def test_context_ends_with_a_window_that_llama_cpp_does_not_compute(kind: str) -> None:
     config = LLAMA | {"model_type": kind, "max_position_embeddings": 4096, "sliding_window": 2047}
@@ -288,6 +322,12 @@ def test_file_of_another_architecture_is_refused() -> None:
     for key, value, named in [
         ("general.architecture", "bert", "'bert'"),
         ("llama.block_count", None, "llama.block_count: missing"),
+        ("llama.block_count", 1 << 31, "llama.block_count: 2147483648, but the tensors are of 2"),
+        ("llama.embedding_length", 128, "llama.embedding_length: 128, but"),
+        ("llama.attention.head_count", 0, "llama.attention.head_count: 0"),
+        ("llama.feed_forward_length", "many", "'many'"),
+        ("llama.rope.freq_base", "high", "'high'"),
+        ("llama.rope.freq_base", float("nan"), "nan"),
         ("llama.attention.head_count", [4, 8], "differs between layers"),
         ("llama.expert_count", 8, "expert_count"),
         ("llama.attention.value_length", 8, "value_length"),

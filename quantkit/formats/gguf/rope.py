@@ -59,7 +59,18 @@ def local_parameters(full: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_rope(full: Mapping[str, Any]) -> Rope:
-    """The rotary embedding of complete settings. UserError where what its kind needs is missing."""
+    """The rotary embedding of complete settings. UserError where what its kind needs is missing or no number."""
+    try:
+        return _read_rope(full)
+    except UserError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"config.json: the rotary embedding cannot be read: {error}\nhint: take config.json from the model's source"
+        ) from error
+
+
+def _read_rope(full: Mapping[str, Any]) -> Rope:
     raw = raw_parameters(full)
     kind = str(raw.get("rope_type") or raw.get("type") or "default")
     if full["model_type"] == "phi3" and kind in ("su", "yarn"):  # older names of the same
@@ -101,7 +112,7 @@ def _scaled(plain: Rope, raw: Mapping[str, Any], full: Mapping[str, Any]) -> Rop
     if plain.kind == "linear":
         return Rope(**common, factor=float(needed("factor")))
     if plain.kind == "llama3":
-        numbers = {key: float(needed(key)) for key in ("factor", "low_freq_factor", "high_freq_factor")}
+        numbers: dict[str, Any] = {key: float(needed(key)) for key in ("factor", "low_freq_factor", "high_freq_factor")}
         return Rope(**common, **numbers)
     factor = float(raw.get("factor") or context / original)
     if plain.kind == "yarn":
