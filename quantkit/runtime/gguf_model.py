@@ -5,7 +5,6 @@ An engine also rounds the inputs of each product to 8 bits, in blocks of 32; thi
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -13,21 +12,20 @@ import torch
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from quantkit.checkpoint.gguf_file import GgufFile, GgufTensor, open_gguf
 from quantkit.checkpoint.rawio import fill, opened
 from quantkit.errors import UserError
-from quantkit.formats.gguf import rope
-from quantkit.formats.gguf.metadata import config_of
-from quantkit.formats.gguf.tensor_names import Place, checkpoint_names, row_order
+from quantkit.formats.gguf.described_file import describe_file
+from quantkit.formats.gguf.tensor_names import Place, row_order
 from quantkit.model.meta_model import build_meta_model
 from quantkit.model.ties import settle_ties
 from quantkit.model.weight_sources import assemble, weight_sources
 
 ROUNDED_INPUTS = (
-    "the weights were decoded to float32; llama.cpp also rounds the inputs of each product to 8 bits, so that its own "
-    "figures differ by a few per cent"
+    "the weights were decoded to float32; llama.cpp also rounds the inputs of each product to 8 bits, so that its "
+    "logits differ from these by one to four per cent"
 )
 
 
@@ -37,7 +35,8 @@ def load_gguf(path: Path, device: torch.device, dtype: torch.dtype | None = None
     UserError for a file whose architecture, keys, tensors or types cannot be decoded, and for NaN among its numbers.
     """
     file = open_gguf(path)
-    config, places = _describe(file)
+    settings, places = describe_file(file)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings, dtype="float32")
     model = build_meta_model(config)
     shapes = {name: _checkpoint_shape(file.tensors[place.tensor], place) for name, place in places.items()}
     try:
@@ -60,19 +59,6 @@ def load_gguf(path: Path, device: torch.device, dtype: torch.dtype | None = None
     if model.can_generate():
         model.generation_config = GenerationConfig.from_model_config(model.config)
     return model.eval()
-
-
-def _describe(file: GgufFile) -> tuple[PretrainedConfig, dict[str, Place]]:
-    """The configuration, and the place of each tensor of the checkpoint it describes."""
-    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    divisors = {name: _decode(file.tensors[name]).tolist() for name in rope.TENSORS if name in shapes}
-    try:
-        settings = config_of(file.metadata, shapes, divisors)
-        places = checkpoint_names(settings, shapes)
-    except UserError as problem:
-        raise UserError(f"{file.path}: {problem}") from problem
-    kind = settings.pop("model_type")
-    return AutoConfig.for_model(kind, **settings, dtype="float32"), places
 
 
 def _checkpoint_shape(tensor: GgufTensor, place: Place) -> tuple[int, ...]:

@@ -66,9 +66,7 @@ def _build(metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
     if len(kinds) < len(tokens):
         raise _NoTokenizerError(f"tokenizer.ggml.token_type has {len(kinds)} entries for {len(tokens)} tokens")
     vocabulary = {
-        token: index
-        for index, token in enumerate(tokens)
-        if not (kinds[index] == UNUSED and _PADDING.fullmatch(token))
+        token: index for index, token in enumerate(tokens) if not (kinds[index] == UNUSED and _PADDING.fullmatch(token))
     }
     try:
         backend = (_byte_pairs if model == "gpt2" else _sentencepiece)(metadata, vocabulary)

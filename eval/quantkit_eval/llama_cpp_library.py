@@ -8,20 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from quantkit.errors import RunError, UserError
-
-INSTALL = (
-    "--engine llama.cpp needs llama-cpp-python, which is not installed\n"
-    "hint: pip install llama-cpp-python (it compiles llama.cpp), or leave out --engine"
-)
-
-
-def check_installed() -> None:
-    """UserError where llama-cpp-python cannot be found; nothing is imported."""
-    from importlib.util import find_spec
-
-    if find_spec("llama_cpp") is None:
-        raise UserError(INSTALL)
+from quantkit.errors import RunError
+from quantkit_eval.early_checks import check_installed
 
 
 class LlamaCppModel:
@@ -34,10 +22,13 @@ class LlamaCppModel:
         """Load a file for windows of up to `context` tokens; RunError where llama.cpp refuses it."""
         check_installed()
         try:
-            import llama_cpp as api
+            import llama_cpp as api  # pyright: ignore[reportMissingImports]
         except Exception as error:  # a library that is missing, or built for another machine
-            raise RunError(f"llama-cpp-python does not load: {str(error).splitlines()[0]}\nhint: install it again") from error
+            raise RunError(
+                f"llama-cpp-python does not load: {str(error).splitlines()[0]}\nhint: install it again"
+            ) from error
         self._api: Any = api
+        self.version = str(getattr(api, "__version__", "?"))
         self._quiet = api.llama_log_callback(lambda *_: None)  # kept: C code calls it for as long as the model lives
         api.llama_log_set(self._quiet, ctypes.c_void_p(0))
         api.llama_backend_init()
@@ -47,7 +38,9 @@ class LlamaCppModel:
         settings.n_gpu_layers = 0
         self._model = api.llama_model_load_from_file(str(path).encode(), settings)
         if not self._model:
-            raise RunError(f"{path}: llama.cpp does not load this file\nhint: `quantkit verify --engine llama.cpp` says why")
+            raise RunError(
+                f"{path}: llama.cpp does not load this file\nhint: `quantkit verify --engine llama.cpp` says why"
+            )
         sizes = api.llama_context_default_params()
         sizes.n_ctx = sizes.n_batch = context
         sizes.n_threads = sizes.n_threads_batch = torch.get_num_threads()
