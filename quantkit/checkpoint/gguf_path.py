@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from quantkit.checkpoint.gguf_file import MAGIC
+from quantkit.checkpoint.gguf_header import MAGIC
 from quantkit.checkpoint.model_folder import PYTORCH
 from quantkit.errors import UserError
 from quantkit.paths import user_path

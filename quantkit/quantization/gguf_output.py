@@ -14,7 +14,7 @@ from quantkit.checkpoint.gguf_writer import GgufWriter, KeyValue
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import RunError
 from quantkit.formats.gguf.block_bytes import unpack
-from quantkit.formats.gguf.tensor_names import Place
+from quantkit.formats.gguf.tensor_names import Place, row_order
 from quantkit.ggml_types import GGML_TYPES, QUANTIZED
 from quantkit.grids.dequantize import dequantize
 from quantkit.quantization.gguf_layout import GgufPlan
@@ -39,7 +39,7 @@ class GgufOutput:
     def write(self, name: str, tensor: Tensor) -> None:
         """Put a whole tensor at its place: blocks (uint8 [N, bytes of a row]) where its type is quantized."""
         place = self.plan.places[name]
-        data = tensor if place.heads is None else tensor[_interleaved(len(tensor), place.heads)]
+        data = tensor if place.heads is None else tensor[torch.from_numpy(row_order(len(tensor), place.heads))]
         self._put(place, 0, data)
 
     def write_rows(self, name: str, start: int, rows: Tensor) -> None:
@@ -77,7 +77,7 @@ class GgufOutput:
         if kind in FLOATS:
             rows = data.view(FLOATS[kind]).view(shape)
             rows = rows - 1 if place.plus_one else rows
-        return rows if place.heads is None else rows[torch.argsort(_interleaved(len(rows), place.heads))]
+        return rows if place.heads is None else rows[torch.argsort(torch.from_numpy(row_order(len(rows), place.heads)))]
 
     def rows(self, name: str, index: Tensor) -> Tensor:
         """Rows (int64 index) of a written table, decoded to float32."""
@@ -131,8 +131,3 @@ class GgufOutput:
 
 def _rows(shape: tuple[int, ...]) -> int:
     return shape[0] if len(shape) < 3 else shape[0] * shape[1]
-
-
-def _interleaved(rows: int, heads: int) -> Tensor:
-    """Which row of the checkpoint stands at each place: halves of a head become pairs (formats of llama's RoPE)."""
-    return torch.arange(rows).view(heads, 2, rows // heads // 2).transpose(1, 2).reshape(-1)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from quantkit.checkpoint.gguf_file import GgufFile
+from quantkit.checkpoint.gguf_header import GgufFile
 from quantkit.checkpoint.gguf_path import find_gguf
 from quantkit.checkpoint.output_folder import (
     file_hashes,

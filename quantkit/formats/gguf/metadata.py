@@ -1,9 +1,8 @@
 """The keys of a GGUF that describe the model, from its config.json, and a config.json from a file's keys. No torch."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quantkit.checkpoint.gguf_writer import KeyValue
 from quantkit.errors import UserError
 from quantkit.formats.gguf import rope
 from quantkit.formats.gguf.architectures import (
@@ -19,6 +18,9 @@ from quantkit.formats.gguf.architectures import (
     window,
 )
 from quantkit.formats.gguf.config_checks import check_config, gemma3_scalar
+
+if TYPE_CHECKING:
+    from quantkit.checkpoint.gguf_writer import KeyValue
 
 # Settings of config.json that are keys of the file as they are, under the architecture's prefix.
 _KEYS: dict[str, tuple[str, str]] = {
@@ -40,7 +42,7 @@ _WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_patter
 _GEMMA3_PATTERN = 6  # every so many-th layer sees all tokens where the file does not say
 
 
-def model_metadata(config: Mapping[str, Any], *, name: str, vocab_size: int) -> dict[str, KeyValue]:
+def model_metadata(config: Mapping[str, Any], *, name: str, vocab_size: int) -> "dict[str, KeyValue]":
     """Every key of the file but general.file_type and the tokenizer's. UserError for a setting without a place.
 
     name: general.name; vocab_size: rows of the embedding.
@@ -65,7 +67,7 @@ def model_metadata(config: Mapping[str, Any], *, name: str, vocab_size: int) -> 
     return general | {f"{arch.name}.{key}": value for key, value in keys.items()}
 
 
-def _attention_keys(full: Mapping[str, Any], arch: Architecture) -> dict[str, KeyValue]:
+def _attention_keys(full: Mapping[str, Any], arch: Architecture) -> "dict[str, KeyValue]":
     keys: dict[str, KeyValue] = {}
     if arch is PHI3:  # 0: none; today's llama.cpp reads it and computes no window
         keys[_WINDOW] = ("u32", window(full) or 0)

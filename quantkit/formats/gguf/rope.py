@@ -187,7 +187,7 @@ def _llama3_divisors(rope: Rope) -> np.ndarray:
 def rope_parameters(keys: Mapping[str, Any], tensors: Mapping[str, Sequence[float]], context: int) -> dict[str, Any]:
     """transformers' `rope_parameters` of the full-attention layers from a GGUF's keys and tensors of divisors.
 
-    keys: without the architecture's prefix; context: tokens. One tensor for all lengths becomes a longrope with two equal
+    keys: without the architecture's prefix; context: tokens. One tensor for all lengths becomes a longrope with equal
     halves: llama3's own numbers are not in the file. UserError for a scaling that llama.cpp knows and this does not.
     """
     theta = float(keys.get("rope.freq_base", 10000.0))

@@ -1,26 +1,27 @@
 """What becomes of a GGUF file in each engine: its header, keys, tensors, tokenizer, types, and scales that are NaN.
 
-The rules are those of llama.cpp's loader. All of the file is read for the scales; nothing else needs more than a header.
+The rules are those of llama.cpp's loader. For the scales all of the file is read; the rest needs only a header.
 
 architectures.py  keys and tensors of each architecture
 tokenizer.py      keys of the tokenizer
 types.py          types of tensors, rows they do not fit, general.file_type
-values.py         NaN and infinity
 engines.py        what single engines read
 """
 
 from pathlib import Path
 from typing import Literal
 
-from quantkit.checkpoint.gguf_file import GgufFile, open_gguf
+from quantkit.checkpoint.gguf_file import open_gguf
+from quantkit.checkpoint.gguf_header import GgufFile
+from quantkit.checkpoint.gguf_values import check_values
 from quantkit.errors import UserError
 from quantkit.verification.findings import Finding, Verdict, error, info
 from quantkit.verification.gguf.architectures import architecture_of, check_keys, check_tensors
 from quantkit.verification.gguf.engines import check_engine, hardware_of, known_to
 from quantkit.verification.gguf.tokenizer import check_tokenizer
 from quantkit.verification.gguf.types import check_file_type, check_rows, check_types
-from quantkit.verification.gguf.values import check_values
 
+_DAMAGED = "the file is damaged, or was quantized wrongly: make it again"
 _MADE_BY = ("quantkit.", "quantize.imatrix.")
 
 
@@ -47,14 +48,16 @@ def judge_header(file: GgufFile) -> list[Finding]:
 
 
 def judge(path: Path, file: GgufFile | Finding, engine: str, shared: list[Finding], machine: str | None) -> Verdict:
-    """The verdict of one engine. shared: findings that concern every reader; machine: a column of the hardware table."""
+    """The verdict of one engine. shared: findings that concern every reader; machine: a kind of hardware, or None."""
     if isinstance(file, Finding):
         return Verdict(str(path), engine, 1, "refused", [file], [], {})
     found, runs = shared + check_engine(file, engine), hardware_of(engine)
     if machine is not None and any(how == "no" for kind, how in runs.items() if machine.startswith(kind)):
         found.append(error("hardware", "", f"{engine} runs GGUF files on no {machine}", "load it with llama.cpp"))
     refused = any(finding.level == "error" for finding in found)
-    verdict: Literal["loads", "refused", "unknown"] = "refused" if refused else "loads" if known_to(file, engine) else "unknown"
+    verdict: Literal["loads", "refused", "unknown"] = (
+        "refused" if refused else "loads" if known_to(file, engine) else "unknown"
+    )
     order = ("error", "warning", "info")
     found = sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.level))
     return Verdict(str(path), engine, 1, verdict, found, [], {} if refused else runs)
@@ -62,4 +65,7 @@ def judge(path: Path, file: GgufFile | Finding, engine: str, shared: list[Findin
 
 def read_shared(file: GgufFile) -> list[Finding]:
     """Findings that concern every reader, the values of tensors included."""
-    return judge_header(file) + check_values(file)
+    return judge_header(file) + [
+        error("gguf-nan", bad.tensor, f"{bad.what} in {bad.count} of {bad.blocks}: results will be NaN", _DAMAGED)
+        for bad in check_values(file)
+    ]

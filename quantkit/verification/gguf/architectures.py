@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.checkpoint.gguf_file import GgufFile
+from quantkit.checkpoint.gguf_header import GgufFile
 from quantkit.verification.findings import Finding, error, warning
 from quantkit.verification.subject import some
 
@@ -45,7 +45,11 @@ _ATTENTION: Shapes = {
     "ffn_norm.weight": ("embed",),
 }
 _FUSED: Shapes = {"attn_qkv.weight": ("qkv", "embed")}
-_MLP: Shapes = {"ffn_gate.weight": ("ff", "embed"), "ffn_up.weight": ("ff", "embed"), "ffn_down.weight": ("embed", "ff")}
+_MLP: Shapes = {
+    "ffn_gate.weight": ("ff", "embed"),
+    "ffn_up.weight": ("ff", "embed"),
+    "ffn_down.weight": ("embed", "ff"),
+}
 _EXPERTS: Shapes = {
     "ffn_gate_inp.weight": ("experts", "embed"),
     "ffn_gate_exps.weight": ("experts", "expert_ff", "embed"),
@@ -102,7 +106,9 @@ ARCHITECTURES = {
     ),
     "qwen3moe": Architecture({**_ATTENTION, **_QK_NORMS, **_EXPERTS}, _BIASES, _HEAD, experts=True),
 }
-_MIXTRAL = Architecture({**_ATTENTION, **_EXPERTS}, ARCHITECTURES["llama"].block_optional, ARCHITECTURES["llama"].ends_optional)
+_MIXTRAL = Architecture(
+    {**_ATTENTION, **_EXPERTS}, ARCHITECTURES["llama"].block_optional, ARCHITECTURES["llama"].ends_optional
+)
 
 
 def architecture_of(file: GgufFile) -> Architecture | None:
@@ -203,7 +209,8 @@ def _sizes(file: GgufFile, architecture: Architecture) -> Iterator[Sizes]:
             "ff": ff,
             "gate_up": 2 * ff,
             "experts": get("expert_count"),
-            "expert_ff": get("expert_feed_forward_length") or (ff if prefix == "llama" else ff // max(1, get("expert_used_count"))),
+            "expert_ff": get("expert_feed_forward_length")
+            or (ff if prefix == "llama" else ff // max(1, get("expert_used_count"))),
             "half_rope": get("rope.dimension_count", head) // 2,
         }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from quantkit.checkpoint.gguf_file import GgufFile
+from quantkit.checkpoint.gguf_header import GgufFile
 from quantkit.verification.engines.hardware import HARDWARE
 from quantkit.verification.findings import Finding, error, info, warning
 from quantkit.verification.gguf.architectures import ARCHITECTURES

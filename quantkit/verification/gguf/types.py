@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from quantkit.checkpoint.gguf_file import GgufFile, GgufTensor
+from quantkit.checkpoint.gguf_header import GgufFile, GgufTensor
 from quantkit.ggml_types import FILE_TYPES, GGML_TYPES
 from quantkit.verification.findings import Finding, error, info, warning
 from quantkit.verification.subject import some
@@ -14,7 +14,9 @@ _NO_WEIGHTS = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")
 FALLBACKS = {
     **dict.fromkeys(("Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
-    **{"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"},
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
 }
 _GUESSED = 1024  # a bit of general.file_type: the writer did not know
 # File types that quantkit does not write: number -> name and the type of most tensors.
