@@ -1,4 +1,4 @@
-"""GGUF files byte by byte, as wrong as a test wants them; written from the format's description, not with our writer."""
+"""GGUF files byte by byte, as wrong as a test wants them, written from the format's description alone."""
 
 import struct
 from dataclasses import dataclass, replace
