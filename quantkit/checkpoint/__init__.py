@@ -4,6 +4,7 @@ reader.py               a checkpoint's tensors, read lazily, one by one or by ro
 writer.py               safetensors files whose every byte has its place before the first tensor exists
 header.py               safetensors headers and JSON files, read with bounds checks
 gguf_file.py            a GGUF file's keys and tensors, or those of all shards of a model
+gguf_path.py            which .gguf file a path means
 gguf_header.py          GGUF headers, read with bounds checks
 gguf_writer.py          GGUF files, written like the safetensors files above
 gguf_values.py          NaN and Inf in the values of a GGUF file
