@@ -5,5 +5,6 @@ config_checks.py  settings of config.json that llama.cpp does not compute: refus
 rope.py           rotary embeddings: config.json -> keys and tensors, and back
 tensor_names.py   checkpoint tensor -> its place in the file, and back
 metadata.py       config.json -> keys of the file, and back
+described_file.py a file as the checkpoint it was made from
 mixes.py          which type each tensor has, by the names llama-quantize knows
 """

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.errors import UserError
-from quantkit.formats.gguf.pre import is_byte_level
+from quantkit.formats.gguf.pre import is_byte_level, merge_pairs
 from quantkit.formats.gguf.sentencepiece_file import (
     CONTROL,
     NORMAL,
@@ -49,7 +49,7 @@ class Vocabulary:
     @cached_property
     def merges(self) -> list[tuple[str, str]]:
         """The pairs that are joined, the first first."""
-        return [(left, right) for left, right in self.model["merges"]]
+        return merge_pairs(self.model)
 
     @cached_property
     def added(self) -> dict[int, AddedToken]:
@@ -79,43 +79,53 @@ class Vocabulary:
 def token_count(folder: Path) -> int:
     """How many ids the tokenizer of `folder` has, added ones and holes included: rows of an embedding beyond it are padding.
 
-    Gemma 3's files hold no such rows: llama.cpp's converter drops them. UserError as for the tokenizer's metadata.
+    Gemma 3's files hold no such rows: llama.cpp's converter drops them. UserError where the tokenizer does not load.
     """
-    return max(load_vocabulary(folder).texts) + 1
+    tokenizer, backend = _tokenizers(folder)
+    return max([*tokenizer.get_vocab().values(), *backend.get_vocab().values()]) + 1
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:
     """The tokenizer of `folder`; UserError where there is none, where it does not load, and where it is no BPE."""
-    spm_file = folder / "tokenizer.model"
-    if (folder / "tokenizer.json").is_file():
-        backend = _backend(folder / "tokenizer.json")
-        tokenizer = locate_tokenizer(folder, trust_remote_code=False)
-    elif spm_file.is_file() and not (folder / "vocab.json").is_file():
-        spm = _bpe_pieces(spm_file)
-        tokenizer = _from_sentencepiece(folder, spm)
-        backend = tokenizer.backend_tokenizer
-    else:
-        tokenizer = locate_tokenizer(folder, trust_remote_code=False)
-        if not isinstance(tokenizer, PreTrainedTokenizerFast):
-            name = type(tokenizer).__name__
-            raise UserError(f"{folder}: a tokenizer of Python code ({name})\nhint: {BPE_ONLY}, from tokenizer.json")
-        backend = tokenizer.backend_tokenizer
-    model = json.loads(backend.to_str())["model"]
+    tokenizer, backend = _tokenizers(folder)
+    path = folder / "tokenizer.json"
+    whole = _json(path) if path.is_file() else json.loads(backend.to_str())
+    model = whole["model"]
     _check_model(model, folder)
+    spm_file = folder / "tokenizer.model"
     scores = _matching_scores(spm_file, model) if spm_file.is_file() else None
     return Vocabulary(folder, tokenizer, backend, model, scores)
 
 
-def _backend(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises Exception itself
-        raise UserError(f"{path}: does not load ({error})\nhint: copy the file of the original model again") from error
+def _tokenizers(folder: Path) -> tuple[PreTrainedTokenizerBase, Tokenizer]:
+    """The tokenizer as transformers loads it, and the one that cuts and merges: tokenizer.json's own where there is one.
+
+    transformers 5 rebuilds some by the name of their class, Llama-2's with another way to put a space in front.
+    """
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            backend = Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust library raises Exception itself
+            raise UserError(
+                f"{path}: does not load ({error})\nhint: copy the file of the original model again"
+            ) from error
+        return locate_tokenizer(folder, trust_remote_code=False), backend
+    if (folder / "tokenizer.model").is_file() and not (folder / "vocab.json").is_file():
+        tokenizer = _from_sentencepiece(folder, _bpe_pieces(folder / "tokenizer.model"))
+    else:
+        tokenizer = locate_tokenizer(folder, trust_remote_code=False)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(
+            f"{folder}: {type(tokenizer).__name__} is a tokenizer of Python code\nhint: {BPE_ONLY}, from tokenizer.json"
+        )
+    return tokenizer, tokenizer.backend_tokenizer
 
 
 def _check_model(model: Mapping[str, Any], folder: Path) -> None:
     """UserError for what is not byte-pair encoding, and for marks at pieces' ends that llama.cpp does not know."""
-    if (kind := model.get("type")) != "BPE":
+    kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
+    if kind != "BPE":
         raise UserError(f"{folder}: a tokenizer of the kind {kind} is not supported\nhint: {BPE_ONLY}")
     for mark in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(mark):
