@@ -123,8 +123,7 @@ PRE_TOKENIZERS = (
     ),
     PreTokenizer(("smaug-bpe", "dbrx", "chatglm-bpe"), LLAMA3),
     PreTokenizer(
-        ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "grok-2", "kormo", "f2llmv2"),
-        QWEN2,
+        ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "grok-2", "kormo", "f2llmv2"), QWEN2
     ),
     PreTokenizer(
         ("qwen35",),
@@ -219,9 +218,9 @@ PRE_TOKENIZERS = (
         ("kimi-k2",),
         (
             rf"{HAN}+|"
-            + _cased(
-                f"[{UPPER[1:-1]}&&[^{HAN}]]", f"[{LOWER[1:-1]}&&[^{HAN}]]", f"{CONTRACTION}?", r"\p{N}{1,3}"
-            ).replace(r"[\r\n/]*", r"[\r\n]*"),
+            + _cased(f"[{UPPER[1:-1]}&&[^{HAN}]]", f"[{LOWER[1:-1]}&&[^{HAN}]]", f"{CONTRACTION}?", r"\p{N}{1,3}").replace(
+                r"[\r\n/]*", r"[\r\n]*"
+            ),
         ),
         engine=(
             rf"{HAN}+|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{HAN}]]+{CONTRACTION}?|\p{{N}}{{1,3}}|{SYMBOLS}[\r\n]*"

@@ -34,10 +34,7 @@ def tokenizer_metadata(folder: Path, vocab_size: int, *, pre: str | None = None)
 def _byte_level(vocabulary: Vocabulary, tokens: TokenList, pre: str | None) -> dict[str, KeyValue]:
     return {
         "tokenizer.ggml.model": ("string", "gpt2"),
-        "tokenizer.ggml.pre": (
-            "string",
-            pre or pre_tokenizer.find_pre(vocabulary.backend, vocabulary.model, vocabulary.folder),
-        ),
+        "tokenizer.ggml.pre": ("string", pre or pre_tokenizer.find_pre(vocabulary.backend, vocabulary.model, vocabulary.folder)),
         "tokenizer.ggml.tokens": ("string[]", tokens.texts),
         "tokenizer.ggml.token_type": ("i32[]", tokens.types),
         "tokenizer.ggml.merges": ("string[]", [f"{left} {right}" for left, right in vocabulary.merges]),
