@@ -1,7 +1,7 @@
 """What each `tokenizer.ggml.pre` of llama.cpp does: regexes that cut a text, one after the other, and one flag.
 
 The regexes are facts of llama.cpp (src/llama-vocab.cpp, October 2026) and of the models they come from. llama.cpp has
-no classes of upper and lower case: a letter beyond ASCII is both to it, and a combining mark is often no letter. Where it
+no classes of case: a letter beyond ASCII is both upper and lower, and a combining mark is often no letter. Where it
 differs from the model's own regex, both are written down: `regexes` is the model's, `engine` what llama.cpp runs.
 """
 
