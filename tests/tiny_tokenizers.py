@@ -9,10 +9,12 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 TEXT = (
-    "The quick brown fox doesn't jump; it's 12345 lazy dogs, isn't it?\nWE'LL SEE 42 camelCaseWords and snake_case_words.\n"
+    "The quick brown fox doesn't jump; it's 12345 lazy dogs, isn't it?\n"
+    "WE'LL SEE 42 camelCaseWords and snake_case_words.\n"
     "    def function(value):\n        return value + 1000\n\u4f60\u597d\u4e16\u754c \u3053\u3093\u306b\u3061\u306f"
     " \ud55c\uad6d\uc5b4 \u041f\u0440\u0438\u0432\u0435\u0442 \u043c\u0438\u0440 \u0939\u093f\u0928\u094d\u0926\u0940"
-    " caf\u00e9 na\u00efve \U0001f680\U0001f680!!\r\n\r\n\t\ttabs   and   spaces\n\n\n\u0645\u0631\u062d\u0628\u0627 ... --- ???\n"
+    " caf\u00e9 na\u00efve \U0001f680\U0001f680!!\r\n"
+    "\r\n\t\ttabs   and   spaces\n\n\n\u0645\u0631\u062d\u0628\u0627 ... --- ???\n"
 )
 SPACE = "\u2581"
 

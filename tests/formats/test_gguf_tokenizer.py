@@ -306,13 +306,8 @@ def test_sentencepiece_of_tokenizer_json(prefix: bool, tmp_path: Path) -> None:
     assert (found["model"], found["pre"], found["add_space_prefix"]) == ("llama", "default", prefix)
     assert "merges" not in found
     kinds = dict(zip(found["tokens"], found["token_type"], strict=True))
-    assert [kinds[token] for token in ("<unk>", "<s>", "<0x0A>", "the", "<code>")] == [
-        UNKNOWN,
-        CONTROL,
-        BYTE,
-        NORMAL,
-        USER_DEFINED,
-    ]
+    expected = [UNKNOWN, CONTROL, BYTE, NORMAL, USER_DEFINED]
+    assert [kinds[token] for token in ("<unk>", "<s>", "<0x0A>", "the", "<code>")] == expected
     assert kinds[SPACE * 2] == NORMAL  # merges make it of spaces: printed as spaces, found in texts
     scores = dict(zip(found["tokens"], found["scores"], strict=True))
     assert [scores[token] for token in JOINED] == sorted((scores[t] for t in JOINED), reverse=True)
