@@ -4,6 +4,7 @@ Shapes are in numpy's order (rows first), as in the checkpoint.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +14,15 @@ from quantkit.checkpoint.gguf_writer import GgufLayout, KeyValue
 from quantkit.checkpoint.header import TensorInfo, TensorLayout
 from quantkit.errors import UserError
 from quantkit.formats.gguf.metadata import model_metadata
-from quantkit.formats.gguf.mixes import tensor_types
-from quantkit.formats.gguf.tensor_names import Place, architecture, extra_tensors, places
+from quantkit.formats.gguf.mixes import bytes_of, file_type, file_type_of, size_by_type, tensor_types
+from quantkit.formats.gguf.tensor_names import Place, architecture, extra_tensors, gguf_shapes, places
 from quantkit.formats.gguf.tokenizer import tokenizer_metadata
-from quantkit.ggml_types import FILE_TYPES, GGML_TYPES, QUANTIZED
+from quantkit.ggml_types import QUANTIZED
+from quantkit.quantization.early_checks import recipe_settings
 from quantkit.recipe.gguf import Gguf
+from quantkit.recipe.recipe import Recipe
+from quantkit.report.block_records import LinearRecord
+from quantkit.report.records import CalibrationRecord, GgufRecord
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,20 +59,20 @@ class GgufPlan:
     @property
     def data_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(_bytes(self.types[name], shape) for name, shape in self.shapes.items())
+        return sum(bytes_of(self.types[name], shape) for name, shape in self.shapes.items())
 
     def by_type(self) -> dict[str, tuple[int, int]]:
-        """Type -> (tensors, bytes), the largest first."""
-        found: dict[str, tuple[int, int]] = {}
-        for name, shape in self.shapes.items():
-            count, size = found.get(self.types[name], (0, 0))
-            found[self.types[name]] = count + 1, size + _bytes(self.types[name], shape)
-        return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+        """Type -> (tensors, bytes)."""
+        return size_by_type(self.types, self.shapes)
 
     @property
     def bits_per_weight(self) -> float:
         """Of all tensors together."""
-        return 8 * self.data_bytes / sum(_count(shape) for shape in self.shapes.values())
+        return 8 * self.data_bytes / sum(math.prod(shape) for shape in self.shapes.values())
+
+    def record(self, tables: Iterable[LinearRecord]) -> GgufRecord:
+        """What the report says of the file."""
+        return GgufRecord(self.by_type(), self.bits_per_weight, tuple(tables))
 
     def with_types(self, types: Mapping[str, str]) -> "GgufPlan":
         """Other types for some GGUF tensors."""
@@ -96,13 +101,11 @@ def gguf_plan(section: Gguf, config: Mapping[str, Any], tensors: Tensors, *, imp
     UserError for architectures, tensors, patterns and types that GGUF or quantkit has no place for.
     """
     kind = architecture(config)
-    where = places(config, {name: tuple(info.shape) for name, info in tensors.items()})
-    shapes = _shapes(where, tensors)
+    stored = {name: tuple(info.shape) for name, info in tensors.items()}
+    where, shapes = places(config, stored), gguf_shapes(config, stored)
     if "token_embd.weight" not in shapes:
         raise UserError("the checkpoint has no embedding table, which a GGUF needs")
     metadata = model_metadata(config, name=name, vocab_size=shapes["token_embd.weight"][0])
-    extra = extra_tensors(config)
-    shapes |= {key: tuple(value.shape) for key, value in extra.items()}
     types = tensor_types(
         section.mix if isinstance(section.mix, str) else "Q4_K_M",
         shapes,
@@ -114,59 +117,35 @@ def gguf_plan(section: Gguf, config: Mapping[str, Any], tensors: Tensors, *, imp
         token_embedding=section.token_embedding,
         output=section.output,
     )
-    return GgufPlan(kind, where, shapes, types, metadata, extra)
+    return GgufPlan(kind, where, shapes, types, metadata, extra_tensors(config))
+
+
+def plan_for(recipe: Recipe, config: Mapping[str, Any], tensors: Tensors) -> GgufPlan:
+    """The plan of a recipe with a `gguf` section for a model."""
+    assert recipe.gguf is not None
+    importance = recipe.calibration is not None or recipe.gguf.imatrix is not None
+    name = str(config.get("_name_or_path") or Path(recipe.model or "model").name)
+    return gguf_plan(recipe.gguf, config, tensors, importance=importance, name=Path(name).name)
+
+
+def candidate_types(plan: GgufPlan) -> dict[str, str]:
+    """The type of each matrix by its name in the checkpoint, without .weight; F32 where GGUF has no place for it."""
+    return {name.removesuffix(".weight"): plan.type_of(name) for name in plan.places if name.endswith(".weight")}
 
 
 def file_metadata(
-    plan: GgufPlan, section: Gguf, folder: Path, recipe: Mapping[str, Any], calibration: Mapping[str, Any] | None
+    plan: GgufPlan, recipe: Recipe, folder: Path, calibration: CalibrationRecord | None
 ) -> dict[str, KeyValue]:
-    """All keys of the file: the model's, the tokenizer's in `folder`, and how the file was made.
-
-    recipe: without places; calibration: what the report says of it.
-    """
-    mix = section.mix if isinstance(section.mix, str) else _most(plan)
+    """All keys of the file: the model's, the tokenizer's in `folder`, and how the file was made."""
+    section = recipe.gguf
+    assert section is not None
+    number = file_type(section.mix) if isinstance(section.mix, str) else file_type_of(plan.types, plan.shapes)
     made: dict[str, KeyValue] = {
         "general.quantization_version": ("u32", 2),
-        "general.file_type": ("u32", FILE_TYPES.get(mix, FILE_TYPES["Q4_K_M"])),
-        "quantkit.recipe": ("string", json.dumps(recipe, sort_keys=True)),
+        "general.file_type": ("u32", number),
+        "quantkit.recipe": ("string", json.dumps(recipe_settings(recipe), sort_keys=True)),
     }
     if calibration is not None:
-        made["quantkit.calibration"] = ("string", json.dumps(calibration, sort_keys=True))
+        made["quantkit.calibration"] = ("string", json.dumps(calibration.to_json(), sort_keys=True))
     vocabulary = plan.shapes["token_embd.weight"][0]
     return plan.metadata | tokenizer_metadata(folder, vocabulary, pre=section.pre) | made
-
-
-def _most(plan: GgufPlan) -> str:
-    """The mix that stands for measured types: llama.cpp only shows it."""
-    name = next(iter(plan.by_type()))
-    return {"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "Q3_K": "Q3_K_M"}.get(name, name)
-
-
-def _shapes(where: Mapping[str, Place], tensors: Tensors) -> dict[str, tuple[int, ...]]:
-    """GGUF tensor -> shape, blocks in order behind the embedding and before the head."""
-    found: dict[str, tuple[int, ...]] = {}
-    experts: dict[str, int] = {}
-    for name, place in where.items():
-        shape = tuple(tensors[name].shape)
-        if place.expert is not None:
-            experts[place.tensor] = max(experts.get(place.tensor, 0), place.expert + 1)
-            shape = (experts[place.tensor], *shape)
-        found[place.tensor] = shape
-    return {name: found[name] for name in sorted(found, key=_order)}
-
-
-def _order(name: str) -> tuple[int, int, str]:
-    if name.startswith("blk."):
-        return 1, int(name.split(".")[1]), name
-    return (0 if name.startswith("token_embd") else 2), 0, name
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
-def _bytes(kind: str, shape: tuple[int, ...]) -> int:
-    return _count(shape) // shape[-1] * GGML_TYPES[kind].row_bytes(shape[-1])

@@ -4,6 +4,8 @@ Here the tensors of the two differ: rows of queries and keys are in another orde
 experts lie in one tensor, and everything has another type.
 """
 
+import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from quantkit.checkpoint.gguf_writer import GgufWriter, KeyValue
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import RunError
 from quantkit.formats.gguf.block_bytes import unpack
-from quantkit.formats.gguf.tensor_names import Place
+from quantkit.formats.gguf.tensor_names import Place, row_order
 from quantkit.ggml_types import GGML_TYPES, QUANTIZED
 from quantkit.grids.dequantize import dequantize
 from quantkit.quantization.gguf_layout import GgufPlan
@@ -39,7 +41,7 @@ class GgufOutput:
     def write(self, name: str, tensor: Tensor) -> None:
         """Put a whole tensor at its place: blocks (uint8 [N, bytes of a row]) where its type is quantized."""
         place = self.plan.places[name]
-        data = tensor if place.heads is None else tensor[_interleaved(len(tensor), place.heads)]
+        data = tensor if place.heads is None else tensor[torch.from_numpy(row_order(len(tensor), place.heads))]
         self._put(place, 0, data)
 
     def write_rows(self, name: str, start: int, rows: Tensor) -> None:
@@ -77,7 +79,7 @@ class GgufOutput:
         if kind in FLOATS:
             rows = data.view(FLOATS[kind]).view(shape)
             rows = rows - 1 if place.plus_one else rows
-        return rows if place.heads is None else rows[torch.argsort(_interleaved(len(rows), place.heads))]
+        return rows if place.heads is None else rows[torch.argsort(torch.from_numpy(row_order(len(rows), place.heads)))]
 
     def rows(self, name: str, index: Tensor) -> Tensor:
         """Rows (int64 index) of a written table, decoded to float32."""
@@ -86,7 +88,7 @@ class GgufOutput:
         wanted, back = torch.unique(index.reshape(-1), return_inverse=True)
         data = torch.empty(len(wanted), size, dtype=torch.uint8)
         breaks = [0, *(torch.nonzero(wanted.diff() != 1).flatten() + 1).tolist(), len(wanted)]
-        for begin, end in zip(breaks[:-1], breaks[1:], strict=True):
+        for begin, end in itertools.pairwise(breaks):
             if end > begin:
                 start, stop = int(wanted[begin]) * size, (int(wanted[end - 1]) + 1) * size
                 data[begin:end] = self.writer.read_at(place.tensor, start, stop).view(end - begin, size)
@@ -130,9 +132,4 @@ class GgufOutput:
 
 
 def _rows(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) < 3 else shape[0] * shape[1]
-
-
-def _interleaved(rows: int, heads: int) -> Tensor:
-    """Which row of the checkpoint stands at each place: halves of a head become pairs (formats of llama's RoPE)."""
-    return torch.arange(rows).view(heads, 2, rows // heads // 2).transpose(1, 2).reshape(-1)
+    return math.prod(shape if len(shape) == 1 else shape[:-1])

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from quantkit.report.conversion_record import ConversionReport
+from quantkit.report.conversion_record import ConversionReport, ImatrixReport
 from quantkit.report.plan import Plan
 from quantkit.report.records import HeldOutRecord, Report
 
@@ -95,6 +95,14 @@ def render_conversion(report: ConversionReport, console: Console) -> None:
         console.print("codes, scales and zero points are exactly the same")
 
 
+def render_imatrix(report: ImatrixReport, console: Console) -> None:
+    """What an importance matrix holds, and which experts it knows nothing of."""
+    tokens = f"{report.samples} x {report.seq_len} = {report.samples * report.seq_len:,} tokens"
+    console.print(f"{report.output}: {report.entries} tensors, {tokens} of {' + '.join(report.sources)}", markup=False)
+    for name, count in report.unreached.items():
+        console.print(f"{name}: no token reached {count} experts; their importance is 1", markup=False)
+
+
 def render_plan(plan: Plan, console: Console) -> None:
     """Print an estimate: what comes out, what it takes, and the verdict last."""
     total = sum(plan.params.values())
@@ -105,6 +113,8 @@ def render_plan(plan: Plan, console: Console) -> None:
     console.print(f"{plan.linears} linears: {schemes}; sizes from {seen}", markup=False)
     table = Table("", "estimate", "free", box=None, pad_edge=False)
     table.add_row("output", f"{size_text(plan.bytes_after)} of {size_text(plan.bytes_before)}", "")
+    for name, (count, held) in (plan.types or {}).items():
+        table.add_row(f"  {name}", f"{size_text(held)} in {count} tensors", "")
     table.add_row("bits per quantized weight", f"{plan.bits_per_weight:.3f}", "")
     table.add_row("cache per token", f"{size_text(plan.kv_bytes_per_token)}, {plan.kv_cache}", "")
     if (text := plan.calibration) is not None:
