@@ -158,7 +158,10 @@ def _duration(spent: float) -> str:
 
 
 def render_inspection(found: dict[str, Any], console: Console) -> None:
-    """Print what inspect_folder() found: sizes, schemes, kinds of tensors, what is not quantized, shards."""
+    """Print what inspection found: sizes, schemes, kinds of tensors, what is not quantized, shards."""
+    if found.get("format") == "gguf" and "keys" in found:
+        _render_gguf(found, console)
+        return
     bits = found["bits_per_weight"]
     console.print(f"{found['path']}: {found['architecture']}, {found['method'] or 'not quantized'}", markup=False)
     if found["note"]:
@@ -176,6 +179,46 @@ def render_inspection(found: dict[str, Any], console: Console) -> None:
     console.print(_table(["not quantized", "reason", "count", "size"], _unquantized_rows(found["unquantized"])))
     rows = [[shard["file"], str(shard["tensors"]), size_text(shard["bytes"])] for shard in found["shards"]]
     console.print(_table(["shard", "tensors", "size"], rows))
+
+
+def _render_gguf(found: dict[str, Any], console: Console) -> None:
+    """What a GGUF file holds: types, keys, and what is odd."""
+    bits, share = found["bits_per_weight"], 100 * found["bytes"] / max(1, found["bf16_bytes"])
+    said = f"GGUF v{found['version']}, {found['mix'] or 'no mix named'}"
+    console.print(f"{found['path']}: {found['architecture']}, {said}", markup=False, highlight=False)
+    size = f"{size_text(found['bytes'])} of tensors, {share:.1f} % of {size_text(found['bf16_bytes'])} in bf16"
+    model = "" if bits["model"] is None else f"; {bits['model']:.3f} bits per parameter"
+    console.print(f"{size}{model}")
+    if bits["quantized"] is not None:
+        console.print(f"{bits['quantized']:.3f} bits per quantized weight with scales")
+    rows = [
+        [name, str(x["tensors"]), f"{x['bits_per_weight']:.4g}", size_text(x["bytes"])]
+        for name, x in found["types"].items()
+    ]
+    console.print(_table(["type", "tensors", "bits per weight", "size"], rows))
+    tensors = [[kind, *cells] for kind, cells in _tensor_rows(found["tensors"])]
+    console.print(_table(["tensors", "type", "count", "size"], tensors))
+    console.print(_table(["key", "value"], [[key, _value_text(value)] for key, value in found["keys"].items()]))
+    if len(found["shards"]) > 1:
+        rows = [[shard["file"], str(shard["tensors"]), size_text(shard["bytes"])] for shard in found["shards"]]
+        console.print(_table(["shard", "tensors", "size"], rows))
+    for finding in found["odd"]:
+        place = f"{finding['where']}: " if finding["where"] else ""
+        text = f"odd: {place}{finding['message']}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _tensor_rows(tensors: dict[str, dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    groups: dict[tuple[str, str], list[int]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault((_family(name), tensor["type"]), []).append(tensor["bytes"])
+    return [(name, [type_, str(len(sizes)), size_text(sum(sizes))]) for (name, type_), sizes in groups.items()]
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, dict):  # a long array
+        return f"{value['length']} entries: {', '.join(map(repr, value['first']))}, ..."
+    return repr(value) if isinstance(value, str) else str(value)
 
 
 def size_text(count: float) -> str:
