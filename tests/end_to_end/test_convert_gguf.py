@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -23,7 +24,7 @@ from quantkit.formats import FORMATS
 from quantkit.formats.gguf.tensor_names import row_order
 from quantkit.gguf_conversion.choices import Choices
 from quantkit.grids import make_grid
-from quantkit.types import PRESETS, ActivationRange, QuantizedWeight, Scheme, TensorSpec
+from quantkit.types import PRESETS, ActivationRange, KVSpec, QuantizedWeight, Scheme, TensorSpec
 from tests.tiny_models import tiny_model
 
 TINY_LLAMA = Path(__file__).parents[2] / "examples/tiny-llama"
@@ -185,6 +186,9 @@ def test_every_linear_decodes_to_the_folders_weights(
     assert len(file.metadata["tokenizer.ggml.tokens"]) == VOCAB
     assert (report.format, report.modules, report.source_format) == ("gguf", 14, format_name)
     assert report.files.keys() == {"model.gguf"}
+    assert report.requantized is None
+    assert any("--token-embedding q6_k makes it" in note for note in report.notes)  # more than the linears here
+    assert any("llama.cpp rounds them itself" in note for note in report.notes) == (type_ == "MXFP4")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "model.gguf"]
 
 
@@ -232,6 +236,31 @@ def test_other_formats_are_refused_by_name(tmp_path: Path, scheme: Scheme, forma
     with pytest.raises(UserError, match=f"(?s)model.layers.0.*{words}.*hint: pass --requantize q4_k_m"):
         quantkit.convert(tmp_path / "folder", tmp_path / "out.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_quantized_cache_has_no_place(tmp_path: Path) -> None:
+    write(tmp_path / "folder", INT4, layers=1)
+    config = json.loads((tmp_path / "folder/config.json").read_text())
+    settings = FORMATS["compressed-tensors"].config({"x": INT4}, [], KVSpec(8, "float"))
+    config["quantization_config"]["kv_cache_scheme"] = settings["kv_cache_scheme"]
+    (tmp_path / "folder/config.json").write_text(json.dumps(config))
+    state = load_file(tmp_path / "folder/model.safetensors")
+    state |= {f"model.layers.0.self_attn.{kind}_scale": torch.tensor([0.25]) for kind in "kv"}
+    save_file(state, tmp_path / "folder/model.safetensors")
+    with pytest.raises(UserError, match=r"(?s)the KV cache is described as fp8 tensor.*hint: pass --requantize"):
+        quantkit.convert(tmp_path / "folder", tmp_path / "out.gguf")
+    quantkit.convert(tmp_path / "folder", tmp_path / "out.gguf", requantize=True)
+    assert open_gguf(tmp_path / "out.gguf").metadata["general.file_type"] == 15
+
+
+def test_the_file_tells_how_it_was_made(tmp_path: Path) -> None:
+    write(tmp_path / "folder", INT4, layers=1)
+    report = {"recipe": {"model": "/home/me/m", "calibration": {"data": "/x"}, "weights": {"bits": 4}}}
+    (tmp_path / "folder/quantkit-report.json").write_text(json.dumps(report | {"calibration": {"samples": 8}}))
+    quantkit.convert(tmp_path / "folder", tmp_path / "out.gguf")
+    keys = open_gguf(tmp_path / "out.gguf").metadata
+    assert json.loads(keys["quantkit.recipe"]) == {"weights": {"bits": 4}}
+    assert json.loads(keys["quantkit.calibration"]) == {"samples": 8}
 
 
 def test_scales_beyond_float16_are_counted(tmp_path: Path) -> None:
