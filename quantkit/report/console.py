@@ -96,10 +96,14 @@ def render_conversion(report: ConversionReport, console: Console) -> None:
     console.print(f"{report.source}: {report.source_format} -> {report.format}, {report.modules} modules", markup=False)
     for scheme, count in report.schemes.items():
         console.print(f"{count} x {scheme}", markup=False)
+    for note in report.notes:
+        console.print(note, markup=False)
     rounded = report.rounded
-    if rounded.scales:
+    if report.requantized is not None:
+        console.print(f"all weights rounded anew onto {report.requantized}")
+    elif rounded.scales:
         console.print(f"{rounded.scales} scales rounded, by up to {rounded.largest_change:.1e} of their size")
-    else:
+    elif report.modules:
         console.print("codes, scales and zero points are exactly the same")
 
 
