@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,11 @@ class Divergence:
     base_perplexity: float
 
 
+ATTEMPTS = 5
+LAST_LABEL = "Same top p:"
 FIGURES = {
     "kld": r"Mean\s+KLD:",
-    "top1": r"Same top p:",
+    "top1": LAST_LABEL,
     "perplexity": r"Mean PPL\(Q\)\s*:",
     "base_perplexity": r"Mean PPL\(base\)\s*:",
 }
@@ -68,7 +71,11 @@ class LlamaCpp:
     def divergence(self, file: Path, logits: Path) -> Divergence:
         """How far the file's predictions are from the original's."""
         arguments = ["-m", file, "--kl-divergence", "--kl-divergence-base", logits, *self._window()]
-        return parse_divergence(self._run("llama-perplexity", arguments)[1])
+        for _ in range(ATTEMPTS):  # on a busy machine the tool may end before its logging thread has printed everything
+            output = self._run("llama-perplexity", arguments)[1]
+            if LAST_LABEL in output:
+                break
+        return parse_divergence(output)
 
     def _window(self) -> list[object]:
         return ["-c", self.context, *self._engine()]
@@ -83,10 +90,10 @@ class LlamaCpp:
         if not path.exists():
             raise ToolError(f"{path}: missing; build it or name the folder it is in with --llamacpp")
         begin = time.perf_counter()
-        done = subprocess.run(
-            [str(path), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-        )
-        output = done.stdout.decode(errors="replace")
+        with tempfile.TemporaryFile() as log:
+            done = subprocess.run([str(path), *map(str, arguments)], stdout=log, stderr=subprocess.STDOUT, check=False)
+            log.seek(0)
+            output = log.read().decode(errors="replace")
         if done.returncode:
             raise ToolError(f"{tool} ended with {done.returncode}:\n{_tail(output)}")
         return time.perf_counter() - begin, output
