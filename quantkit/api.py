@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from quantkit.checkpoint.reader import Checkpoint
-    from quantkit.report.conversion_record import ConversionReport
+    from quantkit.report.conversion_record import ConversionReport, ImatrixReport
     from quantkit.report.plan import Plan
     from quantkit.report.records import Report
     from quantkit.runtime.load import CausalLM
@@ -259,22 +259,72 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
 def convert(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    format: str,
+    format: str | None = None,
     *,
-    requantize: bool = False,
+    requantize: bool | str = False,
+    token_embedding: str | None = None,
+    output_type: str | None = None,
+    pre: str | None = None,
+    max_shard: str | None = None,
 ) -> "ConversionReport":
-    """Write a quantized folder, ours or another tool's, in another format: the same codes and scales exactly.
+    """Write a folder, ours or another tool's, in another format or as a GGUF file: the same codes and scales exactly.
 
-    format      compressed-tensors, awq, gptq, gptq_v2, fp8, fp8_tensor or modelopt
-    requantize  let scales be rounded to numbers that the format can hold; the report says how far
+    output      a new folder, or a new file NAME.gguf
+    format      compressed-tensors, awq, gptq, gptq_v2, fp8, fp8_tensor or modelopt; gguf, or None, for NAME.gguf
+    requantize  let scales be rounded to numbers that the format can hold; the report says how far. For GGUF the name
+                of a mix or of F32, F16 or BF16: all weights are decoded and rounded anew (True: the mix of about as
+                many bits as the folder has). Without it int4 and int8 in symmetric groups of 32, MXFP4 and NVFP4 keep
+                their codes, and dense tensors their dtype; a folder that is not quantized is dense
+    token_embedding, output_type  GGUF types of the embedding table and of the head; None: as stored
+    pre         llama.cpp's name of the pre-tokenizer; None: found by what the tokenizer does
+    max_shard   "4G": several files where one would be larger
 
-    Raises UserError, with nothing left behind, where the source is not quantized or is damaged, where the format cannot
-    hold what is there, or where `output` exists.
+    Raises UserError, with nothing left behind, where the source is damaged or, but for GGUF, not quantized, where the
+    format cannot hold what is there, or where `output` exists.
     """
-    given, place = _path(source, "source", "a model folder's path"), _path(output, "output", "a folder's path")
+    given, place = (
+        _path(source, "source", "a model folder's path"),
+        _path(output, "output", "a folder's or file's path"),
+    )
+    from quantkit.gguf_conversion.choices import Choices, is_gguf
+
+    mix = requantize if isinstance(requantize, str) else "auto" if requantize else None
+    choices = Choices(mix, token_embedding, output_type, pre, max_shard)
+    if is_gguf(Path(place), format):
+        from quantkit.gguf_conversion.convert import convert_to_gguf
+
+        return convert_to_gguf(Path(given), Path(place), choices)
+    choices.refuse()
     from quantkit.conversion import convert as run
 
-    return run(Path(given), Path(place), format, requantize=requantize)
+    return run(Path(given), Path(place), str(format), requantize=bool(requantize))
+
+
+def imatrix(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    calibration: Mapping[str, Any] | None = None,
+    device: "str | torch.device" = "auto",
+    trust_remote_code: bool = False,
+    progress: Mode = "auto",
+) -> "ImatrixReport":
+    """Write an importance matrix for llama.cpp's tools: E[x^2] of each linear's input, as the original model runs.
+
+    model        folder or Hub id, not quantized
+    output       new file, never overwritten: GGUF, or llama.cpp's older form where it ends in .dat
+    calibration  the keys of a recipe's calibration section: data, samples, seq_len, ...
+
+    Raises UserError for bad input and for an architecture without GGUF names, before any weight is read.
+    """
+    name, place = _path(model, "model", "a model folder or a Hub id"), _path(output, "output", "a file's path")
+    recipe = _recipe({"calibration": dict(calibration or {}), "weights": {"algorithm": "gptq"}}, name)
+    check_mode(progress)
+    from quantkit.quantization.imatrix import make_imatrix
+
+    return make_imatrix(
+        recipe, user_path(place), device=_device(device), trust_remote_code=trust_remote_code, progress=progress
+    )
 
 
 def _path(value: Any, what: str, expected: str) -> str:

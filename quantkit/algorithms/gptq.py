@@ -326,6 +326,8 @@ def needs(options: Mapping[str, Any], spec: TensorSpec) -> Needs:
 
 def refusal(options: Mapping[str, Any], spec: TensorSpec) -> str | None:
     """Why a number format cannot have ranges that are updated during the walk; None where it can."""
+    if options["ranges"] == "updated" and spec.element == "block":
+        return f"gptq: ranges: updated is impossible for {spec}: the scales of a GGUF block belong together"
     if options["ranges"] == "updated" and (options["act_order"] or spec.scale_rows != 1):
         needs = "act_order: false" if options["act_order"] else f"a scale for each row, which {spec} has not"
         return f"gptq: ranges: updated needs {needs}"

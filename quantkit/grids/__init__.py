@@ -4,6 +4,10 @@ protocol.py     the interface of grids: Grid, and ColumnGrid for work on single 
 integer.py      integers with a scale for each group, row or tensor, and their range search
 clip.py         integer ranges by each group's output error
 floating.py     fp8, fp4, MX: elements and the scales they need
+kquants.py      blocks of GGUF types
+kquant_search.py  the scales and offsets of blocks, by search
+block_types.py  what the blocks of each GGUF type hold
+block_columns.py  blocks, column by column
 columns.py      integers and floats of groups, column by column
 elements.py     the numbers an element format has
 dequantize.py   codes and scales back to weights
@@ -16,6 +20,7 @@ from torch import Tensor
 from quantkit.grids.clip import ClippedGrid
 from quantkit.grids.floating import FloatGrid
 from quantkit.grids.integer import IntegerGrid, RangeSearch
+from quantkit.grids.kquants import BlockGrid
 from quantkit.grids.protocol import ColumnGrid as ColumnGrid
 from quantkit.grids.protocol import Grid as Grid
 from quantkit.grids.protocol import joined as joined
@@ -31,10 +36,13 @@ def make_grid(
     signed: bool,
     blocks_Ggg: Tensor | None = None,
 ) -> Grid:
-    """The grid of a spec; scale_dtype and signed are for integers, scales of floats are positive float32 numbers.
+    """The grid of a spec; scale_dtype, search and signed are for integers, search for floats too. Scales of floats are
+    positive float32 numbers, blocks of GGUF types have a search of their own.
 
     blocks_Ggg  X^T X of each group's own columns: integer ranges are then chosen by each group's output error
     """
+    if spec.element == "block":
+        return BlockGrid(spec)
     if spec.element == "float":
         return FloatGrid(spec, search=search)
     if blocks_Ggg is not None:

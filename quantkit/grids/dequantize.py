@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from quantkit.grids.block_types import BLOCK_TYPES, BlockParameters, decode_blocks
 from quantkit.grids.elements import float_steps
 from quantkit.types import QuantizedWeight, TensorSpec
 
@@ -24,6 +25,9 @@ def collapse(scale_NG: Tensor, spec: TensorSpec) -> Tensor:
 
 def dequantize(q: QuantizedWeight) -> Tensor:
     """The weight [N, K] a quantized weight stands for, in its scale's dtype."""
+    if q.blocks is not None:
+        parameters = BlockParameters(q.scale_NG, *q.blocks)
+        return decode_blocks(q.codes_NK, parameters, BLOCK_TYPES[q.spec.block_type])
     (N, K), G, dtype = q.codes_NK.shape, q.scale_NG.shape[1], q.scale_NG.dtype
     size = q.spec.columns(K)
     if q.spec.element == "float":

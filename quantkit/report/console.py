@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from quantkit.report.conversion_record import ConversionReport
+from quantkit.report.conversion_record import ConversionReport, ImatrixReport
 from quantkit.report.plan import Plan
 from quantkit.report.records import HeldOutRecord, Report
 
@@ -93,6 +93,14 @@ def render_conversion(report: ConversionReport, console: Console) -> None:
         console.print(f"{rounded.scales} scales rounded, by up to {rounded.largest_change:.1e} of their size")
     else:
         console.print("codes, scales and zero points are exactly the same")
+
+
+def render_imatrix(report: ImatrixReport, console: Console) -> None:
+    """What an importance matrix holds, and which experts it knows nothing of."""
+    tokens = f"{report.samples} x {report.seq_len} = {report.samples * report.seq_len:,} tokens"
+    console.print(f"{report.output}: {report.entries} tensors, {tokens} of {' + '.join(report.sources)}", markup=False)
+    for name, count in report.unreached.items():
+        console.print(f"{name}: no token reached {count} experts; their importance is 1", markup=False)
 
 
 def render_plan(plan: Plan, console: Console) -> None:

@@ -1,6 +1,6 @@
-"""What a conversion did: its report."""
+"""What a conversion did: its report; what an importance matrix was made of."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -46,3 +46,22 @@ class ConversionReport:
             "versions": self.versions,
             "files": self.files,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class ImatrixReport:
+    """An importance matrix: entries, one for each tensor; samples windows of seq_len tokens of these sources.
+
+    unreached  tensor of experts -> how many of them no token reached
+    """
+
+    output: str
+    entries: int
+    samples: int
+    seq_len: int
+    sources: tuple[str, ...]
+    unreached: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as `quantkit imatrix --json` prints."""
+        return asdict(self) | {"sources": list(self.sources)}

@@ -1,0 +1,117 @@
+"""GGUF's blocks column by column: a step is a level, the parameters that move are those of a sub-block.
+
+Shapes: N = out features, S = sub-blocks of a row, G = blocks of a row, B = some columns, g = columns of a sub-block.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from quantkit.grids.block_types import BlockParameters, BlockType, half
+
+
+class BlockColumns:
+    """The ColumnGrid of a GGUF type. span is a sub-block; decoded values are float32.
+
+    The scale of a sub-block and its offset may move alone: their integers where the type has sub-blocks, else the
+    block's own float16 numbers.
+    """
+
+    value_dtype = torch.float32
+
+    def __init__(self, type_: BlockType, parameters: BlockParameters, dtype: torch.dtype) -> None:
+        self.type_, self.span, self.dtype = type_, type_.span, dtype
+        d_NG, offset_NG, sub_scale_NS, sub_offset_NS = parameters
+        self.per_block = type_.columns // type_.span
+        self.d_GN, self.offset_GN = half(d_NG).mT.contiguous(), half(offset_NG).mT.contiguous()
+        self.sub_scale_SN, self.sub_offset_SN = sub_scale_NS.mT.contiguous(), sub_offset_NS.mT.contiguous()
+        repeated = [t.repeat_interleave(self.per_block, 0) for t in (self.d_GN, self.offset_GN)]
+        self.min_SN = repeated[1] * self.sub_offset_SN  # what is subtracted, float32
+        scale_SN = repeated[0] * self.sub_scale_SN
+        self.scale_SN, self.inverse_SN, self.shift_SN = (torch.empty_like(scale_SN, dtype=dtype) for _ in range(3))
+        self._set(slice(None), scale_SN)
+
+    def _set(self, s: int | slice, scale: Tensor) -> None:
+        """The scale of sub-blocks (a product of a float16 and a small integer: exact), and what depends on it."""
+        self.scale_SN[s] = scale
+        inverse = (1 / self.scale_SN[s]).nan_to_num_(0.0, 0.0, 0.0)
+        self.inverse_SN[s] = inverse
+        self.shift_SN[s] = inverse * self.min_SN[s]
+
+    def nearest_(self, wanted_N: Tensor, k: int, step_N: Tensor, value_N: Tensor) -> None:
+        s, type_ = k // self.span, self.type_
+        if type_.sub_offset:
+            torch.addcmul(self.shift_SN[s], wanted_N, self.inverse_SN[s], out=step_N)
+        else:
+            torch.mul(wanted_N, self.inverse_SN[s], out=step_N)
+        if type_.codebook:
+            index_N = step_N.clamp_(type_.low, type_.high).sub_(type_.low).mul_(2).int()
+            step_N.copy_(self._half_levels(step_N.device)[index_N])
+        else:
+            step_N.round_().clamp_(type_.low, type_.high)
+        torch.mul(step_N, self.scale_SN[s], out=value_N)  # rounded to float32 once: as `decode` does
+        if type_.sub_offset:
+            value_N.sub_(self.min_SN[s])
+
+    def values(self, step_gN: Tensor, k: int) -> Tensor:
+        s = k // self.span
+        value_gN = (step_gN * self.scale_SN[s]).float()
+        return (value_gN.sub_(self.min_SN[s]) if self.type_.sub_offset else value_gN).to(step_gN.dtype)
+
+    def codes(self, step_BN: Tensor, columns_B: Tensor) -> Tensor:
+        if self.type_.codebook:
+            half_steps = self.type_.half_steps.to(step_BN.device)
+            return half_steps[((step_BN - self.type_.low) * 2).int()].to(torch.uint8)
+        return (step_BN + self.type_.zero).to(torch.uint8)
+
+    def steps(self, codes_BN: Tensor, columns_B: Tensor) -> Tensor:
+        if self.type_.codebook:
+            return self.type_.levels.to(codes_BN.device, self.dtype)[codes_BN.int()]
+        return codes_BN.to(self.dtype).sub_(self.type_.zero)
+
+    def slopes(self, step_gN: Tensor, k: int) -> Sequence[Tensor]:
+        g, offset = k // self.type_.columns, self.type_.sub_offset
+        if not self.type_.nested:
+            return (step_gN, torch.full_like(step_gN, -1)) if offset else (step_gN,)
+        slopes = (step_gN * self.d_GN[g].to(self.dtype),)
+        return (*slopes, -self.offset_GN[g].to(self.dtype).expand_as(step_gN)) if offset else slopes
+
+    def shift(self, k: int, i: int, by_N: Tensor) -> Tensor:
+        part, at, (low, high) = self._parameter(k, i)
+        old_N = part[at].clone()
+        moved_N = old_N + by_N.float()
+        if self.type_.nested:
+            self._store(k, i, moved_N.round_().clamp_(low, high))
+        else:
+            self._store(k, i, half(moved_N))
+        return old_N
+
+    def put_back(self, k: int, i: int, old_N: Tensor, where_N: Tensor) -> None:
+        part, at, _ = self._parameter(k, i)
+        self._store(k, i, torch.where(where_N, old_N, part[at]))
+
+    def put(self, k: int, parameters: BlockParameters) -> None:
+        raise AssertionError("the sub-blocks of a block share its scale: one of them cannot be fitted alone")
+
+    def parameters(self) -> BlockParameters:
+        parts = (self.d_GN, self.offset_GN, self.sub_scale_SN, self.sub_offset_SN)
+        return BlockParameters(*(t.mT.contiguous() for t in parts))
+
+    def _parameter(self, k: int, i: int) -> tuple[Tensor, int, tuple[int, int]]:
+        """Where the i-th parameter of the span at k is kept, and its least and greatest integer."""
+        if self.type_.nested:
+            limits = (0, self.type_.sub_offset) if i else self.type_.sub_scale
+            return (self.sub_offset_SN if i else self.sub_scale_SN), k // self.span, limits
+        return (self.offset_GN if i else self.d_GN), k // self.span, (0, 0)
+
+    def _store(self, k: int, i: int, new_N: Tensor) -> None:
+        s, g = k // self.span, k // self.type_.columns
+        part, at, _ = self._parameter(k, i)
+        part[at] = new_N
+        if i:
+            self.min_SN[s] = self.offset_GN[g] * self.sub_offset_SN[s]
+        self._set(s, self.d_GN[g] * self.sub_scale_SN[s])
+
+    def _half_levels(self, device: torch.device) -> Tensor:
+        return self.type_.half_levels.to(device, self.dtype)
