@@ -113,7 +113,7 @@ class Bench:
     def ours(self, mix: str, calibration: Path, *, recipe: str | None = None) -> tuple[Path, float]:
         """quantkit's file, calibrated on a text: all windows of the tools' context that it has."""
         name = "".join(c if c.isalnum() or c in "_." else "" for c in mix)
-        sets = [f"gguf.mix={mix}", *self.calibrated(calibration), *self.options.set]
+        sets = [f"gguf={{mix: {mix}}}", *self.calibrated(calibration), *self.options.set]
         make = lambda path: self._quantkit(path, recipe or self.options.recipe, sets)  # noqa: E731
         return self._made(f"quantkit-{name}-{calibration.stem}", make)
 
