@@ -113,6 +113,8 @@ def render_plan(plan: Plan, console: Console) -> None:
     console.print(f"{plan.linears} linears: {schemes}; sizes from {seen}", markup=False)
     table = Table("", "estimate", "free", box=None, pad_edge=False)
     table.add_row("output", f"{size_text(plan.bytes_after)} of {size_text(plan.bytes_before)}", "")
+    for name, (count, held) in (plan.types or {}).items():
+        table.add_row(f"  {name}", f"{size_text(held)} in {count} tensors", "")
     table.add_row("bits per quantized weight", f"{plan.bits_per_weight:.3f}", "")
     table.add_row("cache per token", f"{size_text(plan.kv_bytes_per_token)}, {plan.kv_cache}", "")
     if (text := plan.calibration) is not None:
