@@ -2,8 +2,9 @@
 
     python autoround_gguf.py MODEL TEXT OUTPUT.gguf --seq-len 256
 
-Its exporter names the pre-tokenizer by the hash of a fixed text's tokens and stops at a tokenizer it has not met. Here it is
-given a name instead (--pre, one that llama.cpp knows); the weights are as it makes them. All windows of the text are used.
+Its exporter names the pre-tokenizer by the hash of a fixed text's tokens and stops at a tokenizer it has not met. Here
+it is given a name instead (--pre, one that llama.cpp knows); the weights are as it makes them. All windows of the text
+are used.
 """
 
 import argparse

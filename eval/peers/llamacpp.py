@@ -71,6 +71,7 @@ class LlamaCpp:
     def divergence(self, file: Path, logits: Path) -> Divergence:
         """How far the file's predictions are from the original's."""
         arguments = ["-m", file, "--kl-divergence", "--kl-divergence-base", logits, *self._window()]
+        output = ""
         for _ in range(ATTEMPTS):  # on a busy machine the tool may end before its logging thread has printed everything
             output = self._run("llama-perplexity", arguments)[1]
             if LAST_LABEL in output:
@@ -81,7 +82,7 @@ class LlamaCpp:
         return ["-c", self.context, *self._engine()]
 
     def _engine(self) -> list[object]:
-        # Repacked weights take other code for the products, one per processor; AMX's crashes where the kernel refuses tiles.
+        # Repacked weights take another path on each processor; AMX's crashes where the system refuses its tiles.
         return ["-t", self.threads, "--no-repack"]
 
     def _run(self, tool: str, arguments: list[object]) -> tuple[float, str]:
