@@ -5,9 +5,8 @@
 
 Names are imported on first use: `import quantkit` alone loads neither torch nor transformers.
 
-api.py        quantize, quantize_module, save, plan, verify, inspect, convert, recipes from Python
+api.py        quantize, quantize_module, save, plan, verify, inspect, convert, imatrix, recipes from Python
 conversion.py   a quantized folder in another format
-inspection.py   what a folder holds
 errors.py     UserError, RunError
 paths.py      `~` in paths
 suggestions.py    the name that was meant
@@ -17,7 +16,7 @@ progress.py   what a run is doing: a bar, or lines of the log
 device_names.py   devices by name, checked without torch as far as that goes
 library_output.py   bars and warnings of other libraries
 packages: cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verification/ planner/ runtime/
-          report/ texts/
+          inspection/ report/ texts/ gguf_conversion/
 """
 
 import logging
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantkit_eval.evaluation import evaluate
 
-    from quantkit.api import convert, inspect, plan, quantize, quantize_module, save, verify
+    from quantkit.api import convert, imatrix, inspect, plan, quantize, quantize_module, save, verify
     from quantkit.cli.recipe_table import recipes
     from quantkit.errors import RunError, UserError
     from quantkit.recipe.recipe import Recipe
@@ -44,6 +43,7 @@ __all__ = [
     "__version__",
     "convert",
     "evaluate",
+    "imatrix",
     "inspect",
     "load",
     "plan",
@@ -54,7 +54,7 @@ __all__ = [
     "verify",
 ]
 
-_API = ("convert", "inspect", "plan", "quantize", "quantize_module", "save", "verify")
+_API = ("convert", "imatrix", "inspect", "plan", "quantize", "quantize_module", "save", "verify")
 _HOMES = {name: ("quantkit.api", name) for name in _API} | {
     "Recipe": ("quantkit.recipe.recipe", "Recipe"),
     "Report": ("quantkit.report.records", "Report"),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from quantkit.checkpoint.reader import Checkpoint
-    from quantkit.report.conversion_record import ConversionReport
+    from quantkit.report.conversion_record import ConversionReport, ImatrixReport
     from quantkit.report.plan import Plan
     from quantkit.report.records import Report
     from quantkit.runtime.load import CausalLM
@@ -226,7 +226,9 @@ def verify(
     hardware: str | None = None,
     checksums: bool = False,
 ) -> "Verdict":
-    """Whether an engine will load a model folder, on which hardware and with which kernel, from headers and JSON alone.
+    """Whether an engine will load a model folder or a GGUF file, on which hardware and with which kernel.
+
+    From headers and JSON alone; of a GGUF file the scales are read as well.
 
     engine     vllm, sglang, transformers, llama.cpp or tensorrt-llm; None: each of them, and one that loads is enough
     tp         devices each layer is spread over
@@ -234,7 +236,7 @@ def verify(
     checksums  also read every file and compare its sha256 with the report's
 
     Raises UserError for an unknown engine or hardware, a tp below 1, and a path that is no model folder: absent, empty,
-    a GGUF file, a LoRA adapter. A model folder that engines refuse is a verdict, not an error.
+    a LoRA adapter, a file with a damaged GGUF header. A model folder that engines refuse is a verdict, not an error.
     """
     name = _path(path, "path", "a model folder's path")
     from quantkit.checkpoint.early_checks import check_verifiable
@@ -247,8 +249,10 @@ def verify(
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a model folder holds: number formats, bits per weight, bytes by kind, and what is not quantized and why.
 
+    Of a GGUF file: types, bits per weight, keys, shards, and what is odd.
+
     Plain data, as `quantkit inspect --json` prints. No weight is read.
-    Raises UserError for a folder that is not a readable checkpoint.
+    Raises UserError for what is neither a readable checkpoint nor a sound GGUF file.
     """
     name = _path(path, "path", "a model folder's path")
     from quantkit.inspection import inspect_folder
@@ -259,22 +263,72 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
 def convert(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    format: str,
+    format: str | None = None,
     *,
-    requantize: bool = False,
+    requantize: bool | str = False,
+    token_embedding: str | None = None,
+    output_type: str | None = None,
+    pre: str | None = None,
+    max_shard: str | None = None,
 ) -> "ConversionReport":
-    """Write a quantized folder, ours or another tool's, in another format: the same codes and scales exactly.
+    """Write a folder, ours or another tool's, in another format or as a GGUF file: the same codes and scales exactly.
 
-    format      compressed-tensors, awq, gptq, gptq_v2, fp8, fp8_tensor or modelopt
-    requantize  let scales be rounded to numbers that the format can hold; the report says how far
+    output      a new folder, or a new file NAME.gguf
+    format      compressed-tensors, awq, gptq, gptq_v2, fp8, fp8_tensor or modelopt; gguf, or None, for NAME.gguf
+    requantize  let scales be rounded to numbers that the format can hold; the report says how far. For GGUF the name
+                of a mix or of F32, F16 or BF16: all weights are decoded and rounded anew (True: the mix of about as
+                many bits as the folder has). Without it int4 and int8 in symmetric groups of 32, MXFP4 and NVFP4 keep
+                their codes, and dense tensors their dtype; a folder that is not quantized is dense
+    token_embedding, output_type  GGUF types of the embedding table and of the head; None: as stored
+    pre         llama.cpp's name of the pre-tokenizer; None: found by what the tokenizer does
+    max_shard   "4G": several files where one would be larger
 
-    Raises UserError, with nothing left behind, where the source is not quantized or is damaged, where the format cannot
-    hold what is there, or where `output` exists.
+    Raises UserError, with nothing left behind, where the source is damaged or, but for GGUF, not quantized, where the
+    format cannot hold what is there, or where `output` exists.
     """
-    given, place = _path(source, "source", "a model folder's path"), _path(output, "output", "a folder's path")
+    given, place = (
+        _path(source, "source", "a model folder's path"),
+        _path(output, "output", "a folder's or file's path"),
+    )
+    from quantkit.gguf_conversion.choices import Choices, is_gguf
+
+    mix = requantize if isinstance(requantize, str) else "auto" if requantize else None
+    choices = Choices(mix, token_embedding, output_type, pre, max_shard)
+    if is_gguf(Path(place), format):
+        from quantkit.gguf_conversion.convert import convert_to_gguf
+
+        return convert_to_gguf(Path(given), Path(place), choices)
+    choices.refuse()
     from quantkit.conversion import convert as run
 
-    return run(Path(given), Path(place), format, requantize=requantize)
+    return run(Path(given), Path(place), str(format), requantize=bool(requantize))
+
+
+def imatrix(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    calibration: Mapping[str, Any] | None = None,
+    device: "str | torch.device" = "auto",
+    trust_remote_code: bool = False,
+    progress: Mode = "auto",
+) -> "ImatrixReport":
+    """Write an importance matrix for llama.cpp's tools: E[x^2] of each linear's input, as the original model runs.
+
+    model        folder or Hub id, not quantized
+    output       new file, never overwritten: GGUF, or llama.cpp's older form where it ends in .dat
+    calibration  the keys of a recipe's calibration section: data, samples, seq_len, ...
+
+    Raises UserError for bad input and for an architecture without GGUF names, before any weight is read.
+    """
+    name, place = _path(model, "model", "a model folder or a Hub id"), _path(output, "output", "a file's path")
+    recipe = _recipe({"calibration": dict(calibration or {}), "weights": {"algorithm": "gptq"}}, name)
+    check_mode(progress)
+    from quantkit.quantization.imatrix import make_imatrix
+
+    return make_imatrix(
+        recipe, user_path(place), device=_device(device), trust_remote_code=trust_remote_code, progress=progress
+    )
 
 
 def _path(value: Any, what: str, expected: str) -> str:

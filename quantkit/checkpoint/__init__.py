@@ -1,8 +1,14 @@
-"""Bytes on disk: no number format and no recipe is known here.
+"""Bytes on disk: no number format and no recipe is known here, only how many bytes a type takes.
 
 reader.py               a checkpoint's tensors, read lazily, one by one or by rows
 writer.py               safetensors files whose every byte has its place before the first tensor exists
 header.py               safetensors headers and JSON files, read with bounds checks
+gguf_file.py            a GGUF file's keys and tensors, or those of all shards of a model
+gguf_path.py            which .gguf file a path means
+gguf_header.py          GGUF headers, read with bounds checks
+gguf_writer.py          GGUF files, written like the safetensors files above
+gguf_values.py          NaN and Inf in the values of a GGUF file
+preallocation.py        what both writers share: files reserved up front, resumed, finished
 rawio.py                whole reads and writes at an offset
 journal.py              what an interrupted run has finished
 model_folder.py         what a path given as a model is: a model folder, or something else with a name

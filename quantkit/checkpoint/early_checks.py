@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from quantkit.checkpoint.gguf_path import open_found
 from quantkit.checkpoint.model_folder import other_kind
 from quantkit.checkpoint.output_folder import check_output
 from quantkit.checkpoint.quantization_config import quantization_config
@@ -21,6 +22,6 @@ def check_conversion(source: Path, output: Path) -> Checkpoint:
 
 
 def check_verifiable(path: Path) -> None:
-    """UserError for a path that is not a model folder at all; a damaged one is for the verdict."""
-    if (found := other_kind(user_path(path))) is not None:
+    """UserError for a path that is neither a model folder nor a GGUF file; a damaged folder is for the verdict."""
+    if open_found(path) is None and (found := other_kind(user_path(path))) is not None:
         raise UserError(f"{path}: {found}")

@@ -32,8 +32,11 @@ def locate_model(name: str | None, *, weights: bool = True) -> Path:
         return folder
     folder = _download(name, SETTINGS)
     if not (folder / "config.json").exists():
-        what = "GGUF files, which quantkit does not read" if "gguf" in name.lower() else "no config.json"
-        raise UserError(f"{name}: this Hub repository holds {what}\nhint: give the id of the original model")
+        what, more = "no config.json", ""
+        if "gguf" in name.lower():
+            what = "GGUF files, whose weights were rounded already"
+            more = f"; `hf download {name}` fetches the files, which `quantkit inspect`, `verify` and `eval` read"
+        raise UserError(f"{name}: this Hub repository holds {what}\nhint: give the id of the original model{more}")
     check_causal(folder)
     if weights:
         folder = _download(name, WEIGHT_FILES)

@@ -168,7 +168,8 @@ def _is_text(start: bytes) -> bool:
 
 def _gguf(what: str) -> NoModel:
     return NoModel(
-        f"{what}, llama.cpp's own format, which quantkit does not read", f"llama.cpp loads it as it is; else {ORIGINAL}"
+        f"{what}, llama.cpp's own format: its weights were rounded already, and are not quantized again",
+        f"{ORIGINAL}; `quantkit inspect`, `verify` and `eval` read GGUF files, and llama.cpp loads them",
     )
 
 

@@ -131,12 +131,13 @@ def _goes_along(name: str) -> bool:
 
 
 def file_hashes(folder: str | Path) -> dict[str, str]:
-    """File name -> sha256 of every safetensors file of a folder; it reads all of them, a block at a time."""
-    paths = sorted(Path(folder).glob("*.safetensors"))
+    """File name -> sha256 of every safetensors and GGUF file of a folder; it reads them all, a block at a time."""
+    paths = sorted(path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".gguf"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets other threads run
-        return dict(zip((path.name for path in paths), pool.map(_sha256, paths), strict=True))
+        return dict(zip((path.name for path in paths), pool.map(file_hash, paths), strict=True))
 
 
-def _sha256(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """sha256 of a file, read a block at a time."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

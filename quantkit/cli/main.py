@@ -4,8 +4,10 @@ from quantkit.cli.app import app, verb
 from quantkit.cli.environment import env
 from quantkit.cli.evaluate import evaluate
 from quantkit.cli.folders import convert, inspect, verify
+from quantkit.cli.imatrix import imatrix
 from quantkit.cli.quantize import plan, quantize
 from quantkit.cli.recipes import recipes_app
+from quantkit.cli.usage import Convert
 
 VERBS = {
     "quantize": quantize,
@@ -14,9 +16,10 @@ VERBS = {
     "convert": convert,
     "verify": verify,
     "plan": plan,
+    "imatrix": imatrix,
 }
 for name, function in VERBS.items():
-    app.command(name)(verb(function))
+    app.command(name, cls=Convert if name == "convert" else None)(verb(function))
 app.add_typer(recipes_app, name="recipes")
 app.command("env")(verb(env))
 

@@ -1,11 +1,12 @@
 """Mistakes in verbs and options, answered in the words of all other errors: what, then `hint:` with what was meant."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from quantkit.errors import UserError
 from quantkit.suggestions import nearest
@@ -22,6 +23,9 @@ VERB_WORDS = {
     **dict.fromkeys(("export", "transcode"), "convert"),
     **dict.fromkeys(("compress", "oneshot", "run"), "quantize"),
 }
+
+
+MIX = re.compile(r"(i?q|tq|f|bf|mxfp|nvfp)\d\w*|auto", re.IGNORECASE)  # as GGUF's types and mixes are called
 
 
 class Group(TyperGroup):
@@ -43,6 +47,17 @@ class Group(TyperGroup):
             hint = f"did you mean `{ctx.command_path} {meant}`?" if meant in verbs else f"there are {', '.join(verbs)}"
             raise UserError(f"{ctx.command_path} has no verb `{name}`\nhint: {hint}")
         return super().resolve_command(ctx, args)
+
+
+class Convert(TyperCommand):
+    """`--requantize` with or without a value: what follows it is one where it looks like the name of a GGUF type."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        found = []
+        for i, word in enumerate(args):
+            alone = word == "--requantize" and not (args[i + 1 : i + 2] and MIX.fullmatch(args[i + 1]))
+            found += [word, "auto"] if alone else [word]
+        return super().parse_args(ctx, found)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import torch
 from quantkit.errors import UserError
 from quantkit.formats import awq, fp8, gptq, modelopt
 from quantkit.formats.compressed_tensors import tensors as compressed_tensors
+from quantkit.formats.gguf import linears as gguf
 from quantkit.formats.interface import Format as Format
 from quantkit.types import Scheme
 
@@ -16,6 +17,7 @@ FORMATS: dict[str, Format] = {
     "fp8": fp8.BLOCKS,
     "fp8_tensor": fp8.TENSOR,
     "modelopt": modelopt,
+    "gguf": gguf,
 }
 
 

@@ -3,7 +3,8 @@
 The embedding is never loaded either: its rows are read from the file as the calibration tokens ask for them.
 """
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -181,11 +182,22 @@ class StreamedModel:
         for block in self.blocks if rewrite is None else ():  # those of a rewritten model are guarded already
             guard(block)
         self._tables: dict[int, str] = {}  # id of a table that is read row by row -> its checkpoint tensor
+        self._replaced: Mapping[str, Callable[[Tensor], Tensor]] = {}
 
     def with_rewrite(self, rewrite: WeightRewrite) -> "StreamedModel":
         """The same model read through `rewrite`. Both may be used, one at a time: they share the meta model."""
         other = StreamedModel(self.model, self.sources, self.checkpoint, self.dtype, self.device, rewrite)
         other._tables = self._tables
+        return other
+
+    def with_tables(self, tables: Mapping[str, Callable[[Tensor], Tensor]]) -> "StreamedModel":
+        """The same model with other embedding tables: checkpoint tensor -> its rows [n, H] for an index (int64 [n]).
+
+        Both may be used, one at a time, as with `with_rewrite`.
+        """
+        self.fill_surroundings()
+        other = copy.copy(self)
+        other._replaced = tables
         return other
 
     def prefix(self, index: int) -> str:
@@ -316,6 +328,8 @@ class StreamedModel:
 
     def _rows_reader(self, tensor_name: str) -> Callable[[Tensor], Tensor]:
         def rows(ids: Tensor) -> Tensor:
+            if (other := self._replaced.get(tensor_name)) is not None:
+                return other(ids.reshape(-1).cpu()).reshape(*ids.shape, -1).to(self.device, self.dtype)
             table = self.checkpoint.rows(tensor_name, ids.reshape(-1).cpu())
             check_finite(table, tensor_name)
             if self.rewrite is not None:

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from quantkit.ggml_types import QUANTIZED
 from quantkit.grids.dequantize import dequantize
 from quantkit.model.streamed_model import check_finite
 from quantkit.model.weight_sources import TensorSlice
+from quantkit.quantization.gguf_output import GgufOutput
 from quantkit.quantization.run_context import BlockContext, RunContext
 from quantkit.quantization.targets import LinearTarget
 from quantkit.types import ActivationRange, QuantizedWeight
@@ -27,8 +29,12 @@ def copy_unquantized(run: RunContext) -> None:
         for name, _ in block.named_parameters()
         for piece in run.streamed.sources[run.streamed.prefix(index) + name]
     }
+    if isinstance(run.writer, GgufOutput):
+        run.writer.write_extra()
+        plan = run.writer.plan
+        done |= {name for name in plan.places if plan.type_of(name) in QUANTIZED}  # by write_tables
     if rotation is not None:
-        for name in set(rotation.sources):
+        for name in set(rotation.sources) - done:
             for start, rows in rotation.chunks(name):
                 run.writer.write_rows(name, start, rows)
         done |= set(rotation.sources)

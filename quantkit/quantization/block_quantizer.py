@@ -19,6 +19,8 @@ from quantkit.quantization.calibration.kv_scales import cache_places, calibrate
 from quantkit.quantization.calibration.spill import allocate
 from quantkit.quantization.calibration.staged_forward import StagedForward, fits
 from quantkit.quantization.calibration.statistics import OutputDrift, Statistic
+from quantkit.quantization.gguf_output import GgufOutput
+from quantkit.quantization.gguf_tables import quantized_ends, write_tables
 from quantkit.quantization.held_out import HeldOut, Ranges
 from quantkit.quantization.linear_quantizer import block_columns, needs_hessian, needs_of, quantize_group
 from quantkit.quantization.resources import return_pages
@@ -44,16 +46,22 @@ class BlockQuantizer:
         self._threads: StagedForward | None = None
         self._cache_places = cache_places(run.streamed) if run.targets.kv is not None else []
         self._held_out: HeldOut | None = None
+        self._other_embedding = False  # whether the states begin with a quantized embedding
 
     def close(self) -> None:
         """End the threads of the run."""
         if self._threads is not None:
             self._threads.close()
 
-    def copy_unquantized(self) -> None:
-        """Copy every tensor that belongs to no block's parameter."""
+    def copy_unquantized(self, ids_ST: Tensor | None) -> list[LinearRecord]:
+        """Write every tensor that belongs to no block's parameter; returns the records of quantized ones (of a GGUF).
+
+        ids_ST  the calibration tokens, None without any
+        """
         copy_unquantized(self.run)
+        records = write_tables(self.run, ids_ST) if isinstance(self.run.writer, GgufOutput) else []
         self.run.timer.mark("copy")
+        return records
 
     def start_states(self, ids_ST: Tensor | None, held_out_ST: Tensor | None = None) -> None:
         """Compute what reaches block 0 from the calibration tokens and the held-out ones, [samples, seq] each."""
@@ -61,9 +69,14 @@ class BlockQuantizer:
             return
         if held_out_ST is not None:
             self._held_out = HeldOut(self.run, held_out_ST, self._cache_places)
-        self.states = cal.HiddenStates(self.run.streamed, ids_ST, self.run.folder)
+        streamed, _ = quantized_ends(self.run) if self._propagates else (self.run.streamed, None)
+        self.states = cal.HiddenStates(streamed, ids_ST, self.run.folder)
+        self._other_embedding = streamed is not self.run.streamed
         if self._propagates and any(needs_of(linear).original_inputs for linear in self.run.targets.linears):
-            self.original = self.states.fork(self.run.folder)
+            if self._other_embedding:
+                self.original = cal.HiddenStates(self.run.streamed, ids_ST, self.run.folder)
+            else:
+                self.original = self.states.fork(self.run.folder)
         self.run.timer.mark("embed")
 
     def replay(self, index: int) -> None:
@@ -212,7 +225,7 @@ class BlockQuantizer:
             # An expert's tokens differ between the two streams, so there is no pair to compare.
             if any(needs_of(linear).original_inputs for linear in members) and members[0].site.index is None
         }
-        if context.index == 0:
+        if context.index == 0 and not self._other_embedding:
             wanted -= {0}  # nothing is quantized before it: both streams are the same
         inputs: dict[int, Tensor] = {}
 

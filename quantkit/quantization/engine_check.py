@@ -21,6 +21,8 @@ def check_engine(
     tensors: those of the source; config: the output's config.json without quantization_config.
     UserError where the format cannot describe the result, or the recipe's engine would refuse it.
     """
+    if recipe.gguf is not None:  # each tensor's header says its type, and llama.cpp alone reads it
+        return []
     format_, engine = FORMATS[recipe.output.format], recipe.output.engine
     settings = quantization_config(targets, format_)
     if engine is None:

@@ -17,6 +17,7 @@ from quantkit.grids.activations import KVRange, fake_quantize, quantize_kv
 from quantkit.model.matmul_tracing import TraceMatmuls, WeightKey
 from quantkit.model.model_ends import HEAD_BYTES, logits
 from quantkit.quantization.calibration.hidden_states import HiddenStates
+from quantkit.quantization.gguf_tables import quantized_ends
 from quantkit.quantization.run_context import BlockContext, RunContext
 from quantkit.report.records import HeldOutRecord
 from quantkit.types import ActivationRange, KVSpec
@@ -54,7 +55,11 @@ class HeldOut:
         """ids_ST int64 [windows, seq]; cache_places of the blocks, empty where the cache stays as it is."""
         self.run, self.places = run, cache_places
         self.original = HiddenStates(run.streamed, ids_ST, run.folder)
-        self.quantized = self.original.fork(run.folder)
+        streamed, self.head = quantized_ends(run)
+        if streamed is run.streamed:
+            self.quantized = self.original.fork(run.folder)
+        else:
+            self.quantized = HiddenStates(streamed, ids_ST, run.folder)
 
     def run_original(self, context: BlockContext) -> None:
         """Advance the original stream; the block's weights are those of the original model."""
@@ -92,15 +97,22 @@ class HeldOut:
         total = agree = 0.0
         for start in range(0, M, step):
             pair = [states[start : start + step] for states in leaving]
-            both = logits(self.run.streamed, torch.stack(pair))  # the head is read once for the two
+            both = self._logits(pair)
             if both is None:
                 return None
-            log_p, log_q = both.float().log_softmax(-1)
+            log_p, log_q = (each.float().log_softmax(-1) for each in both)
             del both
             p = log_p.exp()
             total += float(torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dtype=torch.float64))
             agree += float((log_p.argmax(-1) == log_q.argmax(-1)).sum())
         return HeldOutRecord(M, total / M, agree / M)
+
+    def _logits(self, pair: list[Tensor]) -> Tensor | list[Tensor] | None:
+        """Logits of the original's and the quantized model's states [m, H]; None where there are none."""
+        if self.head is None:
+            return logits(self.run.streamed, torch.stack(pair))  # the head is read once for the two
+        each = [logits(self.run.streamed, pair[0][None]), logits(self.run.streamed, pair[1][None], self.head)]
+        return None if each[0] is None or each[1] is None else [each[0][0], each[1][0]]
 
     def _leaving(self, states: HiddenStates) -> Tensor:
         """What leaves the last block [M, H], in the basis of the model as it is stored."""

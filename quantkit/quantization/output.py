@@ -18,7 +18,7 @@ from quantkit.quantization.run_context import RunContext
 from quantkit.quantization.targets import LinearTarget, Targets
 from quantkit.quantization.transforms.rotation import ModelRotation
 from quantkit.report.block_records import BlockRecord, LinearRecord, RejectedFold, SkippedLinear
-from quantkit.report.records import CalibrationRecord, HeldOutRecord, Report
+from quantkit.report.records import CalibrationRecord, GgufRecord, HeldOutRecord, Report
 
 
 def write_side_files(
@@ -53,6 +53,7 @@ def make_report(
     advice: Sequence[str],
     bytes_after: int,
     files: dict[str, str],
+    gguf: GgufRecord | None = None,
 ) -> Report:
     """What was done to which linear, what was not and why, at which cost.
 
@@ -80,6 +81,7 @@ def make_report(
         bytes_after=bytes_after,
         blocks=tuple(blocks),
         held_out=held_out,
+        gguf=gguf,
         skipped=tuple(SkippedLinear(name, reason) for name, reason in targets.skipped),
         rotation=None if run.rotation is None else run.rotation.report(),
         kv_cache=None if targets.kv is None else str(targets.kv),

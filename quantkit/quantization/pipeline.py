@@ -42,12 +42,14 @@ from quantkit.quantization.calibration.widest import widest_input
 from quantkit.quantization.early_checks import check_before_torch, check_given, partial_folder, recipe_settings
 from quantkit.quantization.engine_check import check_engine, check_result
 from quantkit.quantization.held_out import windows_for
+from quantkit.quantization.gguf_layout import candidate_types, file_metadata, plan_for
+from quantkit.quantization.gguf_output import GgufOutput
 from quantkit.quantization.output import (
     make_report,
     write_report,
     write_side_files,
 )
-from quantkit.quantization.output_layout import file_layout, output_bytes
+from quantkit.quantization.output_layout import file_layout
 from quantkit.quantization.resources import (
     StageTimer,
     reuse_pages,
@@ -57,7 +59,7 @@ from quantkit.quantization.targets import resolve_targets
 from quantkit.quantization.transforms.rotation import ModelRotation
 from quantkit.recipe.recipe import Recipe
 from quantkit.recipe.sections import Calibration
-from quantkit.report.block_records import BlockRecord
+from quantkit.report.block_records import BlockRecord, LinearRecord
 from quantkit.report.records import CalibrationRecord, CalibrationSource, Report
 from quantkit.verification import file_hashes
 
@@ -113,11 +115,15 @@ def _run(
     rotation = rotation_for(recipe, streamed, graphs)
     if rotation is not None:
         streamed = streamed.with_rewrite(rotation)
-    targets = resolve_targets(recipe, graphs, streamed, [] if rotation is None else rotation.layouts)
-    format_ = FORMATS[recipe.output.format]
+    extra = [] if rotation is None else rotation.layouts
     config = dict(checkpoint.config) if rotation is None else rotation.config(checkpoint.config)
+    stored = checkpoint.tensors | {layout.name: layout for layout in extra}
+    plan = None if recipe.gguf is None else plan_for(recipe, config, stored)
+    targets = resolve_targets(recipe, graphs, streamed, extra, None if plan is None else candidate_types(plan))
+    format_ = FORMATS[recipe.output.format]
     advice = [*remarks, *check_engine(recipe, targets, checkpoint.tensors, config)]
-    units = file_layout(checkpoint.tensors, targets, format_)
+    if plan is not None:
+        plan = plan.with_dense((f"{name}.weight" for name, _ in targets.skipped), stored)
     key = run_key(recipe, checkpoint, None if tokens is None else tokens.ids_ST, streamed.device)
     timer.mark("trace")
 
@@ -125,7 +131,12 @@ def _run(
     journal = Journal(partial, key, restart=restart)
     begun = bool(journal.entries)
     try:
-        writer = ShardWriter(partial, units, int(recipe.output.max_shard_gb * 1e9))
+        shard = int(recipe.output.max_shard_gb * 1e9)
+        if plan is None:
+            writer = ShardWriter(partial, file_layout(checkpoint.tensors, targets, format_), shard)
+        else:
+            metadata = file_metadata(plan, recipe, checkpoint.folder, _calibration(tokens))
+            writer = GgufOutput(partial, plan, metadata, shard)
         if begun and writer.created:
             raise UserError(f"{partial}: files of the unfinished run are gone; pass --restart to start again")
         run = RunContext(recipe, streamed, graphs, targets, format_, writer, partial, timer, rotation)
@@ -146,11 +157,13 @@ def _run(
         if useless and not begun:
             shutil.rmtree(partial)
         raise
-    write_side_files(checkpoint, partial, format_, targets, rotation)
+    if plan is None:
+        write_side_files(checkpoint, partial, format_, targets, rotation)
     timer.mark("write")
     records = [BlockRecord.from_json(entry) for entry in journal.entries[1:]]
+    gguf = None if plan is None else plan.record(map(LinearRecord.from_json, journal.entries[0]["tables"]))
     report = make_report(
-        run, key, _calibration(tokens), records, held_out, advice, output_bytes(units), file_hashes(partial)
+        run, key, _calibration(tokens), records, held_out, advice, writer.data_bytes, file_hashes(partial), gguf
     )
     write_report(partial, report)
     check_result(recipe, partial)
@@ -193,9 +206,9 @@ def _calibration(tokens: CalibrationTokens | None) -> CalibrationRecord | None:
 def _resume(blocks: BlockQuantizer, journal: Journal, tokens: CalibrationTokens | None, bar: Progress) -> None:
     """Copy what lies outside the blocks, and replay the blocks in the journal, so that the next one can start."""
     if not journal.entries:
-        blocks.copy_unquantized()
+        records = blocks.copy_unquantized(None if tokens is None else tokens.ids_ST)
         blocks.run.writer.sync()
-        journal.append({"block": None})
+        journal.append({"block": None, "tables": [record.to_json() for record in records]})
     if tokens is not None:
         blocks.start_states(tokens.ids_ST, tokens.held_out_HT)
     for entry in journal.entries[1:]:

@@ -9,6 +9,7 @@ from quantkit.checkpoint.writer import ShardWriter
 from quantkit.formats import Format
 from quantkit.model.block_graph import BlockGraph
 from quantkit.model.streamed_model import StreamedModel
+from quantkit.quantization.gguf_output import GgufOutput
 from quantkit.quantization.resources import StageTimer
 from quantkit.quantization.targets import LinearTarget, Targets
 from quantkit.quantization.transforms.rotation import ModelRotation
@@ -28,7 +29,7 @@ class RunContext:
     graphs: list[BlockGraph]
     targets: Targets
     format: Format
-    writer: ShardWriter
+    writer: ShardWriter | GgufOutput
     folder: Path
     timer: StageTimer
     rotation: ModelRotation | None = None

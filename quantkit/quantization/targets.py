@@ -16,6 +16,7 @@ from quantkit.algorithms import ALGORITHMS
 from quantkit.checkpoint.header import TensorLayout
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, holders
+from quantkit.ggml_types import QUANTIZED
 from quantkit.model.block_graph import BlockGraph
 from quantkit.model.matmul_tracing import LinearSite
 from quantkit.model.streamed_model import StreamedModel
@@ -24,7 +25,7 @@ from quantkit.quantization.calibration.kv_scales import scale_layouts
 from quantkit.quantization.dense_modules import Coverage, coverage, dense_modules, ignored_names
 from quantkit.recipe.number_formats import Activations, KVCache, Weights
 from quantkit.recipe.recipe import Recipe
-from quantkit.types import BLOCK, ActivationSpec, KVSpec, Scheme, TensorSpec
+from quantkit.types import BLOCK, ActivationSpec, KVSpec, Scheme, TensorSpec, block_spec
 
 FLOAT_SCALES = {"nvfp4": "e4m3", "mxfp4": "e8m0", "mxfp8": "e8m0"}  # all others are plain
 
@@ -138,17 +139,21 @@ class Resolved:
 
 
 def resolve_targets(
-    recipe: Recipe, graphs: list[BlockGraph], streamed: StreamedModel, extra: list[TensorLayout]
+    recipe: Recipe,
+    graphs: list[BlockGraph],
+    streamed: StreamedModel,
+    extra: list[TensorLayout],
+    types: Mapping[str, str] | None = None,
 ) -> Targets:
     """Resolve the recipe against every linear of a traced model.
 
-    extra: tensors that a rotation adds to those of the source. UserError naming every misfit.
+    extra: tensors that a rotation adds to those of the source; types as in `resolve`. UserError naming every misfit.
     """
     tensors = streamed.checkpoint.tensors
     stored = tensors | {layout.name: layout for layout in extra}
     candidates, reasons = _candidates(graphs, streamed)
     never = dense_modules(streamed.model, streamed.sources, stored, {c.name for c in candidates}, reasons)
-    found = resolve(recipe, candidates, never)
+    found = resolve(recipe, candidates, never, types)
     kv_scales = []
     if found.kv is not None:
         kv_scales = scale_layouts(found.kv, FORMATS[recipe.output.format].KV_NAMES, streamed)
@@ -201,9 +206,15 @@ def _own_shape(streamed: StreamedModel, block: int, site: LinearSite, rows: slic
     return len(range(N)[rows]), K
 
 
-def resolve(recipe: Recipe, candidates: Iterable[Candidate], never: Mapping[str, str]) -> Resolved:
+def resolve(
+    recipe: Recipe,
+    candidates: Iterable[Candidate],
+    never: Mapping[str, str],
+    types: Mapping[str, str] | None = None,
+) -> Resolved:
     """What the recipe does to each candidate; never: name -> reason of the matrices no recipe can quantize.
 
+    types: of a GGUF's tensors, by candidate.
     UserError for patterns without effect, and naming every misfit: group sizes that do not divide, schemes the format
     cannot hold, options that exclude each other.
     """
@@ -223,6 +234,16 @@ def resolve(recipe: Recipe, candidates: Iterable[Candidate], never: Mapping[str,
             continue
         if candidate.limit is not None:
             raise UserError(candidate.limit)
+        if types is not None:
+            if types[name] not in QUANTIZED:
+                skipped.append((name, f"its type is {types[name]}"))
+                continue
+            spec = block_spec(types[name])
+            if problem := _refusal(weights, Scheme(spec), candidate, recipe.output.format):
+                refused.setdefault(problem, name)
+                continue
+            linears.append(_target(candidate, weights, None, Scheme(spec), torch.float32))
+            continue
         spec, size = weight_spec(weights), weights.group_columns
         if size != -1 and K % size and spec.scale_rows == 1:
             if weights.on_misfit == "skip":
@@ -244,21 +265,8 @@ def resolve(recipe: Recipe, candidates: Iterable[Candidate], never: Mapping[str,
         if problem := _refusal(weights, scheme, candidate, recipe.output.format):
             refused.setdefault(problem, name)
             continue
-        linears.append(
-            LinearTarget(
-                name,
-                candidate.block,
-                candidate.site,
-                candidate.rows,
-                candidate.shape,
-                candidate.dtype,
-                None,
-                weights,
-                activations,
-                scheme,
-                format_.scale_dtype(scheme, candidate.dtype),
-            )
-        )
+        scale_dtype = format_.scale_dtype(scheme, candidate.dtype)
+        linears.append(_target(candidate, weights, activations, scheme, scale_dtype))
     problems = [_misfit_message(misfits, len(candidates))] if misfits else []
     problems += [f"{message} ({name})" for message, name in refused.items()]
     if problems:
@@ -267,6 +275,17 @@ def resolve(recipe: Recipe, candidates: Iterable[Candidate], never: Mapping[str,
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
         raise UserError(f"no linear is left to quantize ({reasons or 'none was found in the decoder blocks'})")
     return Resolved(linears, skipped, notes, kv)
+
+
+def _target(
+    candidate: Candidate,
+    weights: Weights,
+    activations: Activations | None,
+    scheme: Scheme,
+    scale_dtype: torch.dtype,
+) -> LinearTarget:
+    where = (candidate.name, candidate.block, candidate.site, candidate.rows, candidate.shape, candidate.dtype, None)
+    return LinearTarget(*where, weights, activations, scheme, scale_dtype)
 
 
 def _refusal(weights: Weights, scheme: Scheme, candidate: Candidate, format_name: str) -> str | None:

@@ -23,8 +23,6 @@ def explain(error: Any, root: type[BaseModel]) -> str:
             return "this key is required"
         case "literal_error":
             expected = context["expected"].replace(" or ", ", ").replace("'", "")
-            if path[-1] == "format" and str(given).lower() == "gguf":
-                return f"GGUF is not supported yet; possible are {expected}"
             hint = did_you_mean(str(given), expected.split(", "))
             return f"unknown value {str(given)[:60]!r}{hint}" if hint else f"{got}; must be one of {expected}"
         case "whole_or_auto":

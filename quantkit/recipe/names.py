@@ -1,11 +1,11 @@
 """Which shipped recipe a name means: its own in any spelling, a scheme's, or a word of another tool."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from quantkit.errors import UserError
 from quantkit.paths import user_path
+from quantkit.recipe import gguf_names
 from quantkit.recipe.number_formats import PRESETS
 from quantkit.suggestions import nearest, plain
 
@@ -48,8 +48,6 @@ ELSEWHERE = {
     **dict.fromkeys(("nf4", "fp4", "bnb", "bnb-4bit", "bitsandbytes", "hqq", "eetq"), "gptq-w4a16"),
     **dict.fromkeys(("autoround", "auto-round", "aqlm", "quip", "exl2", "exl3", "omniquant"), "gptq-w4a16"),
 }
-GGUF = re.compile(r"(?:ud-)?(?:i?q|tq)([1-8])(?:-[0-9a-z]+)*")
-BY_BITS = {1: "gptq-w3a16", 2: "gptq-w3a16", 3: "gptq-w3a16", 4: "gptq-w4a16", 5: "gptq-w4a16-g32"}  # else 8 bits
 
 
 def shipped() -> dict[str, Path]:
@@ -82,9 +80,10 @@ def scheme_named(text: str) -> str:
     for scheme in PRESETS:
         if plain(scheme) == wanted:
             return scheme
-    if problem := _gguf(text):
+    known = shipped()
+    meant = WORDS.get(wanted) or (wanted if wanted in known else None) or gguf_names.recipe_of(text, known)
+    if meant is None and (problem := gguf_names.explain(text, known)):
         raise UserError(problem)
-    meant = WORDS.get(wanted) or (wanted if wanted in shipped() else None)
     scheme = next((scheme for scheme, recipe in BEST.items() if recipe == meant), None)
     if meant is not None:
         hint = f"`--scheme {scheme}`, or `--recipe {meant}`" if scheme else f"pass `--recipe {meant}` in its place"
@@ -97,25 +96,14 @@ def scheme_named(text: str) -> str:
 
 def _meant(name: str) -> str | None:
     """The shipped recipe that a name in another spelling, a scheme or a word stands for."""
-    wanted = plain(name)
+    wanted, known = plain(name), shipped()
     by_scheme = {plain(scheme): recipe for scheme, recipe in BEST.items()}
-    by_name = {plain(recipe): recipe for recipe in shipped()}
-    return by_name.get(wanted) or by_scheme.get(wanted) or WORDS.get(wanted)
-
-
-def _gguf(name: str) -> str | None:
-    """What to say of a type of llama.cpp's; None for any other name."""
-    wanted = plain(name).removeprefix("gguf:").removeprefix("gguf-")
-    found = GGUF.fullmatch(wanted)
-    if not found and not plain(name).startswith("gguf"):
-        return None
-    recipe = BY_BITS.get(int(found[1]), "rtn-w8a16") if found else BY_BITS[4]
-    hint = f"the nearest recipe is `{recipe}`; for a GGUF, use llama.cpp's own converter on the original model"
-    return f"`{name}` is a type of llama.cpp's: GGUF is not supported yet\nhint: {hint}"
+    by_name = {plain(recipe): recipe for recipe in known}
+    return by_name.get(wanted) or by_scheme.get(wanted) or WORDS.get(wanted) or gguf_names.recipe_of(name, known)
 
 
 def _unknown(name: str, path: Path, known: Mapping[str, Path]) -> str:
-    if problem := _gguf(name):
+    if problem := gguf_names.explain(name, known):
         return problem
     if other := ELSEWHERE.get(plain(name)):
         return f"`{name}` is no recipe of quantkit's\nhint: the nearest is `{other}`; `quantkit recipes` lists all"

@@ -18,6 +18,7 @@ from quantkit.recipe.algorithms import (
     Strict,
     Transform,
 )
+from quantkit.recipe.gguf import Gguf, gguf_conflicts
 from quantkit.recipe.messages import did_you_mean
 from quantkit.recipe.number_formats import Activations, KVCache, SchemeName, Weights, contradictions, open_scheme
 from quantkit.recipe.sections import Calibration, Output, Override, Pattern, matches, merged
@@ -48,6 +49,8 @@ class Recipe(Strict):
     """Linears left as they are: exact names, `re:` expressions or class names, as in overrides."""
     propagate: Literal["quantized", "original"] = "quantized"
     """Whether a block is calibrated on the outputs of the quantized blocks before it, or of the original ones."""
+    gguf: Gguf | None = None
+    """Makes a GGUF file: the name of a mix like q4_k_m, or a mapping. null: the result is a folder of safetensors."""
     output: Output = Output()
 
     def __init__(self, /, **data: Any) -> None:
@@ -69,6 +72,8 @@ class Recipe(Strict):
     @classmethod
     def _open(cls, data: Any) -> Any:
         data = open_scheme(data)
+        if isinstance(data, Mapping) and data.get("gguf") is not None and isinstance(data.get("output", {}), Mapping):
+            data = {**data, "output": {"format": "gguf", **data.get("output", {})}}
         if isinstance(data, Mapping) and "calibration" not in data and uncalibrated({**data, "calibration": None}):
             return {**data, "calibration": {}}
         return data
@@ -172,7 +177,7 @@ def cross_checks(data: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
     for i, override in enumerate(overrides if isinstance(overrides, list) else []):
         if isinstance(override, Mapping):
             found += [(("overrides", i, *path), message) for path, message in contradictions(override)]
-    return found + uncalibrated(data)
+    return found + list(gguf_conflicts(data)) + uncalibrated(data)
 
 
 def uncalibrated(data: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:

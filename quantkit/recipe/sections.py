@@ -174,10 +174,10 @@ class Override(Strict):
 class Output(Strict):
     """How the result is written."""
 
-    format: Literal["compressed-tensors", "awq", "gptq", "gptq_v2", "fp8", "fp8_tensor", "modelopt"] = (
+    format: Literal["compressed-tensors", "awq", "gptq", "gptq_v2", "fp8", "fp8_tensor", "modelopt", "gguf"] = (
         "compressed-tensors"
     )
-    """Layout of the packed tensors."""
+    """Layout of the packed tensors; gguf goes with the section of that name."""
     engine: Literal["vllm", "sglang", "transformers", "llama.cpp", "tensorrt-llm"] | None = None
     """The engine it is for: its rules are checked before any work starts."""
     tp: int = Field(default=1, ge=1, le=1024)

@@ -82,6 +82,33 @@ class CalibrationRecord:
         return CalibrationRecord(section["sha256"], section["samples"], section["seq_len"], section["bos"], sources)
 
 
+@dataclass(frozen=True, slots=True)
+class GgufRecord:
+    """What a GGUF file holds.
+
+    types   type -> (tensors, bytes) of all tensors; bits_per_weight: of all of them together
+    tables  the embedding and the head, where they are quantized
+    """
+
+    types: dict[str, tuple[int, int]]
+    bits_per_weight: float
+    tables: tuple[LinearRecord, ...] = ()
+
+    def to_json(self) -> Json:
+        """Its place in the report."""
+        return {
+            "types": {name: {"tensors": count, "bytes": size} for name, (count, size) in self.types.items()},
+            "bits_per_weight": self.bits_per_weight,
+            "tables": [record.to_json() for record in self.tables],
+        }
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> "GgufRecord":
+        """The inverse of `to_json`."""
+        types = {name: (one["tensors"], one["bytes"]) for name, one in found["types"].items()}
+        return GgufRecord(types, found["bits_per_weight"], tuple(map(LinearRecord.from_json, found["tables"])))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What a quantization run did: to which linear, what it left out and why, at which cost; enough to run it again.
@@ -93,6 +120,7 @@ class Report:
     weights_quantized   share of the decoder's linear weights; bits_per_weight of these, scales and zero points included
     bytes_before, bytes_after   tensor data of the source and of the output
     rotation            what the rotation turned and proved, None without one; kv_cache the cache's scheme, None: as is
+    gguf                what a GGUF file holds; None for a folder of safetensors
     held_out            beside the original on text that was not calibrated on; None where nothing was calibrated
     seconds             by stage; files: sha256 of every file of the output
     """
@@ -112,6 +140,7 @@ class Report:
     bytes_after: int
     blocks: tuple[BlockRecord, ...]
     held_out: HeldOutRecord | None = None
+    gguf: GgufRecord | None = None
     skipped: tuple[SkippedLinear, ...]
     rotation: Json | None
     kv_cache: str | None
@@ -159,6 +188,7 @@ class Report:
             "bytes_after": self.bytes_after,
             "output_error": self.output_error,
             "held_out": None if self.held_out is None else self.held_out.to_json(),
+            "gguf": None if self.gguf is None else self.gguf.to_json(),
             "linears": [{"block": block.block, **one.to_json()} for block in self.blocks for one in block.linears],
             "skipped": [{"name": one.name, "reason": one.reason} for one in self.skipped],
             "folds": [{"block": block.block, **fold.to_json()} for block in self.blocks for fold in block.folds],
@@ -181,6 +211,7 @@ class Report:
             made = {
                 "calibration": None if calibration is None else CalibrationRecord.from_json(calibration),
                 "held_out": None if (held := content["held_out"]) is None else HeldOutRecord.from_json(held),
+                "gguf": None if (gguf := content.get("gguf")) is None else GgufRecord.from_json(gguf),
                 "blocks": _blocks(content["linears"], content["folds"]),
                 "skipped": tuple(SkippedLinear(**one) for one in content["skipped"]),
                 "folds_rejected": tuple(RejectedFold(**one) for one in content["folds_rejected"]),

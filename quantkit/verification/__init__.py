@@ -11,14 +11,16 @@ scales.py    values of scales, zero points and caches
 values.py    numbers read with numpy, without torch
 config/      what a quantization_config declares
 engines/     what each engine accepts
+gguf/        the same of a GGUF file
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from quantkit.checkpoint.gguf_header import GgufFile
 from quantkit.checkpoint.output_folder import (
     file_hashes,
 )
@@ -28,7 +30,7 @@ from quantkit.errors import UserError
 from quantkit.paths import user_path
 from quantkit.suggestions import unknown
 from quantkit.verification import files as files
-from quantkit.verification import scales
+from quantkit.verification import gguf, scales
 from quantkit.verification import tensors as layouts
 from quantkit.verification.config.other_methods import METHODS, make_subject
 from quantkit.verification.engines import hardware as machines
@@ -190,16 +192,30 @@ def verify_folder(
     folder = user_path(path)
     _check_arguments(engine, tp)
     machine = None if hardware is None else machines.find_machine(hardware)
-    shared, checkpoint = _open(folder)
-    if checksums:
-        shared += files.check_hashes(folder)
-    parts = None if checkpoint is None else _read_parts(folder, checkpoint, shared)
-    results = {name: _verify(folder, name, tp, shared, parts, machine) for name in ([engine] if engine else ENGINES)}
+    names = [engine] if engine else ENGINES
+    if (file := gguf.open_file(folder)) is not None:
+        shared, results = _verify_gguf(folder, file, names, machine, checksums=checksums)
+    else:
+        shared, checkpoint = _open(folder)
+        if checksums:
+            shared += files.check_hashes(folder)
+        parts = None if checkpoint is None else _read_parts(folder, checkpoint, shared)
+        results = {name: _verify(folder, name, tp, shared, parts, machine) for name in names}
     if engine:
         return results[engine]
     verdicts = [result.verdict for result in results.values()]
     verdict = "loads" if "loads" in verdicts else "unknown" if "unknown" in verdicts else "refused"
     return Verdict(str(folder), None, tp, verdict, _sorted(shared), [], {}, results)
+
+
+def _verify_gguf(
+    folder: Path, file: GgufFile | Finding, engines: Sequence[str], machine: str | None, *, checksums: bool
+) -> tuple[list[Finding], dict[str, Verdict]]:
+    """What concerns every reader, and the verdict of each engine."""
+    if isinstance(file, Finding):
+        return [file], {name: gguf.judge(folder, file, name, [], machine) for name in engines}
+    shared = gguf.read_shared(file) + (files.check_hashes(file.path.parent) if checksums else [])
+    return shared, {name: gguf.judge(folder, file, name, _sorted(shared), machine) for name in engines}
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +266,6 @@ def _read_parts(folder: Path, checkpoint: Checkpoint, shared: list[Finding]) -> 
 def _verify(
     folder: Path, engine: str, tp: int, shared: list[Finding], parts: _Parts | None, machine: str | None
 ) -> Verdict:
-    if engine == "llama.cpp":  # GGUF is its own format; it is only not judged here
-        shared = [replace(finding, level="info") if finding.rule == "gguf" else finding for finding in shared]
     found, subject = list(shared), None
     if parts is not None:
         subject = _subject(parts.qc or {}, parts.shapes, parts.linears, parts.checkpoint.config, engine, tp)

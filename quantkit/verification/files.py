@@ -26,10 +26,6 @@ INDEX = "model.safetensors.index.json"
 REPORT = "quantkit-report.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
-_GGUF = (
-    "this is GGUF, which llama.cpp reads and quantkit verify does not judge",
-    "load it with llama.cpp, or verify the Hugging Face folder it was made from",
-)
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 _FETCH = "the folder is incomplete or damaged: fetch or export it again"
 
@@ -38,8 +34,6 @@ def not_a_model(folder: Path) -> Finding | None:
     """Why this path cannot be a model folder at all; None where it may be one."""
     where, remedy = str(folder), "give the path of a model folder: config.json beside model.safetensors"
     if folder.is_file():
-        if folder.suffix.lower() == ".gguf" or _starts(folder, b"GGUF"):
-            return error("gguf", where, *_GGUF)
         return error("no-folder", where, "it is a file, not a folder", remedy)
     if not folder.is_dir():
         return error("no-folder", where, "there is no such folder", remedy)
@@ -51,22 +45,12 @@ def not_a_model(folder: Path) -> Finding | None:
     if adapter := next((name for name in names if name.startswith(("adapter_model.", "adapter_config."))), None):
         message = "this is an adapter (LoRA), not a model: its weights mean nothing without the base model"
         return error("adapter", adapter, message, "merge it into its base model and verify the merged folder")
-    if gguf := next((name for name in names if name.lower().endswith(".gguf")), None):
-        return error("gguf", gguf, *_GGUF)
     if not names:
         return error("no-folder", where, "the folder is empty", remedy)
     weights = [name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".onnx"))]
     what = f"; it holds {some(weights)}" if weights else ""
     message = f"there is neither model.safetensors nor {INDEX}, nor either under the name pytorch_model{what}"
     return error("no-weights", where, message, remedy)
-
-
-def _starts(path: Path, magic: bytes) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(magic)) == magic
-    except OSError:
-        return False
 
 
 def check_files(folder: Path) -> list[Finding]:

@@ -66,5 +66,7 @@ def test_weights_are_fetched_only_of_causal_models(tmp_path: Path, monkeypatch: 
 
 def test_a_repository_of_gguf_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_hub(monkeypatch, tmp_path / "snapshots/abc", None)
-    with pytest.raises(UserError, match="holds GGUF files, which quantkit does not read\nhint: give the id of the"):
+    with pytest.raises(
+        UserError, match="holds GGUF files, whose weights were rounded already\nhint: give the id of the"
+    ):
         hub.locate_model("org/name-GGUF")

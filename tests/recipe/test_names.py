@@ -65,16 +65,60 @@ def test_a_recipe_is_found_in_any_spelling(given: str, tmp_path: Path, monkeypat
         assert find(given) == Path(given)
 
 
-GGUF = {"q4_k_m": "gptq-w4a16", "Q8_0": "rtn-w8a16", "IQ3_XXS": "gptq-w3a16", "UD-Q4_K_XL": "gptq-w4a16"}
-GGUF |= {"q2_k": "gptq-w3a16", "Q6_K": "rtn-w8a16", "q5_k_s": "gptq-w4a16-g32", "TQ1_0": "gptq-w3a16"}
-GGUF |= {"GGUF:Q4_K_M": "gptq-w4a16", "gguf": "gptq-w4a16"}
+MIXES = ("q4_k_m", "q5_k_m", "q3_k_m", "q4_0", "q8_0", "iq4_xs", "4.5bpw")
+SPELLINGS = {"q4_k_m": "q4_k_m", "Q4_K_M": "q4_k_m", "gguf:q4_k_m": "q4_k_m", "GGUF:Q4_K_M": "q4_k_m"}
+SPELLINGS |= {"gguf-q4-k-m": "q4_k_m", "gguf_q5_k_m": "q5_k_m", "gguf-q5_k_m": "q5_k_m", "Q8_0": "q8_0"}
+SPELLINGS |= {"Q4_K": "q4_k_m", "IQ4_XS": "iq4_xs", "4.5bpw": "4.5bpw", "gguf:Q3_K": "q3_k_m", "q4-0": "q4_0"}
 
 
-@pytest.mark.parametrize("given", GGUF)
-def test_types_of_gguf_are_told_apart(given: str) -> None:
+@pytest.fixture
+def with_gguf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the recipes of GGUF were the only ones of that kind, whichever are shipped."""
+    known = {name: path for name, path in shipped().items() if not name.startswith("gguf-")}
+    known |= {f"gguf-{mix}": Path(f"/recipes/gguf-{mix}.yaml") for mix in MIXES}
+    monkeypatch.setattr("quantkit.recipe.names.shipped", lambda: known)
+
+
+@pytest.mark.usefixtures("with_gguf")
+@pytest.mark.parametrize("given", SPELLINGS)
+def test_mixes_of_gguf_are_recipes_in_any_spelling(given: str) -> None:
+    assert find(given).stem == f"gguf-{SPELLINGS[given]}"
+    with pytest.raises(UserError, match=f"no scheme named `{given}`\nhint: pass `--recipe gguf-{SPELLINGS[given]}`"):
+        scheme_named(given)
+
+
+SET = "`--recipe gguf-q4_k_m --set gguf.mix={}`"
+WITHOUT_RECIPE = {
+    "q6_k": ("no recipe is shipped for `q6_k`", SET.format("q6_k")),
+    "Q4_K_S": ("no recipe is shipped for `Q4_K_S`", SET.format("q4_k_s")),
+    "gguf-iq4_nl": ("no recipe is shipped", SET.format("iq4_nl")),
+    "gguf:f16": ("is not a mix", "`--recipe gguf-q4_k_m`"),
+    "3.5bpw": ("no recipe is shipped for 3.5 bits", "--set 'gguf.mix={bits_per_weight: 3.5}'`"),
+    "gguf": ("is a file format", "`--recipe gguf-q4_k_m`"),
+    "IQ3_XXS": ("`IQ3_XXS` is a lattice type", "`--recipe gguf-q3_k_m`"),
+    "iq2_m": ("`iq2_m` is a lattice type", SET.format("q2_k")),
+    "IQ1_S": ("`IQ1_S` is a lattice type", SET.format("q2_k")),
+    "TQ1_0": ("`TQ1_0` is a ternary type", SET.format("q2_k")),
+    "IQ4_K": ("`IQ4_K` is a type of ik_llama.cpp's", "`--recipe gguf-q4_k_m`"),
+    "iq2_kt": ("`iq2_kt` is a type of ik_llama.cpp's", SET.format("q2_k")),
+    "IQ5_KS_R4": ("is a type of ik_llama.cpp's", "`--recipe gguf-q5_k_m`"),
+    "q4_k_r4": ("is a type of ik_llama.cpp's", "`--recipe gguf-q4_k_m`"),
+    "UD-Q4_K_XL": ("is another maker's mix", "`--recipe gguf-q4_k_m`"),
+    "gguf:mxfp4_moe": ("`quantkit convert DIR OUT.gguf` carries", "`--recipe gguf-q4_k_m`"),
+    "gguf-q4_k_n": ("is not a mix", "`--recipe gguf-q4_k_m`"),
+}
+
+
+@pytest.mark.usefixtures("with_gguf")
+@pytest.mark.parametrize("given", WITHOUT_RECIPE)
+def test_other_types_of_gguf_are_told_apart(given: str) -> None:
+    what, hint = WITHOUT_RECIPE[given]
     for call in (find, scheme_named):
-        with pytest.raises(UserError, match=rf"GGUF is not supported yet\nhint: the nearest recipe is `{GGUF[given]}`"):
+        with pytest.raises(UserError) as caught:
             call(given)
+        message, found = str(caught.value).split("\nhint: ")
+        assert what in message
+        assert hint in found
 
 
 @pytest.mark.parametrize(

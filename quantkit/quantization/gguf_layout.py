@@ -1,0 +1,151 @@
+"""What a GGUF file will hold: its tensors with their names, shapes and types, and its metadata, before any work.
+
+Shapes are in numpy's order (rows first), as in the checkpoint.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.checkpoint.gguf_writer import GgufLayout, KeyValue
+from quantkit.checkpoint.header import TensorInfo, TensorLayout
+from quantkit.errors import UserError
+from quantkit.formats.gguf.metadata import model_metadata
+from quantkit.formats.gguf.mixes import bytes_of, file_type, file_type_of, size_by_type, tensor_types
+from quantkit.formats.gguf.tensor_names import Place, architecture, extra_tensors, gguf_shapes, places
+from quantkit.formats.gguf.tokenizer import tokenizer_metadata
+from quantkit.ggml_types import QUANTIZED
+from quantkit.quantization.early_checks import recipe_settings
+from quantkit.recipe.gguf import Gguf
+from quantkit.recipe.recipe import Recipe
+from quantkit.report.block_records import LinearRecord
+from quantkit.report.records import CalibrationRecord, GgufRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Tensors = Mapping[str, TensorInfo | TensorLayout]
+STORED = {"F32": "F32", "F16": "F16", "BF16": "BF16"}  # a checkpoint's dtype -> the type that holds it exactly
+
+
+@dataclass(frozen=True, slots=True)
+class GgufPlan:
+    """The content of a GGUF file.
+
+    places    checkpoint tensor -> where its rows go; what is not in it is not written (a tied head)
+    shapes    GGUF tensor -> shape, in the file's order; types: -> name of its type
+    metadata  keys of the model; those of the tokenizer and of the run are added when it is written
+    extra     tensors that no checkpoint tensor stands for, float32
+    """
+
+    architecture: str
+    places: dict[str, Place]
+    shapes: dict[str, tuple[int, ...]]
+    types: dict[str, str]
+    metadata: dict[str, KeyValue]
+    extra: "dict[str, np.ndarray]"
+
+    def type_of(self, name: str) -> str:
+        """The type of the GGUF tensor that a checkpoint tensor goes to."""
+        return self.types[self.places[name].tensor]
+
+    def layouts(self) -> list[GgufLayout]:
+        """All tensors of the file, in order."""
+        return [GgufLayout(name, self.types[name], shape) for name, shape in self.shapes.items()]
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(bytes_of(self.types[name], shape) for name, shape in self.shapes.items())
+
+    def by_type(self) -> dict[str, tuple[int, int]]:
+        """Type -> (tensors, bytes)."""
+        return size_by_type(self.types, self.shapes)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of all tensors together."""
+        return 8 * self.data_bytes / sum(math.prod(shape) for shape in self.shapes.values())
+
+    def record(self, tables: Iterable[LinearRecord]) -> GgufRecord:
+        """What the report says of the file."""
+        return GgufRecord(self.by_type(), self.bits_per_weight, tuple(tables))
+
+    def with_types(self, types: Mapping[str, str]) -> "GgufPlan":
+        """Other types for some GGUF tensors."""
+        return replace(self, types=self.types | dict(types))
+
+    def with_dense(self, names: Iterable[str], tensors: Tensors) -> "GgufPlan":
+        """These checkpoint tensors as they are stored; UserError where only some experts of one tensor are."""
+        dense = {name for name in names if name in self.places and self.type_of(name) in QUANTIZED}
+        changed: dict[str, str] = {}
+        for name in dense:
+            place = self.places[name]
+            whole = {other for other, at in self.places.items() if at.tensor == place.tensor}
+            if not whole <= dense:
+                raise UserError(
+                    f"{name} is to stay as it is, but {min(whole - dense)} is not: GGUF keeps all experts of a layer "
+                    f"in one tensor, {place.tensor}, of one type\nhint: leave out all experts or none"
+                )
+            changed[place.tensor] = STORED.get(tensors[name].tag, "F32")
+        return self.with_types(changed)
+
+
+def gguf_plan(section: Gguf, config: Mapping[str, Any], tensors: Tensors, *, importance: bool, name: str) -> GgufPlan:
+    """The plan of a model by its config.json and the tensors it is stored as; measured mixes start from Q4_K_M.
+
+    importance: whether what is rounded knows its inputs (llama.cpp's mixes ask for that); name: of the model.
+    UserError for architectures, tensors, patterns and types that GGUF or quantkit has no place for.
+    """
+    kind = architecture(config)
+    stored = {name: tuple(info.shape) for name, info in tensors.items()}
+    where, shapes = places(config, stored), gguf_shapes(config, stored)
+    if "token_embd.weight" not in shapes:
+        raise UserError("the checkpoint has no embedding table, which a GGUF needs")
+    metadata = model_metadata(config, name=name, vocab_size=shapes["token_embd.weight"][0])
+    types = tensor_types(
+        section.mix if isinstance(section.mix, str) else "Q4_K_M",
+        shapes,
+        architecture=kind,
+        metadata=metadata,
+        imatrix=importance,
+        pure=section.pure,
+        overrides=section.tensor_types,
+        token_embedding=section.token_embedding,
+        output=section.output,
+    )
+    return GgufPlan(kind, where, shapes, types, metadata, extra_tensors(config))
+
+
+def plan_for(recipe: Recipe, config: Mapping[str, Any], tensors: Tensors) -> GgufPlan:
+    """The plan of a recipe with a `gguf` section for a model."""
+    assert recipe.gguf is not None
+    importance = recipe.calibration is not None or recipe.gguf.imatrix is not None
+    name = str(config.get("_name_or_path") or Path(recipe.model or "model").name)
+    return gguf_plan(recipe.gguf, config, tensors, importance=importance, name=Path(name).name)
+
+
+def candidate_types(plan: GgufPlan) -> dict[str, str]:
+    """The type of each matrix by its name in the checkpoint, without .weight; F32 where GGUF has no place for it."""
+    return {name.removesuffix(".weight"): plan.type_of(name) for name in plan.places if name.endswith(".weight")}
+
+
+def file_metadata(
+    plan: GgufPlan, recipe: Recipe, folder: Path, calibration: CalibrationRecord | None
+) -> dict[str, KeyValue]:
+    """All keys of the file: the model's, the tokenizer's in `folder`, and how the file was made."""
+    section = recipe.gguf
+    assert section is not None
+    number = file_type(section.mix) if isinstance(section.mix, str) else file_type_of(plan.types, plan.shapes)
+    made: dict[str, KeyValue] = {
+        "general.quantization_version": ("u32", 2),
+        "general.file_type": ("u32", number),
+        "quantkit.recipe": ("string", json.dumps(recipe_settings(recipe), sort_keys=True)),
+    }
+    if calibration is not None:
+        made["quantkit.calibration"] = ("string", json.dumps(calibration.to_json(), sort_keys=True))
+    vocabulary = plan.shapes["token_embd.weight"][0]
+    return plan.metadata | tokenizer_metadata(folder, vocabulary, pre=section.pre) | made
