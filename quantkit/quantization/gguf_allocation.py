@@ -1,9 +1,9 @@
 """Measured mixes of GGUF: every tensor's type by what it does to the model's output, for a size.
 
-1. The harm of a tensor in a type is the KL of the model's output with that tensor alone rounded to it. Two types of each
-   tensor are measured; the others follow by their weighted errors, to which harm is nearly proportional.
+1. The harm of a tensor in a type is the KL of the model's output with that tensor alone rounded to it. Two types of
+   each tensor are measured; the others follow by their weighted errors, to which harm is nearly proportional.
 2. Harms are taken to add up; the exact knapsack chooses the types whose bytes fit.
-3. The whole of it is measured, all tensors rounded, and so are the nearest of llama.cpp's mixes that fit: the best stays.
+3. The whole of it is measured, all tensors rounded, and so are the best of llama.cpp's mixes that fit: the best stays.
 
 Shapes: N = rows, K = columns of a matrix, S = samples, T = tokens of one.
 """
@@ -44,7 +44,7 @@ Harms = dict[str, dict[str, float]]  # GGUF name -> type -> nats per token
 
 @dataclass(frozen=True, slots=True)
 class WeightPart:
-    """One matrix of a GGUF tensor in the model: parameter[where], [K, N] if transposed; matrix: its index, of experts."""
+    """One matrix of a GGUF tensor in the model: parameter[where], [K, N] if transposed; matrix: which expert."""
 
     parameter: str
     where: Index = ()
@@ -160,7 +160,7 @@ def measure_harms(
 
 
 def _by_block(parts: Parts, names: Iterable[str], path: str, blocks: int) -> list[list[str]]:
-    """The tensors to measure before each step from block to block: the embedding too before the first, the head last."""
+    """The tensors to measure before each step to the next block: the embedding before the first, the head at last."""
     found: list[list[str]] = [[] for _ in range(blocks + 1)]
     for name in names:
         first = parts[name][0].parameter
@@ -322,6 +322,7 @@ def _check_budget(shapes: Shapes, candidates: Mapping[str, Sequence[str]], fixed
     if least > budget:
         weights = sum(math.prod(shape) for shape in shapes.values())
         raise UserError(
-            f"gguf.mix: {budget:,} bytes ({8 * budget / weights:.3g} bits per weight) are too few for this model: its "
-            f"smallest types need {least:,}\nhint: ask for at least {math.ceil(800 * least / weights) / 100:g} bits per weight"
+            f"gguf.mix: {budget:,} bytes ({8 * budget / weights:.3g} bits per weight) are too few for this model: the "
+            f"smallest types that fit its rows need {least:,}\n"
+            f"hint: ask for at least {math.ceil(800 * least / weights) / 100:g} bits per weight"
         )
