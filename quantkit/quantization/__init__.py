@@ -12,8 +12,8 @@ dense_modules.py     what stays dense, by the checkpoint's names
 output_layout.py     what the output will hold
 gguf_layout.py       what a GGUF file will hold: names, types, metadata
 gguf_output.py       its writing and reading under the checkpoint's names
+gguf_measured.py     measured mixes in a run: the whole model, and the types that come of it
 gguf_tables.py       its embedding and head
-gguf_measured.py     its types by measured harm, for a size: what a recipe asks for
 gguf_allocation.py   the harm of each tensor in each type, and the types that do least
 gguf_weights.py      its tensors in a model, rounded to types
 output_divergence.py how far a changed model's output is from the original's

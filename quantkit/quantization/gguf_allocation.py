@@ -11,6 +11,7 @@ Shapes: N = rows, K = columns of a matrix, S = samples, T = tokens of one.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -57,6 +58,11 @@ class Allocation:
     expected: float
     divergence: float
     named: tuple[NamedMix, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """What the report says of it."""
+        beside = {mix.name: {"bytes": mix.nbytes, "kl": mix.divergence} for mix in self.named if mix.divergence}
+        return {"bytes": self.nbytes, "kl": self.divergence, "kl_expected": self.expected, "beside": beside}
 
 
 def byte_budget(shapes: Shapes, bits_per_weight: float | None, size: int | None) -> int:
