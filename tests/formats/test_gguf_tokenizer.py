@@ -241,7 +241,7 @@ def test_what_is_put_around_a_text(tmp_path: Path) -> None:
 
 
 def test_ids_of_the_configuration(tmp_path: Path) -> None:
-    """bos and eos of config.json where the tokenizer has none; the token that ends a turn by what the template writes."""
+    """bos and eos of config.json where the tokenizer has none; the end of a turn by what the template writes."""
     tokenizer = byte_level(special=("<|end|>", "<|turn|>"))
     tmp_path.joinpath("config.json").write_text(json.dumps({"bos_token_id": 7, "eos_token_id": [400, 401]}))
     found = metadata(tmp_path, tokenizer)
