@@ -225,7 +225,7 @@ BPE_FILES = ["command-r", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "
 
 @pytest.mark.parametrize("name", BPE_FILES)
 def test_vocabularies_of_llama_cpp(name: str, tmp_path: Path) -> None:
-    """A tokenizer rebuilt from llama.cpp's own vocabulary and our regexes: `pre`, tokens, merges, and the ids of .out."""
+    """A tokenizer rebuilt from llama.cpp's vocabulary and our regexes: `pre`, tokens, merges, and the ids of .out."""
     path, texts, ids = vocabulary_file(name)
     fields = read_fields(path)
     kinds = fields["token_type"]
