@@ -286,7 +286,10 @@ def convert(
     Raises UserError, with nothing left behind, where the source is damaged or, but for GGUF, not quantized, where the
     format cannot hold what is there, or where `output` exists.
     """
-    given, place = _path(source, "source", "a model folder's path"), _path(output, "output", "a folder's or file's path")
+    given, place = (
+        _path(source, "source", "a model folder's path"),
+        _path(output, "output", "a folder's or file's path"),
+    )
     from quantkit.gguf_conversion.choices import Choices, is_gguf
 
     mix = requantize if isinstance(requantize, str) else "auto" if requantize else None

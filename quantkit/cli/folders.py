@@ -40,7 +40,8 @@ def convert(
         ),
     ] = None,
     token_embedding: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="GGUF: type of the embedding, as stored by default: q6_k, f16 ...")
+        str | None,
+        typer.Option(metavar="TYPE", help="GGUF: type of the embedding, as stored by default: q6_k, f16 ..."),
     ] = None,
     output_type: Annotated[str | None, typer.Option(metavar="TYPE", help="GGUF: type of the head, likewise.")] = None,
     pre: Annotated[

@@ -41,7 +41,7 @@ def render_quantization(report: Report, output: Path, engines: Sequence[str], co
         "output": str(output),
         "size": f"{size_text(after)}, {after / before:.0%} of {size_text(before)}",
         "scheme": f"{' + '.join(steps)}, {schemes}",
-        "bits per weight": f"{report.bits_per_weight:.2f}",
+        "bits per weight": _bits_text(report),
         "cache": report.kv_cache,
         "coverage": report.coverage,
         "calibration": _calibration_text(report),
@@ -70,6 +70,11 @@ def _calibration_text(report: Report) -> str | None:
     return f"{names}, {found.samples} x {found.seq_len} tokens{bos}"
 
 
+def _bits_text(report: Report) -> str:
+    whole = "" if report.gguf is None else f" of the linears, {report.gguf.bits_per_weight:.2f} of the whole file"
+    return f"{report.bits_per_weight:.2f}{whole}"
+
+
 def _held_out_text(found: HeldOutRecord) -> str:
     return f"{found.kl:.4f} nats, same likeliest token {found.top1_agreement:.1%} ({found.tokens} tokens)"
 
@@ -79,6 +84,9 @@ def _next_lines(report: Report, output: Path, engines: Sequence[str]) -> list[st
     folder = shlex.quote(str(output))
     ref = "" if report.model is None else f" --ref {shlex.quote(report.model)}"
     lines = [f"quantkit eval {folder}{ref}"]
+    if report.gguf is not None:
+        file = shlex.quote(str(output / min(name for name in report.files if name.endswith(".gguf"))))
+        return [*lines, f"llama-server -m {file}", f"python: model = quantkit.load({str(output)!r})"]
     lines += [command.format(folder) for engine, command in SERVE.items() if engine in engines]
     return [*lines, f"python: model = quantkit.load({str(output)!r})"]
 
@@ -88,10 +96,14 @@ def render_conversion(report: ConversionReport, console: Console) -> None:
     console.print(f"{report.source}: {report.source_format} -> {report.format}, {report.modules} modules", markup=False)
     for scheme, count in report.schemes.items():
         console.print(f"{count} x {scheme}", markup=False)
+    for note in report.notes:
+        console.print(note, markup=False)
     rounded = report.rounded
-    if rounded.scales:
+    if report.requantized is not None:
+        console.print(f"all weights rounded anew onto {report.requantized}")
+    elif rounded.scales:
         console.print(f"{rounded.scales} scales rounded, by up to {rounded.largest_change:.1e} of their size")
-    else:
+    elif report.modules:
         console.print("codes, scales and zero points are exactly the same")
 
 

@@ -146,6 +146,7 @@ def linear(**more: Any) -> dict[str, Any]:
         (LLAMA | {"num_key_value_heads": 3}, "num_key_value_heads: 3"),
         (LLAMA | {"is_causal": False}, "is_causal: false"),
         (LLAMA | {"num_attention_heads": 0}, "num_attention_heads: 0"),
+        (LLAMA | {"num_hidden_layers": 1 << 40}, "from 1 to 512"),
         (LLAMA | {"hidden_size": "64"}, "hidden_size: '64'"),
         (LLAMA | {"vocab_size": True}, "vocab_size: True"),
         (LLAMA | {"rope_scaling": "linear"}, "rotary embedding"),

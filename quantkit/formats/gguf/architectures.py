@@ -208,11 +208,13 @@ _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
 _SIZES += ("num_key_value_heads", "head_dim", "max_position_embeddings", "num_experts", "num_experts_per_tok")
 _SIZES += ("moe_intermediate_size", "sliding_window", "original_max_position_embeddings")
 
+_MOST = {"num_hidden_layers": 512, "num_experts": 1024}  # of llama.cpp; of all others: of a u32
+
 
 def find(config: Mapping[str, Any]) -> Architecture:
     """The architecture of a config.json. UserError with the possible ones where it has no table here."""
     kind = config.get("model_type")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise UserError(
             f"model_type {kind!r}: not an architecture that quantkit writes as GGUF\n"
             f"hint: possible are {', '.join(ARCHITECTURES)}; `output: {{format: compressed-tensors}}` takes any model"
@@ -245,10 +247,10 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_sizes(full: Mapping[str, Any]) -> None:
     for key in _SIZES:
-        value = full.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        value, most = full.get(key), _MOST.get(key, (1 << 32) - 1)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most):
             raise UserError(
-                f"config.json: `{key}: {value!r}`, expected a positive integer\n"
+                f"config.json: `{key}: {value!r}`, expected an integer from 1 to {most}\n"
                 "hint: take config.json from the model's source"
             )
 

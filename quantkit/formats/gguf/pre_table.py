@@ -1,7 +1,7 @@
 """What each `tokenizer.ggml.pre` of llama.cpp does: regexes that cut a text, one after the other, and one flag.
 
 The regexes are facts of llama.cpp (src/llama-vocab.cpp, October 2026) and of the models they come from. llama.cpp has
-no classes of upper and lower case: a letter beyond ASCII is both to it, and a combining mark is often no letter. Where it
+no classes of case: a letter beyond ASCII is both upper and lower, and a combining mark is often no letter. Where it
 differs from the model's own regex, both are written down: `regexes` is the model's, `engine` what llama.cpp runs.
 """
 
@@ -123,7 +123,8 @@ PRE_TOKENIZERS = (
     ),
     PreTokenizer(("smaug-bpe", "dbrx", "chatglm-bpe"), LLAMA3),
     PreTokenizer(
-        ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "grok-2", "kormo", "f2llmv2"), QWEN2
+        ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "grok-2", "kormo", "f2llmv2"),
+        QWEN2,
     ),
     PreTokenizer(
         ("qwen35",),
@@ -218,9 +219,9 @@ PRE_TOKENIZERS = (
         ("kimi-k2",),
         (
             rf"{HAN}+|"
-            + _cased(f"[{UPPER[1:-1]}&&[^{HAN}]]", f"[{LOWER[1:-1]}&&[^{HAN}]]", f"{CONTRACTION}?", r"\p{N}{1,3}").replace(
-                r"[\r\n/]*", r"[\r\n]*"
-            ),
+            + _cased(
+                f"[{UPPER[1:-1]}&&[^{HAN}]]", f"[{LOWER[1:-1]}&&[^{HAN}]]", f"{CONTRACTION}?", r"\p{N}{1,3}"
+            ).replace(r"[\r\n/]*", r"[\r\n]*"),
         ),
         engine=(
             rf"{HAN}+|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{HAN}]]+{CONTRACTION}?|\p{{N}}{{1,3}}|{SYMBOLS}[\r\n]*"

@@ -34,11 +34,16 @@ def tokenizer_metadata(folder: Path, vocab_size: int, *, pre: str | None = None)
 def _byte_level(vocabulary: Vocabulary, tokens: TokenList, pre: str | None) -> dict[str, KeyValue]:
     return {
         "tokenizer.ggml.model": ("string", "gpt2"),
-        "tokenizer.ggml.pre": ("string", pre or pre_tokenizer.find_pre(vocabulary.backend, vocabulary.model, vocabulary.folder)),
+        "tokenizer.ggml.pre": ("string", pre or _found_pre(vocabulary)),
         "tokenizer.ggml.tokens": ("string[]", tokens.texts),
         "tokenizer.ggml.token_type": ("i32[]", tokens.types),
         "tokenizer.ggml.merges": ("string[]", [f"{left} {right}" for left, right in vocabulary.merges]),
     }
+
+
+def _found_pre(vocabulary: Vocabulary) -> str:
+    added = {token.content for token in vocabulary.added.values()}
+    return pre_tokenizer.find_pre(vocabulary.backend, vocabulary.model, added, vocabulary.folder)
 
 
 def _sentencepiece(vocabulary: Vocabulary, tokens: TokenList, pre: str | None) -> dict[str, KeyValue]:

@@ -61,7 +61,9 @@ class Vocabulary:
     @cached_property
     def texts(self) -> dict[int, str]:
         """The text of each id, in the tokenizer's own spelling (bytes or spaces replaced)."""
-        return {i: text for text, i in self.model["vocab"].items()} | {i: token.content for i, token in self.added.items()}
+        return {i: text for text, i in self.model["vocab"].items()} | {
+            i: token.content for i, token in self.added.items()
+        }
 
     def form(self, text: str) -> str:
         """`text` as the merges see it, its pieces together."""
@@ -135,13 +137,17 @@ def _check_model(model: Mapping[str, Any], folder: Path) -> None:
         raise UserError(f"{folder}: a tokenizer of the kind {kind} is not supported\nhint: {BPE_ONLY}")
     for mark in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(mark):
-            raise UserError(f"{folder}: the tokenizer's {mark} {model[mark]!r} is unknown to llama.cpp\nhint: {BPE_ONLY}")
+            raise UserError(
+                f"{folder}: the tokenizer's {mark} {model[mark]!r} is unknown to llama.cpp\nhint: {BPE_ONLY}"
+            )
 
 
 def _bpe_pieces(path: Path) -> SentencePieceModel:
     spm = read_sentencepiece(path)
     if spm.model_type != "BPE":
-        raise UserError(f"{path}: a sentencepiece model of the kind {spm.model_type} is not supported\nhint: {BPE_ONLY}")
+        raise UserError(
+            f"{path}: a sentencepiece model of the kind {spm.model_type} is not supported\nhint: {BPE_ONLY}"
+        )
     return spm
 
 
@@ -157,7 +163,9 @@ def _from_sentencepiece(folder: Path, spm: SentencePieceModel) -> PreTrainedToke
     """The tokenizer that a tokenizer.model and the JSON beside it describe, as transformers' conversion makes it."""
     config = _json(folder / "tokenizer_config.json")
     names = {kind: spm.pieces[i][0] for kind, i in spm.special_ids.items() if 0 <= i < len(spm.pieces)}
-    special = {f"{kind}_token": _content(config.get(f"{kind}_token")) or names.get(kind) for kind in names | {"pad": ""}}
+    special = {
+        f"{kind}_token": _content(config.get(f"{kind}_token")) or names.get(kind) for kind in names | {"pad": ""}
+    }
     scores = {text: score for text, score, kind in spm.pieces if kind in (NORMAL, USER_DEFINED)}
     backend = Tokenizer(
         models.BPE(
@@ -178,7 +186,9 @@ def _from_sentencepiece(folder: Path, spm: SentencePieceModel) -> PreTrainedToke
         backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=pairs)
     template = folder / "chat_template.jinja"
     chat = template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template")
-    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=chat, **{k: v for k, v in special.items() if v})
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=chat, **{k: v for k, v in special.items() if v}
+    )
 
 
 def _add_tokens(backend: Tokenizer, spm: SentencePieceModel, folder: Path, config: Mapping[str, Any]) -> None:
