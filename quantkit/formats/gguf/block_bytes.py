@@ -90,7 +90,7 @@ def separated(bytes_MB: Tensor, field: Field) -> Tensor:
 def pack(q: QuantizedWeight) -> Tensor:
     """The bytes (uint8) [N, row bytes] of a weight of a GGUF type; RunError where a scale is NaN or Inf."""
     assert q.blocks is not None
-    name, (N, K), G = q.spec.block_type, q.codes_NK.shape, q.scale_NG.shape[1]
+    name, (N, G) = q.spec.block_type, q.scale_NG.shape
     type_ = BLOCK_TYPES[name]
     if not torch.isfinite(q.scale_NG.sum() + q.blocks.offset_NG.sum()):
         raise RunError(f"a {name} block's scale is NaN or Inf: the weight holds NaN or Inf")
@@ -225,7 +225,7 @@ def carried(q: QuantizedWeight) -> tuple[str, Tensor]:
     int4 with a scale for 32 columns -> Q4_0, int8 -> Q8_0 (symmetric both), mxfp4 -> MXFP4, nvfp4 -> NVFP4 (whose
     NAME.scale is q.global_scale). UserError for any other format, and where a scale is not exact in the type.
     """
-    spec, K = q.spec, q.codes_NK.shape[1]
+    spec = q.spec
     if spec.element == "block":
         return spec.block_type, pack(q)
     if spec.element == "float" and spec.bits == 4 and spec.scale_format == "e8m0":

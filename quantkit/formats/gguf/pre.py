@@ -1,13 +1,14 @@
 """The `tokenizer.ggml.pre` of a byte-level BPE tokenizer, from where it cuts texts, never from its name or a hash.
 
-Each of llama.cpp's pre-tokenizers and the tokenizer itself cut the 300 strings of the probe; merges play no part, so added
-tokens, a changed template and a vocabulary of its own leave the answer as it is.
+Each of llama.cpp's pre-tokenizers and the tokenizer itself cut the 300 strings of the probe. Merges play no part: added
+tokens, the chat template and the vocabulary do not change the answer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
@@ -33,7 +34,7 @@ def byte_level_pieces(backend: Tokenizer, text: str) -> list[str] | None:
         return None
     pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
     try:
-        return [bytes(BYTE_OF[char] for char in piece).decode("utf-8", "surrogateescape") for piece in pieces]
+        return [_text(piece) for piece in pieces]
     except KeyError:
         return None
 
@@ -67,11 +68,11 @@ def check_name(name: str) -> str:
     raise UserError(f"--pre {name}: llama.cpp has no pre-tokenizer of that name\nhint: {hint}")
 
 
-def find_pre(backend: Tokenizer, model: Mapping[str, Any], where: Path) -> str:
+def find_pre(backend: Tokenizer, model: Mapping[str, Any], added: Collection[str], where: Path) -> str:
     """The name of llama.cpp's pre-tokenizer that cuts all strings of the probe as this byte-level BPE does.
 
-    `model` is the `model` section of its tokenizer.json. Among equals the first of the table, so that a fine-tune gets the
-    name of its ancestor. UserError, listing the nearest, where none agrees.
+    `model` is the `model` section of its tokenizer.json, `added` the texts of its added tokens. Among equals the first
+    of the table wins, so a fine-tune gets the name of its ancestor. UserError, listing the nearest, where none agrees.
     """
     own = [byte_level_pieces(backend, text) or [] for text in PROBE]
     _check_normalizer(own, where)
@@ -81,7 +82,7 @@ def find_pre(backend: Tokenizer, model: Mapping[str, Any], where: Path) -> str:
         raise _none_agrees(differing, own, where)
     ignore_merges = bool(model.get("ignore_merges"))
     if any(pre.ignore_merges != ignore_merges for pre in agreeing):
-        unbuilt = _unbuilt_tokens(model)
+        unbuilt = _unbuilt_tokens(model, added, agreeing[0].regexes)
         alike = [pre for pre in agreeing if pre.ignore_merges == ignore_merges or not unbuilt]
         if not alike:
             raise _merges_differ(agreeing[0], ignore_merges, unbuilt, where)
@@ -91,36 +92,44 @@ def find_pre(backend: Tokenizer, model: Mapping[str, Any], where: Path) -> str:
 
 def _check_normalizer(own: Cuts, where: Path) -> None:
     """UserError where the tokenizer changes texts before it cuts them, beyond NFC: llama.cpp changes none."""
-    import unicodedata
-
     for text, pieces in zip(PROBE, own, strict=True):
         joined = "".join(pieces)
-        if unicodedata.normalize("NFC", joined) != unicodedata.normalize("NFC", text):
+        if joined not in (text, normalize("NFC", text)):
             raise UserError(
-                f"{where}: the tokenizer changes texts before it cuts them ({text!r} becomes {joined!r}), which llama.cpp"
+                f"{where}: the tokenizer changes texts before it cuts them ({text!r} becomes {joined!r}), llama.cpp"
                 " does not\nhint: --pre NAME writes the name of a pre-tokenizer of llama.cpp all the same"
             )
 
 
 def _differing(pre: PreTokenizer, own: Cuts) -> list[int]:
     """Which strings of the probe are cut otherwise; by the model's regexes or by llama.cpp's, whichever is nearer."""
-    import unicodedata
-
-    texts = [unicodedata.normalize("NFC", text) == text for text in PROBE]
-    counts = [
-        [i for i, (a, b) in enumerate(zip(_cuts(regexes), own, strict=True)) if texts[i] and a != b]
-        for regexes in (pre.regexes, pre.engine)
-        if regexes
-    ]
-    return min(counts, key=len)
+    ways = [regexes for regexes in (pre.regexes, pre.engine) if regexes]
+    return min(([i for i in range(len(PROBE)) if _expected(way, i, own) != own[i]] for way in ways), key=len)
 
 
-def _unbuilt_tokens(model: Mapping[str, Any]) -> list[str]:
-    """Tokens that the merges do not build: only to them does it matter whether whole pieces are looked up first."""
-    pairs = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-    merging = models.BPE(vocab=model["vocab"], merges=pairs)
-    tokens = [token for token in model["vocab"] if all(char in BYTE_OF for char in token)]
-    return [token for token in tokens if len(merging.tokenize(token)) != 1]
+def _expected(regexes: tuple[str, ...], i: int, own: Cuts) -> list[str]:
+    """How the regexes cut string `i` of the probe, as the tokenizer normalizes it."""
+    joined = "".join(own[i])
+    return _cuts(regexes)[i] if joined == PROBE[i] else cut(regexes, joined)
+
+
+def _unbuilt_tokens(model: Mapping[str, Any], added: Collection[str], regexes: tuple[str, ...]) -> list[str]:
+    """Tokens that merges do not build from their own text: only for them it matters that pieces are looked up."""
+    merging = models.BPE(vocab=model["vocab"], merges=merge_pairs(model))
+    tokens = [token for token in model["vocab"] if token not in added and all(char in BYTE_OF for char in token)]
+    unbuilt = [token for token in tokens if len(merging.tokenize(token)) != 1]
+    return [token for token in unbuilt if len(cut(regexes, _text(token))) == 1]
+
+
+def merge_pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The merges of a tokenizer.json, in order: each two texts in a list, or in older files one text with a space."""
+    pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
+    return [(left, right) for left, right in pairs]
+
+
+def _text(token: str) -> str:
+    """The text whose bytes a byte-level token spells; U+FFFD for bytes that are no UTF-8."""
+    return bytes(BYTE_OF[char] for char in token).decode("utf-8", "replace")
 
 
 def _none_agrees(differing: Mapping[PreTokenizer, list[int]], own: Cuts, where: Path) -> UserError:
@@ -128,7 +137,7 @@ def _none_agrees(differing: Mapping[PreTokenizer, list[int]], own: Cuts, where: 
     lines = []
     for pre in ranking:
         first = differing[pre][0]
-        theirs = _cuts(pre.engine or pre.regexes)[first]
+        theirs = _expected(pre.regexes, first, own)
         lines.append(
             f"  {pre.names[0]}: {len(differing[pre])} of {len(PROBE)} strings differ, as {PROBE[first]!r}:"
             f" {theirs} against {own[first]} here"
@@ -143,7 +152,7 @@ def _none_agrees(differing: Mapping[PreTokenizer, list[int]], own: Cuts, where: 
 def _merges_differ(pre: PreTokenizer, ignore_merges: bool, unbuilt: list[str], where: Path) -> UserError:
     does, engine = ("looks up", "builds") if ignore_merges else ("builds", "looks up")
     return UserError(
-        f"{where}: the tokenizer cuts texts as llama.cpp's `{pre.names[0]}` does, but {does} pieces that are tokens where"
-        f" llama.cpp {engine} them, and {len(unbuilt)} tokens are not what their merges build, as {unbuilt[0]!r}\n"
+        f"{where}: the tokenizer cuts texts as `{pre.names[0]}` of llama.cpp does, but {does} pieces that are tokens"
+        f" where llama.cpp {engine} them; {len(unbuilt)} tokens are not what their merges build, as {unbuilt[0]!r}\n"
         f"hint: --pre {pre.names[0]} writes that name all the same"
     )
