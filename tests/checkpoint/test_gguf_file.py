@@ -2,6 +2,8 @@
 
 import random
 import struct
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import replace
 from io import BytesIO
@@ -101,6 +103,13 @@ def test_reads_what_gguf_writes(tmp_path: Path) -> None:
         assert tensor.shape == (value.shape if name != "q" else (4, 64))
         assert raw[tensor.start : tensor.start + tensor.nbytes] == value.tobytes()
     assert [tensor.type for tensor in file.tensors.values()] == ["F32", "F16", "I64", "Q5_0"]
+
+
+def test_without_torch() -> None:
+    script = (
+        "import sys, quantkit.checkpoint.gguf_file, quantkit.checkpoint.gguf_values; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_the_types_that_gguf_knows() -> None:
