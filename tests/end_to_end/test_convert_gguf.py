@@ -395,7 +395,7 @@ def test_damaged_weights_leave_nothing(tmp_path: Path) -> None:
     state = load_file(tmp_path / "folder/model.safetensors")
     state["model.norm.weight"][3] = torch.nan
     save_file(state, tmp_path / "folder/model.safetensors")
-    with pytest.raises(UserError, match="model.norm.weight: 1 of 128 values are NaN"):
+    with pytest.raises(UserError, match=r"model\.norm\.weight: 1 of 128 values are NaN"):
         quantkit.convert(tmp_path / "folder", tmp_path / "out.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
