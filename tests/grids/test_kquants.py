@@ -74,6 +74,13 @@ def test_without_importance_the_reference_bytes(name: str, seed: int, coarse: in
     assert np.array_equal(ours.numpy(), theirs)
 
 
+def test_q8_0_rounds_just_below_a_half_down() -> None:
+    w_NK = torch.zeros(1, 32)
+    w_NK[0, :5] = torch.tensor([127.0, 0.5 - 2**-25, 0.5, -0.5, 1.5])
+    codes_NK = rtn(w_NK, BlockGrid(block_spec("Q8_0"))).codes_NK
+    assert (codes_NK[0, :5].int() - 128).tolist() == [127, 0, 1, -1, 2]
+
+
 def test_q8_0_ignores_an_importance() -> None:
     grid, w_NK = BlockGrid(block_spec("Q8_0")), weight()
     for one, other in zip(grid.fit(w_NK), grid.fit(w_NK, importance()), strict=True):
