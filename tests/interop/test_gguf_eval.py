@@ -50,6 +50,16 @@ def test_inputs_rounded_to_8_bits(tmp_path: Path, name: str, type_: str) -> None
     assert distance(tiny(name, type_).save(tmp_path / "m.gguf")) < (0.2 if name == "qwen3moe" else 0.06)
 
 
+def test_the_scale_beside_a_weight(tmp_path: Path) -> None:
+    binding()
+    model = tiny("llama", "F32", 0)
+    for i, part in enumerate(("attn_q", "attn_v", "ffn_down", "ffn_up")):
+        model.tensors[f"blk.1.{part}.scale"] = np.array([0.5 + i], np.float32)
+    path = model.save(tmp_path / "m.gguf")
+    assert verify_folder(path, "llama.cpp").verdict == "loads"
+    assert distance(path) < 3e-3
+
+
 def test_eval_by_both(tmp_path: Path) -> None:
     binding()
     path = bundled(default="Q4_0").save(tmp_path / "m.gguf")

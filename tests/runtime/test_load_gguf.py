@@ -96,6 +96,18 @@ def test_experts_and_norms(tmp_path: Path) -> None:
     assert torch.equal(norm, torch.from_numpy(gemma.tensors["blk.0.attn_norm.weight"]) - 1)
 
 
+def test_the_scale_beside_a_weight(tmp_path: Path) -> None:
+    """What NVFP4 files have: a float32 number that the products are multiplied with; of experts one each."""
+    model = tiny("qwen3moe", "F32")
+    model.tensors["blk.0.attn_q.scale"] = np.array([3.0], np.float32)
+    model.tensors["blk.0.attn_q.input_scale"] = np.array([7.0], np.float32)
+    model.tensors["blk.1.ffn_down_exps.scale"] = np.arange(1, 5).astype(np.float32)
+    loaded = quantkit.load(model.save(tmp_path / "m.gguf"))
+    assert torch.equal(loaded.get_parameter(_Q), 3 * torch.from_numpy(model.tensors["blk.0.attn_q.weight"]))
+    down = torch.from_numpy(model.tensors["blk.1.ffn_down_exps.weight"]) * torch.arange(1, 5)[:, None, None]
+    assert torch.equal(loaded.get_parameter("model.layers.1.mlp.experts.down_proj"), down)
+
+
 def test_dtype_and_folder(tmp_path: Path) -> None:
     bundled(default="Q8_0").save(tmp_path / "model.gguf")
     model = quantkit.load(tmp_path, dtype="bfloat16")

@@ -83,6 +83,17 @@ FAULTS: dict[str, tuple[Change, str, str, str, str]] = {
     "no norm": (without("output_norm.weight"), "gemma3", "gguf-tensor-missing", "error", "needs this tensor"),
     "no q norm": (without("blk.0.attn_q_norm.weight"), "qwen3", "gguf-tensor-missing", "error", "needs this tensor"),
     "no experts' gate": (without(GATES[0]), "qwen3moe", "gguf-tensor-missing", "error", "needs this tensor"),
+    "blocks without end": (
+        put("llama.block_count", "UINT32", 1 << 31),
+        *("llama", "gguf-tensor-missing", "error", "and this key says 2147483648 blocks"),
+    ),
+    "vocabulary alone": (
+        lambda g: g.tensors.clear(),
+        "llama",
+        "gguf-tensor-missing",
+        "error",
+        "the file has 0 tensors",
+    ),
     "extra": (tensor("blk.0.extra.weight", 4, 32), "llama", "gguf-tensor-extra", "error", "one too many"),
     "extra gate": (tensor("blk.0.ffn_gate.weight", 128, 64), "phi3", "gguf-tensor-extra", "error", "one too many"),
     "one block more": (tensor("blk.2.attn_norm.weight", 64), "llama", "gguf-tensor-extra", "error", "one too many"),
@@ -239,6 +250,29 @@ def test_a_folder_means_its_file(tmp_path: Path) -> None:
     tiny().save(tmp_path / "b.gguf")
     with pytest.raises(UserError, match=r"2 GGUF files: a.gguf, b.gguf\nhint: give one"):
         quantkit.verify(tmp_path)
+    assert verify_folder(tmp_path, "llama.cpp").verdict == "refused"
+
+
+def test_shards(tmp_path: Path) -> None:
+    """Any one of them means all; one that is missing is one message; transformers takes none."""
+    tiny().save(tmp_path / "m.gguf", tensors_per_file=8)
+    shards = sorted(tmp_path.glob("*.gguf"))
+    assert len(shards) == 3
+    whole = verify_folder(tiny().save(tmp_path / "whole/m.gguf"), "llama.cpp")
+    for path in (*shards, tmp_path):
+        assert verify_folder(path, "llama.cpp").findings == whole.findings
+        found = quantkit.inspect(path)
+        assert [shard["tensors"] for shard in found["shards"]] == [8, 8, 5]
+        assert len(found["tensors"]) == 21
+    refused = verify_folder(tmp_path, "transformers")
+    assert refused.verdict == "refused"
+    assert "these are shards" in refused.findings[0].message
+    model = quantkit.load(tmp_path)
+    one = quantkit.load(tmp_path / "whole")
+    assert all((a == b).all() for a, b in zip(model.parameters(), one.parameters(), strict=True))
+    shards[1].unlink()
+    with pytest.raises(UserError, match="00002-of-00003"):
+        quantkit.inspect(shards[0])
     assert verify_folder(tmp_path, "llama.cpp").verdict == "refused"
 
 

@@ -5,6 +5,7 @@ config_checks.py  settings of config.json that llama.cpp does not compute: refus
 rope.py           rotary embeddings: config.json -> keys and tensors, and back
 tensor_names.py   checkpoint tensor -> its place in the file, and back
 metadata.py       config.json -> keys of the file, and back
+described_file.py a file as the checkpoint it was made from
 tokenizer.py      the tokenizer's keys: byte-level BPE and sentencepiece's BPE
 vocabulary.py     a folder's tokenizer: what cuts and merges, its tokens, its added tokens
 token_list.py     text and kind of every token, padding included
