@@ -66,11 +66,12 @@ def by_ggml(ggml: ctypes.CDLL, name: str, w_NK: np.ndarray, importance_K: np.nda
 
 def search_weights(name: str, w_NK: np.ndarray, importance_K: np.ndarray) -> np.ndarray:
     """What llama.cpp's own search with importance weights squared errors with [N, K], from its source."""
-    square_NK = w_NK.astype(np.float64) ** 2
+    square_NK, K = w_NK.astype(np.float64) ** 2, w_NK.shape[1]
     if name in ("Q6_K", "Q8_0"):
         return np.broadcast_to(importance_K, w_NK.shape)
-    size = {"IQ4_NL": 32, "Q4_0": 0, "Q4_1": 0, "Q5_0": 0, "Q5_1": 0}.get(name, 256) or w_NK.shape[1]
-    times = 1 if name == "Q2_K" or size == w_NK.shape[1] and name[:3] in ("Q4_", "Q5_") and name[-1] in "01" else 2
+    times, size = {"Q2_K": (1, 256), "IQ4_NL": (2, 32)}.get(
+        name, (2, 256) if GGML_TYPES[name].columns == 256 else (1, K)
+    )
     mean_NK = np.repeat(square_NK.reshape(len(w_NK), -1, size).mean(2), size, 1)
     return importance_K * np.sqrt(times * mean_NK + square_NK)
 

@@ -14,6 +14,9 @@ pre_table.py      what each of those does
 pre_probe.py      the strings on which they are told apart
 spm_scores.py     scores for llama.cpp's sentencepiece tokenizer, which has no merges
 sentencepiece_file.py  reader of tokenizer.model
+block_bytes.py    bytes of blocks and floats, packed and read
+linears.py        quantized linears as tensors of blocks: the interface of formats
+described_file.py  a GGUF file as a described checkpoint
 carry_over.py     codes and scales of other formats as blocks, unchanged
 imatrix.py        importance matrices of llama.cpp's tools, read and written
 mixes.py          which type each tensor has, by the names llama-quantize knows
