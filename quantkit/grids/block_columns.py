@@ -26,7 +26,8 @@ class BlockColumns:
         self.half_levels = type_.half_levels.to(d_NG.device, dtype) if type_.codebook else d_NG.new_empty(0)
         self.per_block = type_.columns // type_.span
         self.d_GN, self.offset_GN = half(d_NG).mT.contiguous(), half(offset_NG).mT.contiguous()
-        self.sub_scale_SN, self.sub_offset_SN = sub_scale_NS.mT.contiguous(), sub_offset_NS.mT.contiguous()
+        copy = torch.contiguous_format  # always a copy, even of parameters that already lie like this
+        self.sub_scale_SN, self.sub_offset_SN = (t.mT.clone(memory_format=copy) for t in (sub_scale_NS, sub_offset_NS))
         repeated = [t.repeat_interleave(self.per_block, 0) for t in (self.d_GN, self.offset_GN)]
         self.min_SN = repeated[1] * self.sub_offset_SN  # what is subtracted, float32
         scale_SN = repeated[0] * self.sub_scale_SN

@@ -48,12 +48,15 @@ def measured_types(
     bar.stage(f"measuring what each tensor's type does to the output on {few_ST.numel():,} tokens")
     entries = gather(streamed, few_ST, plan.places, Progress(False))
     model = whole_model(streamed)
-    live = {name for name, _ in model.named_parameters()}  # a tied parameter has one of its names here
+    first: dict[int, str] = {}  # of the names of a tied parameter
+    names = {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
     return allocated_types(
         model,
         few_ST,
         plan.shapes,
-        parts=model_parts(plan.places, {name: pieces for name, pieces in streamed.sources.items() if name in live}),
+        parts=model_parts(
+            plan.places, {names[name]: pieces for name, pieces in streamed.sources.items() if name in names}
+        ),
         importance={name: torch.from_numpy(entry.importance()) for name, entry in entries.items()},
         fixed=fixed,
         named={mix: named_types(mix, plan, section) | fixed for mix in MIXES},

@@ -122,3 +122,18 @@ def test_spans_are_not_fitted_alone() -> None:
     assert "Q4_K: the scales of a GGUF block belong together" in (refusal(options, block_spec("Q4_K")) or "")
     assert refusal({**options, "ranges": "fixed"}, block_spec("Q4_K")) is None
     assert refusal(options, TensorSpec(4, 32)) is None
+
+
+@pytest.mark.parametrize("shape", [(128, 256), (1, 256), (1, 32)])
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_columns_are_a_copy(name: str, shape: tuple[int, int]) -> None:
+    """Whatever the shape: moving their parameters leaves the fitted ones as they were."""
+    grid, rows, columns = BlockGrid(block_spec(name)), *shape
+    if columns % grid.spec.group_size:
+        return
+    w_NK = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    parameters = grid.fit(w_NK, torch.rand(columns, generator=torch.Generator().manual_seed(1)))
+    before = BlockParameters(*(t.clone() for t in parameters))
+    by_column = grid.by_column(parameters, columns, torch.float32)
+    by_column.shift(0, 0, torch.full((rows,), 1.2))
+    assert all(torch.equal(now, then) for now, then in zip(parameters, before, strict=True))
