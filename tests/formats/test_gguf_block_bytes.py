@@ -21,14 +21,7 @@ from quantkit.formats.gguf.block_bytes import (
 from quantkit.ggml_types import GGML_TYPES, QUANTIZED
 from quantkit.grids.block_types import BLOCK_TYPES
 from quantkit.grids.dequantize import dequantize
-<<<<<<< HEAD
 from quantkit.types import BlockScales, QuantizedWeight, block_spec
-=======
-from quantkit.types import BlockScales, QuantizedWeight, TensorSpec, block_spec
-
-MXFP4 = TensorSpec(4, 32, element="float", scale_format="e8m0")
-NVFP4 = TensorSpec(4, 16, element="float", scale_format="e4m3")
->>>>>>> ggconvert
 
 
 def random_weight(name: str, seed: int, N: int = 3, G: int = 2) -> QuantizedWeight:

@@ -172,11 +172,7 @@ def _from_six_bits(bytes_MB: Tensor) -> tuple[Tensor, Tensor]:
     return scale_M8, torch.cat([offset & 63, (low >> 4) | (offset >> 6 << 4)], 1)
 
 
-<<<<<<< HEAD
 # ---- floats, and types that are only read here
-=======
-# ---- floats, and types that are carried over from other formats
->>>>>>> ggconvert
 
 
 _TWICE_FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # e2m1 by its bits, doubled
