@@ -178,7 +178,7 @@ def _check_numbers(keys: Mapping[str, Any], arch: Architecture) -> None:
     """UserError where a key that may be left out is there and no positive number."""
     for key in _OPTIONAL:
         value = keys.get(key, 1)
-        if not isinstance(value, int | float) or not value >= (0 if key in _ZERO else 1e-30):
+        if not isinstance(value, int | float) or not (0 if key in _ZERO else 1e-30) <= value < 1e30:
             raise UserError(f"{arch.name}.{key}: {value!r}, expected a number\nhint: make the file again")
 
 
@@ -236,9 +236,9 @@ def _partial_factor(columns: int, head_dim: int) -> float:
 def _gemma3_settings(config: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
     layers, width = config["num_hidden_layers"], keys.get(_WINDOW, 0)
     pattern = keys.get(_PATTERN, _GEMMA3_PATTERN)
-    sliding = _pattern(pattern, layers) if isinstance(pattern, int) else [bool(x) for x in pattern]
-    if len(sliding) != layers:
-        raise UserError(f"gemma3.{_PATTERN}: {len(sliding)} layers, expected {layers}\nhint: make the file again")
+    sliding = _pattern(pattern, layers) if isinstance(pattern, int) else pattern
+    if not isinstance(sliding, list | tuple) or len(sliding) != layers:
+        raise UserError(f"gemma3.{_PATTERN}: {sliding!r}, expected {layers} layers\nhint: make the file again")
     local = {"rope_type": "default", "rope_theta": float(keys.get("rope.freq_base_swa", 10000.0))}
     return {
         "layer_types": ["sliding_attention" if width and slides else "full_attention" for slides in sliding],

@@ -64,7 +64,7 @@ def read_rope(full: Mapping[str, Any]) -> Rope:
         return _read_rope(full)
     except UserError:
         raise
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"config.json: the rotary embedding cannot be read: {error}\nhint: take config.json from the model's source"
         ) from error
