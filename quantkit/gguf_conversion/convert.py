@@ -31,7 +31,7 @@ from quantkit.formats.gguf.tokenizer import tokenizer_metadata
 from quantkit.ggml_types import GGML_TYPES, QUANTIZED
 from quantkit.gguf_conversion.choices import Choices, check_gguf_conversion
 from quantkit.gguf_conversion.source import SourceFolder
-from quantkit.gguf_conversion.types import EMBEDDING, choose_types, file_type, parts_of
+from quantkit.gguf_conversion.types import EMBEDDING, choose_types, file_type, parts_of, remarks
 from quantkit.grids import make_grid
 from quantkit.paths import user_path
 from quantkit.report.conversion_record import ConversionReport, RoundedScales
@@ -69,6 +69,7 @@ def convert_to_gguf(source: Path, output: Path, choices: Choices) -> ConversionR
     metadata = dict(model_metadata(config, name=source.resolve().name, vocab_size=vocabulary))
     types = choose_types(folder, parts, shapes, metadata, kind, choices)
     metadata["general.file_type"] = ("u32", file_type(types, shapes, choices))
+    metadata |= folder.made_by()
     metadata |= tokenizer_metadata(folder.checkpoint.folder, vocabulary, pre=choices.pre)
     file = _File(folder, parts, shapes, types)
     partial = output.absolute().with_name(output.name + ".partial")
@@ -93,6 +94,8 @@ def convert_to_gguf(source: Path, output: Path, choices: Choices) -> ConversionR
         rounded=RoundedScales(0, 0, 0.0),
         versions=versions(),
         files={path.name: file_hash(path) for path in written},
+        requantized=choices.requantize,
+        notes=tuple(remarks(folder, types, shapes, choices)),
     )
 
 

@@ -10,6 +10,9 @@ block_files.py       the output's tensors: copied, written, read back
 linear_quantizer.py  the linears that share one input
 dense_modules.py     what stays dense, by the checkpoint's names
 output_layout.py     what the output will hold
+gguf_layout.py       what a GGUF file will hold: names, types, metadata
+gguf_output.py       its writing and reading under the checkpoint's names
+gguf_tables.py       its embedding and head
 engine_check.py      asks the engine named in the recipe, before and after
 output.py            config.json and the report
 resources.py         seconds by stage, memory, worker threads

@@ -17,7 +17,11 @@ SCALES = {
     **{name: (0,) for name in ("F16", "Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS", "Q1_0", "Q2_0", "IQ1_S", "IQ3_S")},
     **{name: (0,) for name in ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")},
     **{name: (0, 2) for name in ("Q4_1", "Q5_1", "Q8_1", "Q4_K", "Q5_K")},
-    **{"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,)},
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q6_K": (208,),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
 }
 BLOCKS = 24
 
@@ -71,7 +75,7 @@ def test_floats(type_name: str, dtype: str, bad: float, tmp_path: Path) -> None:
     ("type_name", "start", "bad", "sound"),
     [
         ("BF16", 0, b"\x80\x7f", b"\x7f\x7f"),
-        ("BF16", 0, b"\x01\xff", b"\x7f\xff"),
+        ("BF16", 0, b"\x81\xff", b"\x7f\xff"),
         ("MXFP4", 0, b"\xff", b"\xfe"),
         ("Q8_K", 0, b"\x00\x00\xc0\x7f", b"\xff\xff\x7f\x7f"),
         # 0x7c00 and 0x7bff, four bits in the top of each of four words

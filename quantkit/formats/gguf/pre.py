@@ -1,7 +1,7 @@
 """The `tokenizer.ggml.pre` of a byte-level BPE tokenizer, from where it cuts texts, never from its name or a hash.
 
-Each of llama.cpp's pre-tokenizers and the tokenizer itself cut the 300 strings of the probe; merges play no part, so added
-tokens, a changed template and a vocabulary of its own leave the answer as it is.
+Each of llama.cpp's pre-tokenizers and the tokenizer itself cut the 300 strings of the probe. Merges play no part: added
+tokens, the chat template and the vocabulary do not change the answer.
 """
 
 from collections.abc import Collection, Mapping
@@ -71,8 +71,8 @@ def check_name(name: str) -> str:
 def find_pre(backend: Tokenizer, model: Mapping[str, Any], added: Collection[str], where: Path) -> str:
     """The name of llama.cpp's pre-tokenizer that cuts all strings of the probe as this byte-level BPE does.
 
-    `model` is the `model` section of its tokenizer.json, `added` the texts of its added tokens. Among equals the first of
-    the table, so that a fine-tune gets the name of its ancestor. UserError, listing the nearest, where none agrees.
+    `model` is the `model` section of its tokenizer.json, `added` the texts of its added tokens. Among equals the first
+    of the table wins, so a fine-tune gets the name of its ancestor. UserError, listing the nearest, where none agrees.
     """
     own = [byte_level_pieces(backend, text) or [] for text in PROBE]
     _check_normalizer(own, where)
@@ -96,7 +96,7 @@ def _check_normalizer(own: Cuts, where: Path) -> None:
         joined = "".join(pieces)
         if joined not in (text, normalize("NFC", text)):
             raise UserError(
-                f"{where}: the tokenizer changes texts before it cuts them ({text!r} becomes {joined!r}), which llama.cpp"
+                f"{where}: the tokenizer changes texts before it cuts them ({text!r} becomes {joined!r}), llama.cpp"
                 " does not\nhint: --pre NAME writes the name of a pre-tokenizer of llama.cpp all the same"
             )
 
@@ -114,7 +114,7 @@ def _expected(regexes: tuple[str, ...], i: int, own: Cuts) -> list[str]:
 
 
 def _unbuilt_tokens(model: Mapping[str, Any], added: Collection[str], regexes: tuple[str, ...]) -> list[str]:
-    """Tokens that are a piece and not what merges build of it: to them alone it matters whether pieces are looked up first."""
+    """Tokens that merges do not build from their own text: only for them it matters that pieces are looked up."""
     merging = models.BPE(vocab=model["vocab"], merges=merge_pairs(model))
     tokens = [token for token in model["vocab"] if token not in added and all(char in BYTE_OF for char in token)]
     unbuilt = [token for token in tokens if len(merging.tokenize(token)) != 1]
@@ -152,7 +152,7 @@ def _none_agrees(differing: Mapping[PreTokenizer, list[int]], own: Cuts, where: 
 def _merges_differ(pre: PreTokenizer, ignore_merges: bool, unbuilt: list[str], where: Path) -> UserError:
     does, engine = ("looks up", "builds") if ignore_merges else ("builds", "looks up")
     return UserError(
-        f"{where}: the tokenizer cuts texts as llama.cpp's `{pre.names[0]}` does, but {does} pieces that are tokens where"
-        f" llama.cpp {engine} them, and {len(unbuilt)} tokens are not what their merges build, as {unbuilt[0]!r}\n"
+        f"{where}: the tokenizer cuts texts as `{pre.names[0]}` of llama.cpp does, but {does} pieces that are tokens"
+        f" where llama.cpp {engine} them; {len(unbuilt)} tokens are not what their merges build, as {unbuilt[0]!r}\n"
         f"hint: --pre {pre.names[0]} writes that name all the same"
     )

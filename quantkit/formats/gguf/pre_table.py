@@ -1,8 +1,8 @@
 """What each `tokenizer.ggml.pre` of llama.cpp does: regexes that cut a text, one after the other, and one flag.
 
-The regexes are facts of llama.cpp (src/llama-vocab.cpp, October 2026) and of the models they come from. llama.cpp has no
-classes of upper and lower case: it takes every letter beyond ASCII for both, and no combining mark for a letter. Where that
-parts from the model's own regex, both are written down: `regexes` is the model's, `engine` what llama.cpp runs.
+The regexes are facts of llama.cpp (src/llama-vocab.cpp, October 2026) and of the models they come from. llama.cpp has
+no classes of case: a letter beyond ASCII is both upper and lower, and a combining mark is often no letter. Where it
+differs from the model's own regex, both are written down: `regexes` is the model's, `engine` what llama.cpp runs.
 """
 
 from dataclasses import dataclass
@@ -68,8 +68,8 @@ YOUTU = (
 class PreTokenizer:
     """One behaviour of llama.cpp's byte-level BPE: `names[0]` stands for it, the others do the same to any text.
 
-    `ignore_merges`: a piece that is a token as a whole is not built from merges. `engine`: llama.cpp's own regexes where
-    they are not quite the model's.
+    `ignore_merges`: a piece that is a token is looked up, not built from merges. `engine`: llama.cpp's own regexes
+    where they are not quite the model's.
     """
 
     names: tuple[str, ...]
@@ -81,20 +81,50 @@ class PreTokenizer:
 # In the order in which equals are preferred
 PRE_TOKENIZERS = (
     PreTokenizer(
-        ("gpt-2", "phi-2", "exaone4", "mpt", "olmo", "jais", "trillion", "granite-docling", "gigachat", "mellum")
-        + ("modern-bert", "a.x-4.0", "jina-es", "jina-de", "jina-v1-en", "jina-v2-es", "jina-v2-de", "jina-v2-code")
-        + ("roberta-bpe",),
+        (
+            "gpt-2",
+            "phi-2",
+            "exaone4",
+            "mpt",
+            "olmo",
+            "jais",
+            "trillion",
+            "granite-docling",
+            "gigachat",
+            "mellum",
+            "modern-bert",
+            "a.x-4.0",
+            "jina-es",
+            "jina-de",
+            "jina-v1-en",
+            "jina-v2-es",
+            "jina-v2-de",
+            "jina-v2-code",
+            "roberta-bpe",
+        ),
         GPT2,
     ),
     PreTokenizer(
-        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano")
-        + ("glm4", "glm5"),
+        (
+            "llama-bpe",
+            "llama3",
+            "llama-v3",
+            "falcon3",
+            "falcon-h1",
+            "pixtral",
+            "midm-2.0",
+            "lfm2",
+            "jina-v5-nano",
+            "glm4",
+            "glm5",
+        ),
         LLAMA3,
         ignore_merges=True,
     ),
     PreTokenizer(("smaug-bpe", "dbrx", "chatglm-bpe"), LLAMA3),
     PreTokenizer(
-        ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "grok-2", "kormo", "f2llmv2"), QWEN2
+        ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "grok-2", "kormo", "f2llmv2"),
+        QWEN2,
     ),
     PreTokenizer(
         ("qwen35",),
@@ -189,9 +219,9 @@ PRE_TOKENIZERS = (
         ("kimi-k2",),
         (
             rf"{HAN}+|"
-            + _cased(f"[{UPPER[1:-1]}&&[^{HAN}]]", f"[{LOWER[1:-1]}&&[^{HAN}]]", f"{CONTRACTION}?", r"\p{N}{1,3}").replace(
-                r"[\r\n/]*", r"[\r\n]*"
-            ),
+            + _cased(
+                f"[{UPPER[1:-1]}&&[^{HAN}]]", f"[{LOWER[1:-1]}&&[^{HAN}]]", f"{CONTRACTION}?", r"\p{N}{1,3}"
+            ).replace(r"[\r\n/]*", r"[\r\n]*"),
         ),
         engine=(
             rf"{HAN}+|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{HAN}]]+{CONTRACTION}?|\p{{N}}{{1,3}}|{SYMBOLS}[\r\n]*"

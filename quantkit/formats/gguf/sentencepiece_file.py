@@ -1,4 +1,4 @@
-"""The tokenizer.model of sentencepiece, read without its library: pieces, scores, kinds and the few settings that count.
+"""The tokenizer.model of sentencepiece, read without its library: pieces, scores, kinds, and the settings that count.
 
 The file is one protobuf message (sentencepiece_model.proto): field 1 a piece (1 text, 2 score, 3 kind), 2 the trainer's
 settings (3 model type, 40 to 43 the ids of unk, bos, eos, pad), 3 the normalizer's (3 dummy prefix, 4 whitespace).
@@ -32,7 +32,8 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
         return _read(path.read_bytes())
     except (IndexError, struct.error, UnicodeDecodeError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path}: not a sentencepiece model ({error})\nhint: download the file again, or put a tokenizer.json beside it"
+            f"{path}: not a sentencepiece model ({error})\n"
+            "hint: download the file again, or put a tokenizer.json beside it"
         ) from error
 
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.gguf_writer import KeyValue
 from quantkit.errors import UserError
 from quantkit.formats.gguf.vocabulary import Vocabulary
 
-KeyValue = tuple[str, Any]
 KEYS = {"bos": "bos", "eos": "eos", "eot": "eot", "unk": "unknown", "pad": "padding"}
 
 
@@ -52,8 +52,8 @@ def _around(vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
     if len(before) > 1 or len(after) > 1:
         names = [vocabulary.texts.get(i, str(i)) for i in before + after]
         raise UserError(
-            f"{vocabulary.folder}: the tokenizer puts {' '.join(names)} around every text; llama.cpp has room for one token"
-            " before a text and one after it\nhint: write those tokens into the chat template instead"
+            f"{vocabulary.folder}: the tokenizer puts {' '.join(names)} around every text; llama.cpp has room for one"
+            " token before a text and one after it\nhint: write those tokens into the chat template instead"
         )
     return before, after
 

@@ -1,8 +1,8 @@
 """Scores with which llama.cpp's sentencepiece tokenizer ("llama") builds the tokens that merges build.
 
-llama.cpp has no merges there: of all neighbours whose texts together are a token, the pair with the highest score is joined,
-the leftmost of equals. With scores falling in the order of the merges that is byte-pair encoding, where every pair of tokens
-that makes a token is among the merges, as it is in what is converted from sentencepiece.
+llama.cpp has no merges there: of all neighbours whose texts together are a token, it joins the pair with the highest
+score, the leftmost of equals. Scores that fall in the order of the merges make that byte-pair encoding, provided that
+every pair of tokens that makes a token is among the merges; it is in tokenizers converted from sentencepiece.
 """
 
 import heapq
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 
 def scores_of_merges(tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -> list[float]:
-    """A score for each token: minus the place of its first merge among the tokens that merges make; the rest come last."""
+    """A score for each token: minus the rank of its first merge among tokens that merges make; the rest come last."""
     order: dict[str, int] = {}
     for left, right in merges:
         order.setdefault(left + right, len(order))
@@ -19,7 +19,7 @@ def scores_of_merges(tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -
 
 
 def pairs_of_pieces(scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """All pairs of pieces that make a piece, in the order in which sentencepiece would join them: highest score first."""
+    """All pairs of pieces that make a piece, in the order in which sentencepiece joins them: highest score first."""
     pairs = [
         (-score, i, piece[:i], piece[i:])
         for piece, score in scores.items()
@@ -32,7 +32,7 @@ def pairs_of_pieces(scores: Mapping[str, float]) -> list[tuple[str, str]]:
 def llama_tokens(text: str, ids: Mapping[str, int], scores: Sequence[float]) -> list[int] | None:
     """The ids that llama.cpp makes of `text` (spaces already U+2581); None where it needs a byte that is no token.
 
-    Source: the algorithm of llm_tokenizer_spm_session, written down anew.
+    Source: the algorithm of llama.cpp's llm_tokenizer_spm_session.
     """
     symbols: list[str] = list(text)
     after = [*range(1, len(text)), -1]

@@ -1,12 +1,12 @@
 """All `tokenizer.*` keys of a GGUF file, from the tokenizer of a Hugging Face folder.
 
-`tokenizer.ggml.model` is "gpt2" for byte-level BPE and "llama" for sentencepiece's BPE with byte fallback. llama.cpp must
-make the same tokens of any text, and that is tried on 300 strings here; what it cannot do alike is refused.
+`tokenizer.ggml.model` is "gpt2" for byte-level BPE and "llama" for sentencepiece's BPE with byte fallback. llama.cpp
+must make the same tokens of any text: that is tried on 300 strings here, and what it cannot do alike is refused.
 """
 
 from pathlib import Path
-from typing import Any
 
+from quantkit.checkpoint.gguf_writer import KeyValue
 from quantkit.errors import UserError
 from quantkit.formats.gguf import pre as pre_tokenizer
 from quantkit.formats.gguf.pre_probe import PROBE
@@ -15,15 +15,13 @@ from quantkit.formats.gguf.spm_scores import llama_tokens, scores_of_merges
 from quantkit.formats.gguf.token_list import TokenList, token_list
 from quantkit.formats.gguf.vocabulary import BPE_ONLY, SPACE, Vocabulary, load_vocabulary
 
-KeyValue = tuple[str, Any]  # what the value is in the file ("u32", "string", "f32[]", ...), and the value
-
 
 def tokenizer_metadata(folder: Path, vocab_size: int, *, pre: str | None = None) -> dict[str, KeyValue]:
     """The tokenizer's keys and values for a model of `vocab_size` embedding rows.
 
-    Fewer tokens than rows: padded with unused tokens. More: added tokens that have no row are left out, for the model has
-    never seen them. `pre` is written as it is instead of what the tokenizer shows. UserError for a tokenizer that is no
-    BPE, that cuts or merges as nothing in llama.cpp does, or whose own vocabulary has more tokens than the model rows.
+    Fewer tokens than rows: padded with unused tokens. More: added tokens without a row are left out (the model has
+    never seen them). `pre` is written as given instead of what the tokenizer shows. UserError for what is not BPE,
+    that cuts or merges as nothing in llama.cpp does, or whose own vocabulary has more tokens than the model has rows.
     """
     if pre is not None:
         pre_tokenizer.check_name(pre)
@@ -36,11 +34,16 @@ def tokenizer_metadata(folder: Path, vocab_size: int, *, pre: str | None = None)
 def _byte_level(vocabulary: Vocabulary, tokens: TokenList, pre: str | None) -> dict[str, KeyValue]:
     return {
         "tokenizer.ggml.model": ("string", "gpt2"),
-        "tokenizer.ggml.pre": ("string", pre or pre_tokenizer.find_pre(vocabulary.backend, vocabulary.model, vocabulary.folder)),
+        "tokenizer.ggml.pre": ("string", pre or _found_pre(vocabulary)),
         "tokenizer.ggml.tokens": ("string[]", tokens.texts),
         "tokenizer.ggml.token_type": ("i32[]", tokens.types),
         "tokenizer.ggml.merges": ("string[]", [f"{left} {right}" for left, right in vocabulary.merges]),
     }
+
+
+def _found_pre(vocabulary: Vocabulary) -> str:
+    added = {token.content for token in vocabulary.added.values()}
+    return pre_tokenizer.find_pre(vocabulary.backend, vocabulary.model, added, vocabulary.folder)
 
 
 def _sentencepiece(vocabulary: Vocabulary, tokens: TokenList, pre: str | None) -> dict[str, KeyValue]:
@@ -69,7 +72,7 @@ def _space_prefix(vocabulary: Vocabulary) -> bool:
 
 
 def _scores(vocabulary: Vocabulary, tokens: TokenList) -> list[float]:
-    """The score of each token: tokenizer.model's, else by the order of the merges; tokens that nothing makes come last."""
+    """The score of each token: tokenizer.model's, else by the order of the merges; what no merge makes is last."""
     if vocabulary.piece_scores is None:
         return scores_of_merges(tokens.texts, vocabulary.merges)
     last = min(vocabulary.piece_scores.values(), default=0.0) - 1.0
@@ -79,8 +82,8 @@ def _scores(vocabulary: Vocabulary, tokens: TokenList) -> list[float]:
 def _check_merges(vocabulary: Vocabulary, scores: list[float], prefixed: bool) -> None:
     """UserError where llama.cpp, which knows scores and no merges, would make other tokens of a string of the probe.
 
-    Strings that begin with a space are left out where a space is put in front: sentencepiece and llama.cpp put one in front
-    of those too, transformers' newer classes do not.
+    Strings that begin with a space are skipped where a space is put in front: sentencepiece and llama.cpp add one to
+    those too, transformers' newer classes do not.
     """
     ids = {text: i for text, i in vocabulary.model["vocab"].items() if i < len(scores)}
     differing = []
@@ -94,7 +97,7 @@ def _check_merges(vocabulary: Vocabulary, scores: list[float], prefixed: bool) -
         text, theirs = differing[0]
         here = [vocabulary.texts.get(i) for i in vocabulary.merged(text)]
         raise UserError(
-            f"{vocabulary.folder}: llama.cpp's sentencepiece tokenizer makes other tokens of {len(differing)} of {len(PROBE)}"
-            f" strings, as {text!r}: {[vocabulary.texts.get(i) for i in theirs]} against {here} here\n"
+            f"{vocabulary.folder}: llama.cpp's sentencepiece tokenizer makes other tokens of {len(differing)} of"
+            f" {len(PROBE)} strings, as {text!r}: {[vocabulary.texts.get(i) for i in theirs]} against {here} here\n"
             "hint: --pre default writes the tokenizer all the same"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from transformers import AddedToken as TransformersAddedToken
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from quantkit.checkpoint.tokenizer import locate_tokenizer
@@ -23,6 +24,7 @@ from quantkit.formats.gguf.sentencepiece_file import (
 )
 from quantkit.formats.gguf.spm_scores import pairs_of_pieces
 
+Added = AddedToken | TransformersAddedToken
 SPACE = "\u2581"  # what sentencepiece writes for a space
 BPE_ONLY = "GGUF is written for byte-level BPE and for sentencepiece's BPE (Llama-2, Mistral, Gemma)"
 
@@ -31,8 +33,8 @@ BPE_ONLY = "GGUF is written for byte-level BPE and for sentencepiece's BPE (Llam
 class Vocabulary:
     """The tokenizer of a folder.
 
-    `tokenizer`: as transformers loads it, for special tokens, templates and what it adds to a text. `backend`: the one of
-    tokenizer.json, which cuts and merges as the model was trained to. `model`: the BPE section of tokenizer.json.
+    `tokenizer`: as transformers loads it, for special tokens, templates and what it adds to a text. `backend`: the one
+    of tokenizer.json, which cuts and merges as the model was trained to. `model`: the BPE section of tokenizer.json.
     `piece_scores`: score of each piece in tokenizer.model, where the folder has one that holds the same pieces.
     """
 
@@ -52,14 +54,16 @@ class Vocabulary:
         return merge_pairs(self.model)
 
     @cached_property
-    def added(self) -> dict[int, AddedToken]:
+    def added(self) -> Mapping[int, Added]:
         """The added tokens by id: of tokenizer.json and of tokenizer_config.json."""
-        return dict(self.backend.get_added_tokens_decoder()) | dict(self.tokenizer.added_tokens_decoder)
+        return {**self.backend.get_added_tokens_decoder(), **self.tokenizer.added_tokens_decoder}
 
     @cached_property
     def texts(self) -> dict[int, str]:
         """The text of each id, in the tokenizer's own spelling (bytes or spaces replaced)."""
-        return {i: text for text, i in self.model["vocab"].items()} | {i: token.content for i, token in self.added.items()}
+        return {i: text for text, i in self.model["vocab"].items()} | {
+            i: token.content for i, token in self.added.items()
+        }
 
     def form(self, text: str) -> str:
         """`text` as the merges see it, its pieces together."""
@@ -77,12 +81,16 @@ class Vocabulary:
 
 
 def token_count(folder: Path) -> int:
-    """How many ids the tokenizer of `folder` has, added ones and holes included: rows of an embedding beyond it are padding.
+    """How many ids the tokenizer of `folder` has, added ones and holes included: embedding rows beyond it are padding.
 
     Gemma 3's files hold no such rows: llama.cpp's converter drops them. UserError where the tokenizer does not load.
     """
-    tokenizer, backend = _tokenizers(folder)
-    return max([*tokenizer.get_vocab().values(), *backend.get_vocab().values()]) + 1
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return max(_tokenizers(folder)[1].get_vocab().values()) + 1
+    whole = _json(path)
+    _check_model(whole["model"], folder)
+    return max([*whole["model"]["vocab"].values(), *(token["id"] for token in whole.get("added_tokens", []))]) + 1
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:
@@ -98,7 +106,7 @@ def load_vocabulary(folder: Path) -> Vocabulary:
 
 
 def _tokenizers(folder: Path) -> tuple[PreTrainedTokenizerBase, Tokenizer]:
-    """The tokenizer as transformers loads it, and the one that cuts and merges: tokenizer.json's own where there is one.
+    """The tokenizer as transformers loads it, and the one that cuts and merges: tokenizer.json's own if it exists.
 
     transformers 5 rebuilds some by the name of their class, Llama-2's with another way to put a space in front.
     """
@@ -129,13 +137,17 @@ def _check_model(model: Mapping[str, Any], folder: Path) -> None:
         raise UserError(f"{folder}: a tokenizer of the kind {kind} is not supported\nhint: {BPE_ONLY}")
     for mark in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(mark):
-            raise UserError(f"{folder}: the tokenizer's {mark} {model[mark]!r} is unknown to llama.cpp\nhint: {BPE_ONLY}")
+            raise UserError(
+                f"{folder}: the tokenizer's {mark} {model[mark]!r} is unknown to llama.cpp\nhint: {BPE_ONLY}"
+            )
 
 
 def _bpe_pieces(path: Path) -> SentencePieceModel:
     spm = read_sentencepiece(path)
     if spm.model_type != "BPE":
-        raise UserError(f"{path}: a sentencepiece model of the kind {spm.model_type} is not supported\nhint: {BPE_ONLY}")
+        raise UserError(
+            f"{path}: a sentencepiece model of the kind {spm.model_type} is not supported\nhint: {BPE_ONLY}"
+        )
     return spm
 
 
@@ -151,7 +163,9 @@ def _from_sentencepiece(folder: Path, spm: SentencePieceModel) -> PreTrainedToke
     """The tokenizer that a tokenizer.model and the JSON beside it describe, as transformers' conversion makes it."""
     config = _json(folder / "tokenizer_config.json")
     names = {kind: spm.pieces[i][0] for kind, i in spm.special_ids.items() if 0 <= i < len(spm.pieces)}
-    special = {f"{kind}_token": _content(config.get(f"{kind}_token")) or names.get(kind) for kind in names | {"pad": ""}}
+    special = {
+        f"{kind}_token": _content(config.get(f"{kind}_token")) or names.get(kind) for kind in names | {"pad": ""}
+    }
     scores = {text: score for text, score, kind in spm.pieces if kind in (NORMAL, USER_DEFINED)}
     backend = Tokenizer(
         models.BPE(
@@ -172,11 +186,13 @@ def _from_sentencepiece(folder: Path, spm: SentencePieceModel) -> PreTrainedToke
         backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=pairs)
     template = folder / "chat_template.jinja"
     chat = template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template")
-    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=chat, **{k: v for k, v in special.items() if v})
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=chat, **{k: v for k, v in special.items() if v}
+    )
 
 
 def _add_tokens(backend: Tokenizer, spm: SentencePieceModel, folder: Path, config: Mapping[str, Any]) -> None:
-    """The pieces that sentencepiece matches whole, then the tokens that the JSON beside it adds, in the order of their ids."""
+    """The pieces that sentencepiece matches whole, then the tokens that the JSON beside it adds, by id."""
     added = [AddedToken(t, special=k != USER_DEFINED, normalized=False) for t, _, k in spm.pieces if k in WHOLE]
     later = {i: AddedToken(text, normalized=False) for text, i in _json(folder / "added_tokens.json").items()}
     for i, token in config.get("added_tokens_decoder", {}).items():
