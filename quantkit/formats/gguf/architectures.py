@@ -249,6 +249,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_sizes(full: Mapping[str, Any]) -> None:
+    """UserError where a number of config.json is none that a file can hold."""
     for key in _SIZES:
         if key not in full or (full[key] is None and key in _DERIVED):
             continue
@@ -256,6 +257,13 @@ def _check_sizes(full: Mapping[str, Any]) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
             raise UserError(
                 f"config.json: `{key}: {value!r}`, expected an integer from 1 to {most}\n"
+                "hint: take config.json from the model's source"
+            )
+    for key in ("rms_norm_eps", "final_logit_softcapping"):
+        number = full.get(key) or (1.0 if key == "final_logit_softcapping" else 0.0)
+        if not isinstance(number, int | float) or not 0 < number < 1e30:
+            raise UserError(
+                f"config.json: `{key}: {full.get(key)!r}`, expected a positive number\n"
                 "hint: take config.json from the model's source"
             )
 
