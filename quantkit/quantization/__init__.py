@@ -12,6 +12,7 @@ dense_modules.py     what stays dense, by the checkpoint's names
 output_layout.py     what the output will hold
 gguf_layout.py       what a GGUF file will hold: names, types, metadata
 gguf_output.py       its writing and reading under the checkpoint's names
+gguf_measured.py     measured mixes in a run: the whole model, and the types that come of it
 gguf_tables.py       its embedding and head
 engine_check.py      asks the engine named in the recipe, before and after
 output.py            config.json and the report

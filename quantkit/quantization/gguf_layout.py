@@ -70,9 +70,9 @@ class GgufPlan:
         """Of all tensors together."""
         return 8 * self.data_bytes / sum(math.prod(shape) for shape in self.shapes.values())
 
-    def record(self, tables: Iterable[LinearRecord]) -> GgufRecord:
+    def record(self, tables: Iterable[LinearRecord], measured: dict[str, Any] | None) -> GgufRecord:
         """What the report says of the file."""
-        return GgufRecord(self.by_type(), self.bits_per_weight, tuple(tables))
+        return GgufRecord(self.by_type(), self.bits_per_weight, tuple(tables), measured)
 
     def with_types(self, types: Mapping[str, str]) -> "GgufPlan":
         """Other types for some GGUF tensors."""
