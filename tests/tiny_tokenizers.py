@@ -83,7 +83,7 @@ def piece_list() -> list[tuple[str, float, int]]:
 
 
 def sentencepiece_bytes(
-    pieces: Sequence[tuple[str, float, int]], *, model_type: int = 2, dummy_prefix: bool = True
+    pieces: Sequence[tuple[str, float, int]], *, model_type: int = 2, dummy_prefix: bool = True, one_space: bool = False
 ) -> bytes:
     """A tokenizer.model: its protobuf message."""
 
@@ -102,7 +102,7 @@ def sentencepiece_bytes(
         return field(1, text.encode()) + b"\x15" + struct.pack("<f", score) + b"\x18" + varint(kind)
 
     trainer = b"\x18" + varint(model_type) + b"\xd8\x02" + varint((1 << 64) - 1)  # field 43, no pad: -1
-    normalizer = b"\x18" + varint(int(dummy_prefix)) + b"\x20\x00"
+    normalizer = b"\x18" + varint(int(dummy_prefix)) + b"\x20" + varint(int(one_space))
     return b"".join(field(1, piece(*entry)) for entry in pieces) + field(2, trainer) + field(3, normalizer)
 
 

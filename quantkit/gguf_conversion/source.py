@@ -83,11 +83,14 @@ class SourceFolder:
         return self.quantized.weight(name.removesuffix(".weight"))
 
     def rows(self, name: str, index: Tensor) -> Tensor:
-        """Rows of a dense tensor as stored; a vector is one row. UserError for NaN and infinite numbers."""
-        if len(self.shapes[name]) < 2:
-            found = self.checkpoint.read(name).reshape(1, -1)
-        else:
-            found = self.checkpoint.rows(name, index)
+        """Rows (int64 index) of a dense matrix as stored; UserError for NaN and infinite numbers."""
+        found = self.checkpoint.rows(name, index)
+        check_finite(found, name)
+        return found
+
+    def vector(self, name: str) -> Tensor:
+        """A dense vector as stored; UserError for NaN and infinite numbers."""
+        found = self.checkpoint.read(name)
         check_finite(found, name)
         return found
 

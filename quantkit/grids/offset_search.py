@@ -80,7 +80,7 @@ class Weighted(NamedTuple):
 def with_offset(
     w_gSB: Tensor, h_gSB: Tensor | None, unit_B: Tensor, type_: BlockType
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """d and the offset's d [B], their integers [S, B]; see kquant_search.Search."""
+    """d and the offset's d [B], their integers [S, B]; arguments as in `kquant_search`."""
     hw_gSB = w_gSB if h_gSB is None else h_gSB * w_gSB
     one_SB = w_gSB.new_full(w_gSB.shape[1:], len(w_gSB)) if h_gSB is None else h_gSB.sum(0)
     weighted = Weighted(w_gSB, h_gSB, hw_gSB, one_SB, hw_gSB.sum(0))

@@ -20,7 +20,7 @@ AGAIN, ROUNDS = 1, 1  # of codes chosen anew: with free scales, then with intege
 def scale_only(
     w_gSB: Tensor, h_gSB: Tensor | None, unit_B: Tensor, type_: BlockType
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """d [B], zeros, the integers [S, B] and ones; see kquant_search.Search."""
+    """d [B], zeros, the integers [S, B] and ones; arguments as in `kquant_search`."""
     hw_gSB = w_gSB if h_gSB is None else h_gSB * w_gSB
     high_SB, low_SB = w_gSB.amax(0), w_gSB.amin(0)
     extreme_SB = high_SB.lerp(low_SB, torch.gt(-low_SB, high_SB).float())

@@ -79,8 +79,15 @@ class GgufPlan:
         return replace(self, types=self.types | dict(types))
 
     def with_dense(self, names: Iterable[str], tensors: Tensors) -> "GgufPlan":
-        """These checkpoint tensors as they are stored; UserError where only some experts of one tensor are."""
-        dense = {name for name in names if name in self.places and self.type_of(name) in QUANTIZED}
+        """Those of these checkpoint tensors that lie in blocks as they are stored: what a recipe leaves out.
+
+        UserError where only some experts of one tensor are.
+        """
+        dense = {
+            name
+            for name in names
+            if name in self.places and self.places[name].tensor.startswith("blk.") and self.type_of(name) in QUANTIZED
+        }
         changed: dict[str, str] = {}
         for name in dense:
             place = self.places[name]

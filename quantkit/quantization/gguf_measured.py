@@ -1,25 +1,24 @@
 """Measured mixes in a run: the model as a whole, what its linears read, and the types that come of it."""
 
-import re
+import copy
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from quantkit.device_names import torch_device
 from quantkit.errors import UserError
-from quantkit.formats.gguf.mixes import tensor_types
-from quantkit.ggml_types import QUANTIZED
-from quantkit.model.meta_model import build_meta_model
-from quantkit.model.streamed_model import StreamedModel, materialize
+from quantkit.formats.gguf.mixes import given_types, tensor_types
+from quantkit.model.streamed_model import StreamedModel, read_param, set_param
 from quantkit.progress import Progress
-from quantkit.quantization.gguf_allocation import Allocation, allocated_types, model_parts
+from quantkit.quantization.gguf_allocation import Allocation, allocated_types, byte_budget, check_budget
 from quantkit.quantization.gguf_layout import GgufPlan
+from quantkit.quantization.gguf_weights import model_parts
 from quantkit.quantization.imatrix import gather
 from quantkit.recipe.gguf import MIXES, Gguf, Measured
 
 TOKENS = 4096  # whose output is compared
-KEPT_BYTES = 512 << 20  # of their log-probabilities
+KEPT_BYTES = 2 << 30  # of their log-probabilities: fewer tokens for a large vocabulary
 
 
 def measured_types(
@@ -30,10 +29,10 @@ def measured_types(
     dense: Iterable[str],
     bar: Progress,
 ) -> Allocation:
-    """The types for `section.mix`'s size; the original model is whole in memory meanwhile, in float32.
+    """The types for `section.mix`'s size; the original model is whole in memory meanwhile.
 
     ids_ST  calibration tokens (int64); dense: checkpoint tensors that stay as they are stored
-    UserError where the size is too small for the model.
+    UserError where the size is too small for the model, before anything is measured.
     """
     assert isinstance(section.mix, Measured)
     if streamed.rewrite is not None:
@@ -41,40 +40,54 @@ def measured_types(
             "gguf.mix by measured harm cannot go with a rotation: harms are measured on the model as it is stored\n"
             "hint: name a mix, or remove the rotation"
         )
-    bar.stage("measuring what each tensor's type does to the output")
-    vocabulary, seq_len = plan.shapes["token_embd.weight"][0], ids_ST.shape[1]
+    fixed = given_types(plan.shapes, section.tensor_types, section.token_embedding, section.output)
+    fixed |= {plan.places[name].tensor: plan.type_of(name) for name in dense if name in plan.places}
+    check_budget(plan.shapes, fixed, byte_budget(plan.shapes, section.mix.bits_per_weight, section.mix.size))
+    vocabulary, seq_len = streamed.model.config.get_text_config().vocab_size, ids_ST.shape[1]
     few_ST = ids_ST[: max(1, min(TOKENS, KEPT_BYTES // (4 * vocabulary)) // seq_len)]
+    bar.stage(f"measuring what each tensor's type does to the output on {few_ST.numel():,} tokens")
     entries = gather(streamed, few_ST, plan.places, Progress(False))
-    model = build_meta_model(streamed.model.config)
-    materialize(model, "", streamed.sources, streamed.checkpoint, torch.float32, torch_device("cpu"))
-    model.tie_weights()
-    live = {name for name, _ in model.named_parameters()}
-    fixed = {plan.places[name].tensor: plan.type_of(name) for name in dense if name in plan.places}
-    fixed |= {name: kind for name, kind in plan.types.items() if kind not in QUANTIZED or _is_named(section, name)}
-    fixed = {name: kind for name, kind in fixed.items() if name in plan.shapes}
-    named = {mix: tensor_types_of(mix, plan) | fixed for mix in MIXES}
+    model = whole_model(streamed)
+    live = {name for name, _ in model.named_parameters()}  # a tied parameter has one of its names here
     return allocated_types(
         model,
         few_ST,
         plan.shapes,
-        parts=model_parts(plan.places, {name: s for name, s in streamed.sources.items() if name in live}),
+        parts=model_parts(plan.places, {name: pieces for name, pieces in streamed.sources.items() if name in live}),
         importance={name: torch.from_numpy(entry.importance()) for name, entry in entries.items()},
         fixed=fixed,
-        named=named,
+        named={mix: named_types(mix, plan, section) | fixed for mix in MIXES},
         bits_per_weight=section.mix.bits_per_weight,
         size=section.mix.size,
     )
 
 
-def tensor_types_of(mix: str, plan: GgufPlan) -> dict[str, str]:
-    """The types that llama.cpp's quantizer gives the tensors, with an importance matrix."""
-    return tensor_types(mix, plan.shapes, architecture=plan.architecture, metadata=plan.metadata, imatrix=True)
+def named_types(mix: str, plan: GgufPlan, section: Gguf) -> dict[str, str]:
+    """The types of one of llama.cpp's mixes with the recipe's other words on types."""
+    return tensor_types(
+        mix,
+        plan.shapes,
+        architecture=plan.architecture,
+        metadata=plan.metadata,
+        imatrix=True,
+        overrides=section.tensor_types,
+        token_embedding=section.token_embedding,
+        output=section.output,
+    )
 
 
-def _is_named(section: Gguf, name: str) -> bool:
-    """Whether the user has chosen a tensor's type."""
-    if name == "token_embd.weight" and section.token_embedding is not None:
-        return True
-    if name == "output.weight" and section.output is not None:
-        return True
-    return any(re.search(pattern, name) for pattern in section.tensor_types)
+def whole_model(streamed: StreamedModel) -> PreTrainedModel:
+    """A copy of the model with all its weights as they are stored, in the streamed model's dtype and on its device."""
+    model = copy.deepcopy(streamed.model)
+    owners: dict[int, list[tuple[nn.Module, str, str]]] = {}  # of each parameter: tied ones have several
+    for path, module in model.named_modules():
+        for leaf, param in module.named_parameters(recurse=False):
+            owners.setdefault(id(param), []).append((module, leaf, f"{path}.{leaf}" if path else leaf))
+    for places in owners.values():
+        pieces = next(streamed.sources[name] for _, _, name in places if name in streamed.sources)
+        first, leaf, _ = places[0]
+        value = read_param(streamed.checkpoint, pieces, first.get_parameter(leaf).shape, streamed.dtype)
+        set_param(first, leaf, value.to(streamed.device))
+        for module, name, _ in places[1:]:
+            setattr(module, name, first.get_parameter(leaf))
+    return model

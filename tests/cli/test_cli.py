@@ -221,7 +221,13 @@ def test_options_are_frozen() -> None:
     common = ["--bits", "--calibration", "--group-size", "--json", "--model", "--recipe", "--samples", "--scheme"]
     common += ["--seq-len", "--set", "--trust-remote-code"]
     assert options == {
-        "convert": ["--format", "--json", "--requantize"],
+        "convert": [
+            *("--format", "--json", "--max-shard", "--output-type", "--pre", "--requantize", "--token-embedding"),
+        ],
+        "imatrix": [
+            *("--calibration", "--data", "--device", "--json", "--model", "--output", "--progress", "--quiet"),
+            *("--samples", "--seq-len", "--trust-remote-code", "--verbose"),
+        ],
         "plan": common,
         "verify": ["--checksums", "--engine", "--hardware", "--json", "--tp"],
         "quantize": sorted([*common, "--device", "--output", "--progress", "--quiet", "--restart", "--verbose"]),

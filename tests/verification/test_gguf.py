@@ -92,7 +92,7 @@ FAULTS: dict[str, tuple[Change, str, str, str, str]] = {
     "frequencies": (tensor("rope_freqs.weight", 7), "llama", "gguf-shape", "error", "keys say 8"),
     "rope": (put("llama.rope.dimension_count", "UINT32", 8), "llama", "gguf-rope", "error", "rotates all"),
     "float16 norm": (typed("F16", "output_norm.weight"), "llama", "gguf-type", "error", "in F32 alone"),
-    "float16 gate": (typed("F16", *GATES), "qwen3moe", "gguf-type", "error", "in F32 alone"),
+    "float16 bias": (typed("F16", "blk.0.attn_q.bias"), "qwen2", "gguf-type", "error", "in F32 alone"),
     "no biases": (
         without(*(f"blk.{i}.attn_{p}.bias" for i in range(BLOCKS) for p in "qkv")),
         *("qwen2", "gguf-bias", "warning", "wrong results"),
@@ -192,6 +192,8 @@ OTHERS: dict[str, tuple[str, Change, str, str, str]] = {
         "gguf-rope-scaling",
         "how positions are scaled",
     ),
+    "padding": ("phi3", lambda _: None, "transformers", "gguf-config", "takes 32000, and the embedding has 264 rows"),
+    "scale": ("gemma3", lambda _: None, "transformers", "gguf-config", "as for heads of 256 features"),
     "bias": ("llama", tensor("blk.0.attn_q.bias", 64), "transformers", "gguf-bias", "without biases"),
     "architecture": (
         "llama",
