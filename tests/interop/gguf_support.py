@@ -47,7 +47,7 @@ def logits(path: Path, tokens: Sequence[int]) -> np.ndarray:
 
 @contextmanager
 def plain_buffers(llama_cpp: ModuleType) -> Iterator[None]:
-    """Models loaded here keep their blocks as they are: the layouts for AMX crash where the kernel forbids its tiles."""
+    """Models loaded here keep their blocks as they are: layouts for AMX crash where the kernel forbids its tiles."""
     low = llama_cpp.llama_cpp
     default = low.llama_model_default_params
 
