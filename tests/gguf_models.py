@@ -1,4 +1,4 @@
-"""Tiny random models of the architectures that a GGUF can hold, in many variants, and their tensors as a file has them."""
+"""Tiny random models of the architectures that a GGUF can hold, in many variants, and their tensors in the file."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -58,9 +58,7 @@ VARIANTS: dict[str, Callable[[], t.PretrainedConfig]] = {
     "llama-llama3": lambda: t.LlamaConfig(**COMMON, **_rope(LLAMA3, 500.0)),
     "llama-linear": lambda: t.LlamaConfig(**COMMON, **_rope(LINEAR)),
     "llama-yarn": lambda: t.LlamaConfig(**COMMON, **_rope(YARN)),
-    "llama-yarn-own": lambda: t.LlamaConfig(
-        **COMMON, **_rope(YARN | {"attention_factor": 1.3, "beta_fast": 16, "beta_slow": 2})
-    ),
+    "llama-yarn-own": lambda: t.LlamaConfig(**COMMON, **_rope(YARN | {"attention_factor": 1.3})),
     "llama-yarn-mscale": lambda: t.LlamaConfig(**COMMON, **_rope(YARN | {"mscale": 0.7, "mscale_all_dim": 1.0})),
     "llama-longrope-short": lambda: t.LlamaConfig(
         **COMMON, **_rope(_eight(LONG) | {"original_max_position_embeddings": 256})
@@ -78,6 +76,8 @@ VARIANTS: dict[str, Callable[[], t.PretrainedConfig]] = {
     "qwen3-tied": lambda: t.Qwen3Config(**COMMON, head_dim=16, tie_word_embeddings=True),
     "qwen3-yarn": lambda: t.Qwen3Config(**COMMON, head_dim=32, **_rope(YARN, 1e6)),
     "gemma3": lambda: t.Gemma3TextConfig(**GEMMA),
+    "gemma3-256": lambda: t.Gemma3TextConfig(**GEMMA | {"head_dim": 256, "query_pre_attn_scalar": 256}),
+    "gemma3-62": lambda: t.Gemma3TextConfig(**GEMMA | {"num_hidden_layers": 62, "query_pre_attn_scalar": 16}),
     "gemma3-untied": lambda: t.Gemma3TextConfig(**GEMMA, tie_word_embeddings=False),
     "gemma3-linear": lambda: t.Gemma3TextConfig(**GEMMA, **_gemma_rope(LINEAR, 5000.0)),
     "gemma3-pattern": lambda: t.Gemma3TextConfig(
@@ -93,6 +93,7 @@ VARIANTS: dict[str, Callable[[], t.PretrainedConfig]] = {
         **COMMON, original_max_position_embeddings=16, **_rope(LONG | {"partial_rotary_factor": 0.5})
     ),
     "qwen3_moe": lambda: t.Qwen3MoeConfig(**EXPERTS, head_dim=32),
+    "qwen3_moe-768": lambda: t.Qwen3MoeConfig(**EXPERTS | {"moe_intermediate_size": 768}, head_dim=32),
     "qwen3_moe-tied": lambda: t.Qwen3MoeConfig(**EXPERTS, head_dim=16, tie_word_embeddings=True),
 }
 

@@ -1,15 +1,16 @@
 """Evaluation of models: perplexity on texts, and divergence from the model one was made from.
 
-evaluation.py    both, for a model and its original
-results.py       what was found, as dataclasses that become JSON once
-early_checks.py  refusals before torch is imported
-texts.py         files and named texts
-perplexity.py    log-probabilities of a text, window by window
-divergence.py    KL and agreement
-bootstrap.py     confidence intervals
-folders.py       opens the folders that are compared
-tables.py        the results as tables
-search/          several recipes side by side
+evaluation.py         both, for a model and its original
+results.py            what was found, as dataclasses that become JSON once
+early_checks.py       refusals before torch is imported
+texts.py              files and named texts
+llama_cpp_library.py  a GGUF file run by llama.cpp
+perplexity.py         log-probabilities of a text, window by window
+divergence.py         KL and agreement
+bootstrap.py          confidence intervals
+folders.py            opens the folders that are compared
+tables.py             the results as tables
+search/               several recipes side by side
 
 Names are imported on first use: a refusal needs no torch.
 """

@@ -1,18 +1,27 @@
 """Refusals that need neither torch nor transformers: a mistake is answered in a fraction of a second."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.gguf_header import GgufFile
+from quantkit.checkpoint.gguf_path import open_found
 from quantkit.checkpoint.header import read_json
 from quantkit.checkpoint.hub import locate_model
 from quantkit.checkpoint.model_folder import check_tokenizer, local_folder
 from quantkit.checkpoint.model_kind import check_causal
 from quantkit.device_names import check_device_name
 from quantkit.errors import UserError
+from quantkit.formats.gguf.described_file import describe_file
+from quantkit.suggestions import unknown
 from quantkit_eval.texts import check_text
 
 BOS = ("auto", "always", "never")
+INSTALL = (
+    "--engine llama.cpp needs llama-cpp-python, which is not installed\n"
+    "hint: pip install llama-cpp-python (it compiles llama.cpp), or leave out --engine"
+)
 
 
 def check_before_torch(
@@ -24,8 +33,9 @@ def check_before_torch(
     tokens: int | None = None,
     device: str = "auto",
     bos: str = "auto",
+    engine: str | None = None,
 ) -> tuple[Path, Path | None]:
-    """The folders of the model and of its original; UserError for what paths, names and JSON show to be wrong.
+    """The folders (of GGUF: the files) of the model and of its original; UserError for what names and JSON show.
 
     The Hub is asked last, after all that can be answered here.
     """
@@ -49,13 +59,47 @@ def check_before_torch(
         raise UserError(f"bos is {bos!r}; expected {', '.join(BOS[:-1])} or {BOS[-1]}")
     check_device_name(device)
     names = [model] if ref is None else [model, ref]
-    for name in names:
-        if (folder := local_folder(str(name))) is not None:
+    opened = [open_found(name) for name in names]
+    files = [None if file is None else file.path for file in opened]
+    _check_engine(engine, model, files[0])
+    for name, file in zip(names, opened, strict=True):
+        if file is not None:
+            _check_file(name, file, context, decoded=engine is None or name is not model)
+        elif (folder := local_folder(str(name))) is not None:
             _check_folder(name, folder, context)
-    folders = [locate_model(str(name)) for name in names]
-    for name, folder in zip(names, folders, strict=True):
-        _check_folder(name, folder, context)
+    folders = [file or locate_model(str(name)) for name, file in zip(names, files, strict=True)]
+    for name, folder, file in zip(names, folders, files, strict=True):
+        if file is None:
+            _check_folder(name, folder, context)
     return folders[0], None if ref is None else folders[1]
+
+
+def _check_engine(engine: str | None, model: str | Path, file: Path | None) -> None:
+    if engine is None:
+        return
+    if engine != "llama.cpp":
+        raise unknown("engine", engine, ["llama.cpp"])
+    if file is None:
+        raise UserError(
+            f"--engine llama.cpp runs GGUF files, and {model} is none\n"
+            "hint: leave out --engine; `quantkit quantize --recipe gguf-q4_k_m` makes a GGUF file"
+        )
+    check_installed()
+
+
+def check_installed() -> None:
+    """UserError where llama-cpp-python cannot be found; nothing is imported."""
+    if find_spec("llama_cpp") is None:
+        raise UserError(INSTALL)
+
+
+def _check_file(name: str | Path, file: GgufFile, context: int, *, decoded: bool) -> None:
+    """A GGUF file that is long enough; decoded: whether it must also be one that quantkit decodes."""
+    if decoded:
+        describe_file(file)
+    limit = file.metadata.get(f"{file.metadata['general.architecture']}.context_length")
+    if isinstance(limit, int) and context > limit:
+        raise UserError(f"context {context} is longer than the {limit} positions of {name}")
 
 
 def _check_folder(name: str | Path, folder: Path, context: int) -> None:

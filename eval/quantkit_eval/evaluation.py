@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.device_names import torch_device
 from quantkit.errors import RunError, UserError
 from quantkit.progress import Mode, check_mode
 from quantkit_eval import bootstrap
 from quantkit_eval.divergence import compare
 from quantkit_eval.early_checks import check_before_torch
-from quantkit_eval.folders import bos_token, check_tokenizers, load_model
+from quantkit_eval.folders import bos_token, check_tokenizers, load_model, load_tokenizer, remarks
+from quantkit_eval.llama_cpp_library import LlamaCppModel
 from quantkit_eval.perplexity import Windows, cut, token_losses
 from quantkit_eval.results import Divergence, Evaluation, Interval, Surprise, TextResult
 from quantkit_eval.texts import Text, read_text
@@ -58,12 +58,13 @@ def evaluate(
     tokens: int | None = None,
     device: str = "auto",
     bos: Literal["auto", "always", "never"] = "auto",
+    engine: str | None = None,
     trust_remote_code: bool = False,
     progress: Mode = True,
 ) -> Evaluation:
     """Perplexity of a model on one or several texts and, given `ref`, its divergence from that model.
 
-    model, ref  folders or Hub ids, quantized or not
+    model, ref  folders, Hub ids or GGUF files, quantized or not; a GGUF file is decoded to float32
     text        UTF-8 files and names: `general` (the part of quantkit's own texts that nothing is calibrated on) and
                 `wikitext2` (its test part, from the Hub); one of them or a sequence
     context     tokens of a window; a text is cut into consecutive windows, and a last one that is not full is dropped
@@ -71,6 +72,7 @@ def evaluate(
     device      auto: a GPU where there is one. Models run in float32 on a CPU and in their own dtype elsewhere.
     bos         whether windows begin with the tokenizer's begin-of-sequence token. auto: where the tokenizer itself
                 puts it before a text. Only tokens of the text are predicted and counted, never the token itself.
+    engine      llama.cpp: `model` is a GGUF file, and llama-cpp-python runs it; None: transformers runs all models
     progress    a bar, where stderr is a terminal, unless plain, off or False
 
     Losses are in nats, intervals are 95 % by a bootstrap over windows. Raises UserError for bad input (texts, folders,
@@ -79,22 +81,25 @@ def evaluate(
     """
     bar = check_mode(progress) == "auto"
     names = list(text) if isinstance(text, Sequence) and not isinstance(text, str) else [text]
-    folder, ref_folder = check_before_torch(model, ref, names, context=context, tokens=tokens, device=device, bos=bos)
+    folder, ref_folder = check_before_torch(
+        model, ref, names, context=context, tokens=tokens, device=device, bos=bos, engine=engine
+    )
     sources = [read_text(name) for name in names]
     where = torch_device(device)
-    tokenizer = locate_tokenizer(folder, trust_remote_code)
+    tokenizer, notes = load_tokenizer(folder, trust_remote_code)
     first = bos_token(tokenizer, bos, str(model))
     # `general` is for a first look, which must not take hours on a large model; a text that was chosen is read whole
     most = {"general": GENERAL_TOKENS} if tokens is None else {}
     cuts = [cut(source, tokenizer, context, most.get(source.name, tokens), bos=first) for source in sources]
     if ref is not None and ref_folder is not None:
-        other = locate_tokenizer(ref_folder, trust_remote_code)
+        other, more = load_tokenizer(ref_folder, trust_remote_code)
+        notes += [line for line in more if line not in notes]
         for source in sources:
             check_tokenizers(model, tokenizer, ref, other, source.content)
 
     started = time.perf_counter()
     LOG.info("loading %s", model)
-    loaded = load_model(folder, where, trust_remote_code)
+    loaded = load_model(folder, where, trust_remote_code) if engine is None else LlamaCppModel(folder, context)
     reference = None
     if ref_folder is not None:
         LOG.info("loading %s", ref)
@@ -113,7 +118,9 @@ def evaluate(
         device=str(where),
         dtype=str(loaded.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - started,
-        versions=_versions(),
+        versions=_versions() if engine is None else _versions() | {"llama-cpp-python": loaded.version},
+        engine=engine,
+        notes=(*notes, *remarks(folder, engine)),
     )
 
 

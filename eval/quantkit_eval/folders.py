@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.errors import RunError, UserError
 from quantkit.quantization.calibration.bos import starts_with_bos
 
@@ -28,8 +29,29 @@ def bos_token(tokenizer: Any, bos: str, name: str) -> int | None:
     return starts_with_bos(tokenizer, {"always": True, "never": False}.get(bos, "auto"))
 
 
+def load_tokenizer(folder: Path, trust_remote_code: bool) -> tuple[Any, list[str]]:
+    """The tokenizer of a model's folder, or of a GGUF file, and remarks on where it came from."""
+    if folder.is_dir():
+        return locate_tokenizer(folder, trust_remote_code), []
+    from quantkit.runtime.gguf_tokenizer import gguf_tokenizer
+
+    tokenizer, remark = gguf_tokenizer(folder)
+    return tokenizer, [] if remark is None else [remark]
+
+
+def remarks(folder: Path, engine: str | None) -> list[str]:
+    """What a reader of the figures should know about how they were computed."""
+    if engine is not None:
+        return [f"{engine} computed the logits, with the inputs of each product rounded to 8 bits"]
+    if folder.is_dir():
+        return []
+    from quantkit.runtime.gguf_model import ROUNDED_INPUTS
+
+    return [ROUNDED_INPUTS]
+
+
 def load_model(folder: Path, device: torch.device, trust_remote_code: bool = False) -> Any:
-    """The model of a folder, plain or quantized: in float32 on a CPU, in its own dtype elsewhere.
+    """The model of a folder or a GGUF file, plain or quantized: in float32 on a CPU, in its own dtype elsewhere.
 
     UserError where the folder cannot be loaded, or some of its weights would be random.
     """

@@ -98,6 +98,8 @@ class Evaluation:
 
     model, ref  as they were given: folders or Hub ids; ref None: no original to compare with
     context     tokens of a window; bos: whether each begins with the tokenizer's begin-of-sequence token
+    engine      what ran the model; None: transformers
+    notes       what is worth knowing about the figures, a line each
     """
 
     model: str
@@ -109,6 +111,8 @@ class Evaluation:
     dtype: str
     seconds: float
     versions: dict[str, str]
+    engine: str | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """What `quantkit eval --json` prints."""
@@ -122,4 +126,6 @@ class Evaluation:
             "dtype": self.dtype,
             "seconds": self.seconds,
             "versions": self.versions,
+            "engine": self.engine,
+            "notes": list(self.notes),
         }

@@ -18,8 +18,10 @@ def render(result: Evaluation, console: Console) -> None:
     begins = ", each begins with the tokenizer's BOS" if result.bos else ""
     console.print(
         f"{tokens} tokens in {windows} windows of {result.context}{begins}, "
-        f"{result.dtype} on {result.device}, {result.seconds:.1f} s"
+        f"{result.engine or result.dtype} on {result.device}, {result.seconds:.1f} s"
     )
+    for note in result.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
 
 
 def _details(result: Evaluation, text: TextResult) -> Table:

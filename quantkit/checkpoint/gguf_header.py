@@ -235,7 +235,8 @@ def _check_beginning(header: _Header) -> int:
         header.refuse("the file is empty", DAMAGED)
     magic = header.take(min(8, header.size), "the beginning")
     if magic == bytes(4) + struct.pack("<I", VERSION):
-        header.refuse("the file is unfinished: the run that writes it goes on, or was killed", "finish that run first")
+        hint = "wait for that run, or start it again: it goes on where it stopped"
+        header.refuse("the file is unfinished: the run that writes it is not done, or was killed", hint)
     if magic[:4] != MAGIC:
         header.refuse(f"not a GGUF file: it begins {magic!r}, expected {MAGIC!r}", "name a .gguf file")
     header.at = 4
@@ -269,8 +270,8 @@ def _entry(header: _Header, what: str) -> tuple[str, tuple[int, ...], int]:
     rank = header.number("<I", f"the number of dimensions of {what}")
     if rank > MAX_DIMS:
         header.refuse(f"{what} has {rank} dimensions, expected at most {MAX_DIMS}", FAULTY)
-    shape = tuple(header.number("<q", f"a dimension of {what}") for _ in range(rank))[::-1]
-    number, offset = header.number("<i", f"the type of {what}"), header.number("<Q", f"the place of {what}")
+    *dims, number, offset = struct.unpack(f"<{rank}qiQ", header.take(8 * rank + 12, f"the entry of {what}"))
+    shape = tuple(dims[::-1])
     if min(shape, default=1) < 1:
         header.refuse(f"{what} has shape {list(shape)}, expected dimensions of at least 1", FAULTY)
     if math.prod(shape) > MAX_ELEMENTS:

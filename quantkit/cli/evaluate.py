@@ -18,7 +18,7 @@ from quantkit.cli.app import (
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or Hub id, quantized or not.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, Hub id or GGUF file, quantized or not.")],
     ref: Annotated[
         str | None, typer.Option(help="The original, folder or Hub id: adds KL divergence and agreement.")
     ] = None,
@@ -32,6 +32,9 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     bos: Annotated[str, typer.Option(help="Begin windows with the tokenizer's BOS: auto, always or never.")] = "auto",
+    engine: Annotated[
+        str | None, typer.Option(help="llama.cpp: let llama-cpp-python run a GGUF file, rounding of inputs included.")
+    ] = None,
     trust_remote_code: Trust = False,
     progress: ProgressMode = "auto",
     quiet: Quiet = False,
@@ -45,7 +48,7 @@ def evaluate(
     mode, texts = start_log(progress, quiet, verbose), text or ["general"]
     from quantkit_eval.early_checks import check_before_torch
 
-    check_before_torch(model, ref, texts, context=context, tokens=tokens, device=device, bos=bos)
+    check_before_torch(model, ref, texts, context=context, tokens=tokens, device=device, bos=bos, engine=engine)
     with no_garbage_collection():
         from quantkit_eval import evaluate as run
         from quantkit_eval import render
@@ -58,6 +61,7 @@ def evaluate(
         tokens=tokens,
         device=device,
         bos=bos,  # type: ignore[arg-type]
+        engine=engine,
         trust_remote_code=trust_remote_code,
         progress=mode,
     )

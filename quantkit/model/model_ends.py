@@ -139,25 +139,6 @@ def _behind_blocks(
     return None
 
 
-def head_inputs(streamed: StreamedModel, hidden_BTH: Tensor) -> Tensor | None:
-    """What the head reads [B, T, H] for states that leave the last block: the final norm's output.
-
-    None where the head is not a linear. The states are those of the model as it is stored.
-    """
-    seen: list[Tensor] = []
-
-    def keep(x: Tensor, bias: Tensor | None) -> Tensor:
-        seen.append(x)
-        raise Stop
-
-    ids, given = torch.zeros(hidden_BTH.shape[:2], dtype=torch.int64), hidden_BTH.to(streamed.device, streamed.dtype)
-    for answer in RETURNS:
-        _run(streamed, ids, [], lambda _, answer=answer: answer(given), keep)
-        if seen:
-            return seen[0]
-    return None
-
-
 def _run(
     streamed: StreamedModel,
     ids: Tensor,

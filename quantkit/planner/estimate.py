@@ -20,7 +20,7 @@ from quantkit.planner.advice import GB, advice
 from quantkit.planner.calibration_size import calibration_size, check_text
 from quantkit.planner.linear_groups import PlannedLinear
 from quantkit.planner.model_inventory import kv_bytes, take_inventory
-from quantkit.planner.output_size import planned_targets, resolved, sizes
+from quantkit.planner.output_size import planned_gguf, planned_targets, resolved, sizes
 from quantkit.planner.run_memory import need
 from quantkit.planner.run_time import seconds
 from quantkit.planner.this_machine import Machine, measure
@@ -83,11 +83,16 @@ def estimate(
     target = target or Path()
     text = calibration_size(recipe, inventory)
     check_text(recipe, inventory, config_folder, trust_remote_code)
-    jobs, found = resolved(recipe, inventory)
-    planned, config = planned_targets(recipe, inventory, found), read_json(config_folder / "config.json", "")
+    config = read_json(config_folder / "config.json", "")
+    gguf = planned_gguf(recipe, inventory, config)
+    jobs, found = resolved(recipe, inventory, gguf)
+    planned = planned_targets(recipe, inventory, found)
     warnings = check_engine(recipe, planned, inventory.tensors, config)
     machine = machine or measure(target)
     size, bits = sizes(recipe, inventory, jobs)
+    if gguf is not None:
+        gguf = gguf.with_dense((f"{name}.weight" for name, _ in found.skipped), inventory.tensors)
+        size = gguf.data_bytes
     needed = need(recipe, inventory, jobs, machine.process, text)
     disk = int(size + needed.spilled)
     weights = sum(job.matrix.numel for job in jobs)
@@ -107,6 +112,7 @@ def estimate(
         params=dict(inventory.params),
         linears=len(jobs),
         schemes=dict(Counter(str(job.scheme) for job in jobs)),
+        types=None if gguf is None else gguf.by_type(),
         bytes_before=inventory.stored,
         bytes_after=size,
         bits_per_weight=bits / weights,

@@ -1,5 +1,6 @@
 """Bytes and bits of what a recipe makes of a model."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,14 +10,30 @@ from quantkit.formats import FORMATS
 from quantkit.planner.linear_groups import PlannedLinear
 from quantkit.planner.model_inventory import ModelInventory
 from quantkit.quantization.dense_modules import ignored_names
+from quantkit.quantization.gguf_layout import GgufPlan, candidate_types, plan_for
 from quantkit.quantization.targets import Candidate, Resolved, Targets, resolve
 from quantkit.recipe.recipe import Recipe
 
 
-def resolved(recipe: Recipe, inventory: ModelInventory) -> tuple[list[PlannedLinear], Resolved]:
+def planned_gguf(recipe: Recipe, inventory: ModelInventory, config: Mapping[str, Any]) -> GgufPlan | None:
+    """The GGUF that a run would write; None for other formats. config: of config.json."""
+    if recipe.gguf is None:
+        return None
+    stored = dict(inventory.tensors)
+    tied, _ = inventory.head
+    if tied and any(transform.name == "rotation" for transform in recipe.transforms):  # the head becomes a tensor
+        table = next(info for name, info in stored.items() if name.endswith("embed_tokens.weight"))
+        stored["lm_head.weight"] = TensorLayout("lm_head.weight", table.dtype, tuple(table.shape))
+        config = dict(config) | {"tie_word_embeddings": False}
+    return plan_for(recipe, config, stored)
+
+
+def resolved(
+    recipe: Recipe, inventory: ModelInventory, gguf: GgufPlan | None = None
+) -> tuple[list[PlannedLinear], Resolved]:
     """The linears the recipe quantizes, resolved as a run resolves them; UserError in the same words."""
     candidates = [Candidate(m.name, m.block, m.site, m.rows, m.shape, m.dtype, m.limit) for m in inventory.matrices]
-    found = resolve(recipe, candidates, inventory.skipped)
+    found = resolve(recipe, candidates, inventory.skipped, None if gguf is None else candidate_types(gguf))
     matrices = {matrix.name: matrix for matrix in inventory.matrices}
     return [PlannedLinear(matrices[t.name], t.weights, t.scheme, t.scale_dtype) for t in found.linears], found
 

@@ -4,6 +4,8 @@ Here the tensors of the two differ: rows of queries and keys are in another orde
 experts lie in one tensor, and everything has another type.
 """
 
+import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -86,7 +88,7 @@ class GgufOutput:
         wanted, back = torch.unique(index.reshape(-1), return_inverse=True)
         data = torch.empty(len(wanted), size, dtype=torch.uint8)
         breaks = [0, *(torch.nonzero(wanted.diff() != 1).flatten() + 1).tolist(), len(wanted)]
-        for begin, end in zip(breaks[:-1], breaks[1:], strict=True):
+        for begin, end in itertools.pairwise(breaks):
             if end > begin:
                 start, stop = int(wanted[begin]) * size, (int(wanted[end - 1]) + 1) * size
                 data[begin:end] = self.writer.read_at(place.tensor, start, stop).view(end - begin, size)
@@ -130,4 +132,4 @@ class GgufOutput:
 
 
 def _rows(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) < 3 else shape[0] * shape[1]
+    return math.prod(shape if len(shape) == 1 else shape[:-1])

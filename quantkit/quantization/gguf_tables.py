@@ -56,8 +56,9 @@ def head_name(run: RunContext) -> str | None:
 
 def quantized_ends(run: RunContext) -> tuple[StreamedModel, Head | None]:
     """The streamed model that reads the written embedding, and the written head (None: the checkpoint's own)."""
-    if not isinstance(output := run.writer, GgufOutput):
+    if not isinstance(run.writer, GgufOutput):
         return run.streamed, None
+    output = run.writer
     names = table_names(output)
     streamed = run.streamed.with_tables({name: lambda index, name=name: output.rows(name, index) for name in names})
     if (head := head_name(run)) not in names:

@@ -12,7 +12,6 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from quantkit.ggml_types import FILE_TYPES, QUANTIZED
 from quantkit.recipe.algorithms import Strict
@@ -28,7 +27,7 @@ ELSEWHERE = re.compile(r"IQ[1-3]_\w+|TQ\d_\d|IQ\d_\w+|Q\d_\w+|MXFP4\w*|NVFP4|\w+
 
 def _name(value: Any, known: tuple[str, ...], what: str) -> str:
     if not isinstance(value, str):
-        raise PydanticCustomError("gguf_name", f"must be the name of a {what}")
+        raise ValueError(f"must be the name of a {what}")
     wanted = value.upper().replace("-", "_")
     if what == "mix":
         wanted = SHORT.get(wanted, wanted)
@@ -36,10 +35,10 @@ def _name(value: Any, known: tuple[str, ...], what: str) -> str:
         return wanted
     near = nearest(wanted, known)
     if ELSEWHERE.fullmatch(wanted) and (near is None or wanted[:3] != near[:3]):
-        raise PydanticCustomError("gguf_name", f"{value} is a {what} of GGUF's that quantkit does not write; possible: "
+        raise ValueError(f"{value} is a {what} of GGUF's that quantkit does not write; possible: "
                                   f"{', '.join(known)}")  # fmt: skip
     hint = f"did you mean {near}?" if near else f"possible: {', '.join(known)}"
-    raise PydanticCustomError("gguf_name", f"no {what} of GGUF's is named {value!r}; {hint}")
+    raise ValueError(f"no {what} of GGUF's is named {value!r}; {hint}")
 
 
 def _type(value: Any) -> str | None:
@@ -53,10 +52,10 @@ def _bytes(value: Any) -> int:
     else:
         read = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
         if read is None or read[2].upper() not in UNITS:
-            raise PydanticCustomError("gguf_size", "must be a size like 3.6MB or 4GiB")
+            raise ValueError("must be a size like 3.6MB or 4GiB")
         found = int(float(read[1]) * UNITS[read[2].upper()])
     if found < 1:
-        raise PydanticCustomError("gguf_size", "must be a size like 3.6MB or 4GiB")
+        raise ValueError("must be a size like 3.6MB or 4GiB")
     return found
 
 
@@ -67,7 +66,7 @@ def _mix(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         return Measured.model_validate(value)
     if isinstance(value, Measured):
         return value
-    raise PydanticCustomError("gguf_mix", "must be the name of a mix, {bits_per_weight: NUMBER} or {size: 3.6MB}")
+    raise ValueError("must be the name of a mix, {bits_per_weight: NUMBER} or {size: 3.6MB}")
 
 
 def _types(value: Any) -> Any:
@@ -77,7 +76,7 @@ def _types(value: Any) -> Any:
         try:
             re.compile(str(pattern))
         except re.error as error:
-            raise PydanticCustomError("gguf_pattern", f"{pattern!r} is not a regular expression: {error}") from None
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
     return {str(pattern): _type(name) for pattern, name in value.items()}
 
 

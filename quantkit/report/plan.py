@@ -22,6 +22,7 @@ class Plan:
 
     weights_seen        whether sizes come from the headers of weights, or from config.json alone
     params, schemes     parameters by kind, quantized linears by scheme
+    types               of a GGUF: type -> (tensors, bytes); None for other formats
     bytes_before, bytes_after   tensor data of the model and of the result
     bits_per_weight     of the quantized weights, scales and zero points included
     kv_bytes_per_token  bytes one token takes in the key-value cache of all layers
@@ -39,6 +40,7 @@ class Plan:
     params: dict[str, int]
     linears: int
     schemes: dict[str, int]
+    types: dict[str, tuple[int, int]] | None = None
     bytes_before: int
     bytes_after: int
     bits_per_weight: float

@@ -1,6 +1,8 @@
 """Quantized folders as transformers models. Start in load.py.
 
 load.py             the model of a folder
+gguf_model.py       the model of a GGUF file, decoded
+gguf_tokenizer.py   its tokenizer, from the file's keys or from the folder it lies in
 save.py             a loaded model written again
 quant_linear.py     a linear that keeps its weight packed
 definition.py       what a quantized linear computes, in float64: every kernel keeps it

@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from quantkit.checkpoint.gguf_path import find_gguf
 from quantkit.checkpoint.hub import locate_model
 from quantkit.checkpoint.quantization_config import INLINE_KEYS, quantization_config
 from quantkit.checkpoint.reader import Checkpoint
@@ -32,6 +33,7 @@ from quantkit.model.ties import settle_ties
 from quantkit.model.weight_sources import TensorSlice, assemble, weight_sources
 from quantkit.runtime.definition import multiplied_weight
 from quantkit.runtime.fused_experts import round_inputs
+from quantkit.runtime.gguf_model import load_gguf
 from quantkit.runtime.quant_linear import QuantLinear, is_linear
 from quantkit.runtime.quantized_cache import round_entries
 from quantkit.runtime.save import Origin, remember
@@ -54,12 +56,13 @@ def load(
     *,
     trust_remote_code: bool = False,
 ) -> CausalLM:
-    """The model of a folder or Hub id, ready for generate and evaluation; one that is not quantized loads as it is.
+    """The model of a folder, a Hub id or a GGUF file, ready for generate and evaluation.
 
-    dtype   what the model computes in and keeps its unquantized weights in (None: as its config says)
+    dtype   what the model computes in and keeps its unquantized weights in (None: as its config says; of a GGUF file,
+            which is decoded whole, float32)
     device  cpu, cuda, cuda:1 ..., or auto: a GPU where there is one
 
-    Packed weights stay packed where a plain linear uses them. Those of fused experts do not: transformers runs all
+    A model that is not quantized loads as it is. Packed weights stay packed where a plain linear uses them. Those of fused experts do not: transformers runs all
     experts of a layer from one 3-D parameter, so they are dequantized while loading and take the memory of the
     original. The model can be moved, cast and copied; `quantkit.save` and `save_pretrained` write its folder again.
 
@@ -69,6 +72,8 @@ def load(
         raise UserError(f"path is {path!r}; expected a model folder or a Hub id")
     wanted = _dtype(dtype)
     place = torch_device(str(device))
+    if (file := find_gguf(os.fspath(path))) is not None:
+        return cast(CausalLM, load_gguf(file, place, wanted))
     return load_quantized(locate_model(os.fspath(path)), place, wanted, trust_remote_code=trust_remote_code)
 
 

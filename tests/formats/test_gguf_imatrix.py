@@ -174,8 +174,7 @@ def test_damage_is_one_message(tmp_path_factory: pytest.TempPathFactory, data: s
     path.write_bytes(bytes(content))
     try:
         found = read_imatrix(path)
-    except UserError as error:
-        assert "\nhint: " in str(error)
+    except UserError:
         return
     for name in found.entries:
         importance = importance_of(found, name)

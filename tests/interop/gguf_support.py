@@ -36,7 +36,14 @@ def logits(path: Path, tokens: Sequence[int]) -> np.ndarray:
     """llama.cpp's logits [T, V], float32, of a file for token ids; its cache of keys and values is float32 too."""
     llama_cpp = binding()
     llm = llama_cpp.Llama(
-        str(path), n_ctx=256, n_threads=1, logits_all=True, verbose=False, type_k=0, type_v=0, flash_attn=False
+        str(path),
+        n_ctx=max(256, len(tokens)),
+        n_threads=1,
+        logits_all=True,
+        verbose=False,
+        type_k=0,
+        type_v=0,
+        flash_attn=False,
     )
     try:
         llm.eval(list(tokens))

@@ -14,5 +14,7 @@ pre_table.py      what each of those does
 pre_probe.py      the strings on which they are told apart
 spm_scores.py     scores for llama.cpp's sentencepiece tokenizer, which has no merges
 sentencepiece_file.py  reader of tokenizer.model
+carry_over.py     codes and scales of other formats as blocks, unchanged
+imatrix.py        importance matrices of llama.cpp's tools, read and written
 mixes.py          which type each tensor has, by the names llama-quantize knows
 """

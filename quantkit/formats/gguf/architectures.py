@@ -204,10 +204,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_SIZES += ("num_key_value_heads", "head_dim", "max_position_embeddings", "num_experts", "num_experts_per_tok")
+_SIZES += ("moe_intermediate_size", "sliding_window", "original_max_position_embeddings")
+
+_MOST = {"num_hidden_layers": 512, "num_experts": 1024}  # of llama.cpp; of all others: of a u32
+
+
 def find(config: Mapping[str, Any]) -> Architecture:
     """The architecture of a config.json. UserError with the possible ones where it has no table here."""
     kind = config.get("model_type")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise UserError(
             f"model_type {kind!r}: not an architecture that quantkit writes as GGUF\n"
             f"hint: possible are {', '.join(ARCHITECTURES)}; `output: {{format: compressed-tensors}}` takes any model"
@@ -216,7 +223,10 @@ def find(config: Mapping[str, Any]) -> Architecture:
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The language model's part of a config.json with transformers' defaults filled in, head_dim and kv heads too."""
+    """The language model's part of a config.json with transformers' defaults filled in, head_dim and kv heads too.
+
+    UserError where a size is not a positive integer.
+    """
     find(config)
     kind = config["model_type"]
     text = dict(config)
@@ -226,12 +236,23 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
             text["tie_word_embeddings"] = tied
     if "num_local_experts" in text:  # transformers 5 saves it under this name
         text.setdefault("num_experts", text["num_local_experts"])
-    full = DEFAULTS[kind] | text | {"model_type": kind}
+    full: dict[str, Any] = DEFAULTS[kind] | text | {"model_type": kind}
     if full["num_key_value_heads"] is None:
         full["num_key_value_heads"] = full["num_attention_heads"]
+    _check_sizes(full)
     if full["head_dim"] is None:
         full["head_dim"] = full["hidden_size"] // full["num_attention_heads"]
     return full
+
+
+def _check_sizes(full: Mapping[str, Any]) -> None:
+    for key in _SIZES:
+        value, most = full.get(key), _MOST.get(key, (1 << 32) - 1)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most):
+            raise UserError(
+                f"config.json: `{key}: {value!r}`, expected an integer from 1 to {most}\n"
+                "hint: take config.json from the model's source"
+            )
 
 
 def layer_types(full: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,9 @@ def _problems(full: Mapping[str, Any], arch: Architecture) -> Iterator[tuple[str
         yield "`is_causal: false`", "true"
     yield from _heads(full, arch)
     yield from _rope(full, arch)
-    for kind in layer_types(full):
+    if len(layer_types(full)) != full["num_hidden_layers"]:
+        yield f"`layer_types` of {len(layer_types(full))} layers", f"{full['num_hidden_layers']}"
+    for kind in dict.fromkeys(layer_types(full)):
         if kind not in ("full_attention", "sliding_attention"):
             yield f"`layer_types: {kind}`", "full_attention or sliding_attention"
     if "sliding_attention" in layer_types(full) and not full.get("sliding_window"):
@@ -49,14 +51,15 @@ def _heads(full: Mapping[str, Any], arch: Architecture) -> Iterator[tuple[str, s
 
 
 def _rope(full: Mapping[str, Any], arch: Architecture) -> Iterator[tuple[str, str]]:
-    raw = raw_parameters(full)
+    rope, raw = read_rope(full), raw_parameters(full)
     if any(isinstance(value, Mapping) for value in raw.values()):
         yield "`rope_parameters` per type of layer", "one rotary embedding for all layers"
-    rope = read_rope(full)
     if rope.kind not in arch.rope_types:
         yield f"`rope_type: {rope.kind}`", f"{' or '.join(arch.rope_types)}"
-    if raw.get("truncate") is False and rope.kind == "yarn":
-        yield "`truncate: false` of yarn", "true"
+    if rope.kind == "yarn":  # llama.cpp has keys for these and reads them for other architectures only
+        for key, value in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True)):
+            if raw.get(key) not in (None, value):
+                yield f"`{key}: {str(raw[key]).lower()}` of yarn", str(value).lower()
     if raw.get("mrope_section"):
         yield "`mrope_section`", "none"
     if partial_factor(full) != 1.0 and not arch.partial_rope:

@@ -121,8 +121,9 @@ def config_of(
     }
     table = _KEYS | (_EXPERT_KEYS if arch.experts else {})
     config: dict[str, Any] = {setting: _number(keys, key, arch) for setting, (key, _) in table.items()}
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    config["head_dim"] = head_dim = keys.get("attention.key_length", hidden // heads)
+    _check_numbers(keys, arch)
+    head_dim = keys.get("attention.key_length", config["hidden_size"] // config["num_attention_heads"])
+    config["head_dim"] = head_dim
     if keys.get("attention.value_length", head_dim) != head_dim:
         raise UserError(
             f"{arch.name}.attention.value_length: differs from key_length\nhint: such a model cannot be decoded"
@@ -131,8 +132,7 @@ def config_of(
         raise UserError(
             "llama.expert_count: a mixture of experts of this architecture cannot be decoded\nhint: give a dense model"
         )
-    if "token_embd.weight" not in shapes:
-        raise UserError("token_embd.weight: missing\nhint: a file of a vocabulary alone has no model to decode")
+    _check_shapes(config, arch, shapes)
     config |= {"model_type": kind, "vocab_size": shapes["token_embd.weight"][0]}
     config["tie_word_embeddings"] = "output.weight" not in shapes
     config |= {setting: metadata.get(f"tokenizer.ggml.{key}_token_id") for setting, key in _TOKENS.items()}
@@ -168,9 +168,47 @@ def _number(keys: Mapping[str, Any], key: str, arch: Architecture) -> Any:
         if len(set(value)) != 1:
             raise UserError(f"{arch.name}.{key}: differs between layers\nhint: such a model cannot be decoded")
         value = value[0]
-    if value is None:
-        raise UserError(f"{arch.name}.{key}: missing\nhint: llama.cpp requires this key: make the file again")
+    if not isinstance(value, int | float) or value <= 0:
+        found = "missing" if value is None else f"{value!r}"
+        raise UserError(f"{arch.name}.{key}: {found}, expected a positive number\nhint: make the file again")
     return value
+
+
+def _check_numbers(keys: Mapping[str, Any], arch: Architecture) -> None:
+    """UserError where a key that may be left out is there and no positive number."""
+    for key in _OPTIONAL:
+        value = keys.get(key, 1)
+        if not isinstance(value, int | float) or not value >= (0 if key in _ZERO else 1e-30):
+            raise UserError(f"{arch.name}.{key}: {value!r}, expected a number\nhint: make the file again")
+
+
+_OPTIONAL = ("attention.key_length", "attention.value_length", "expert_count", "final_logit_softcapping", _WINDOW)
+_OPTIONAL += (
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.freq_base_swa",
+    "rope.scaling.factor",
+    "rope.scale_linear",
+)
+_OPTIONAL += ("rope.scaling.attn_factor", "rope.scaling.original_context_length")
+_ZERO = ("expert_count", "final_logit_softcapping", _WINDOW, "rope.scaling.factor", "rope.scale_linear")
+
+
+def _check_shapes(config: Mapping[str, Any], arch: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """UserError where the keys speak of more than the file has: whoever decodes goes by them."""
+    table = shapes.get("token_embd.weight")
+    if table is None:
+        raise UserError("token_embd.weight: missing\nhint: a file of a vocabulary alone has no model to decode")
+    blocks = len({name.split(".")[1] for name in shapes if name.startswith("blk.")})
+    pairs = {
+        "embedding_length": (config["hidden_size"], table[-1]),
+        "block_count": (config["num_hidden_layers"], blocks),
+    }
+    if arch.experts:
+        pairs["expert_count"] = (config["num_experts"], shapes.get("blk.0.ffn_up_exps.weight", (0,))[0])
+    for key, (stated, found) in pairs.items():
+        if stated != found:
+            raise UserError(f"{arch.name}.{key}: {stated}, but the tensors are of {found}\nhint: make the file again")
 
 
 def _own_settings(
@@ -199,10 +237,12 @@ def _gemma3_settings(config: Mapping[str, Any], keys: Mapping[str, Any]) -> dict
     layers, width = config["num_hidden_layers"], keys.get(_WINDOW, 0)
     pattern = keys.get(_PATTERN, _GEMMA3_PATTERN)
     sliding = _pattern(pattern, layers) if isinstance(pattern, int) else [bool(x) for x in pattern]
+    if len(sliding) != layers:
+        raise UserError(f"gemma3.{_PATTERN}: {len(sliding)} layers, expected {layers}\nhint: make the file again")
     local = {"rope_type": "default", "rope_theta": float(keys.get("rope.freq_base_swa", 10000.0))}
     return {
         "layer_types": ["sliding_attention" if width and slides else "full_attention" for slides in sliding],
-        "sliding_window": width or None,
+        "sliding_window": width or config["max_position_embeddings"],  # transformers masks with it even where none has
         "rope_parameters": {"full_attention": config["rope_parameters"], "sliding_attention": local},
         "query_pre_attn_scalar": gemma3_scalar(config),
         "final_logit_softcapping": keys.get("final_logit_softcapping"),

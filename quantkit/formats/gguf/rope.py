@@ -37,8 +37,6 @@ class Rope:
     factor: float = 1.0
     original_context: int | None = None
     attention_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     long_factor: tuple[float, ...] = ()
@@ -61,7 +59,18 @@ def local_parameters(full: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_rope(full: Mapping[str, Any]) -> Rope:
-    """The rotary embedding of complete settings. UserError where what its kind needs is missing."""
+    """The rotary embedding of complete settings. UserError where what its kind needs is missing or no number."""
+    try:
+        return _read_rope(full)
+    except UserError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"config.json: the rotary embedding cannot be read: {error}\nhint: take config.json from the model's source"
+        ) from error
+
+
+def _read_rope(full: Mapping[str, Any]) -> Rope:
     raw = raw_parameters(full)
     kind = str(raw.get("rope_type") or raw.get("type") or "default")
     if full["model_type"] == "phi3" and kind in ("su", "yarn"):  # older names of the same
@@ -103,17 +112,11 @@ def _scaled(plain: Rope, raw: Mapping[str, Any], full: Mapping[str, Any]) -> Rop
     if plain.kind == "linear":
         return Rope(**common, factor=float(needed("factor")))
     if plain.kind == "llama3":
-        numbers = {key: float(needed(key)) for key in ("factor", "low_freq_factor", "high_freq_factor")}
+        numbers: dict[str, Any] = {key: float(needed(key)) for key in ("factor", "low_freq_factor", "high_freq_factor")}
         return Rope(**common, **numbers)
     factor = float(raw.get("factor") or context / original)
     if plain.kind == "yarn":
-        return Rope(
-            **common,
-            factor=factor,
-            attention_factor=_yarn_attention(raw, factor),
-            beta_fast=float(raw.get("beta_fast") or 32),
-            beta_slow=float(raw.get("beta_slow") or 1),
-        )
+        return Rope(**common, factor=factor, attention_factor=_yarn_attention(raw, factor))
     attention = raw.get("attention_factor")
     if attention is None:
         attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
@@ -154,9 +157,6 @@ def rope_keys(rope: Rope) -> dict[str, tuple[str, Any]]:
         keys["rope.scaling.factor"] = ("f32", rope.factor)
     if rope.kind in ("yarn", "longrope"):
         keys["rope.scaling.original_context_length"] = ("u32", rope.original_context)
-    if rope.kind == "yarn":
-        keys["rope.scaling.yarn_beta_fast"] = ("f32", rope.beta_fast)
-        keys["rope.scaling.yarn_beta_slow"] = ("f32", rope.beta_slow)
     # llama.cpp multiplies yarn's own factor of cos and sin with this one, and uses it alone for longrope
     attention = rope.attention_factor / (_mscale(rope.factor) if rope.kind == "yarn" else 1.0)
     if not math.isclose(attention, 1.0, rel_tol=1e-7):
@@ -201,9 +201,8 @@ def rope_parameters(keys: Mapping[str, Any], tensors: Mapping[str, Sequence[floa
         kind = {"rope_type": "longrope", "attention_factor": attention, "original_max_position_embeddings": original}
         return {"rope_theta": theta, **kind, **numbers}
     if named == "yarn":
-        betas = {end: float(keys.get(f"rope.scaling.yarn_{end}", value)) for end, value in _BETAS.items()}
         kind = {"rope_type": "yarn", "factor": factor, "attention_factor": attention * _mscale(factor)}
-        return {"rope_theta": theta, **kind, "original_max_position_embeddings": original, **betas}
+        return {"rope_theta": theta, **kind, "original_max_position_embeddings": original}
     if named not in ("none", "linear", "longrope"):
         raise UserError(
             f"rope.scaling.type {named!r}: cannot be decoded\nhint: possible are none, linear, yarn, longrope"
@@ -211,6 +210,3 @@ def rope_parameters(keys: Mapping[str, Any], tensors: Mapping[str, Sequence[floa
     if factor == 1.0 or named == "none":
         return {"rope_theta": theta, "rope_type": "default"}
     return {"rope_theta": theta, "rope_type": "linear", "factor": factor}
-
-
-_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}

@@ -1,0 +1,252 @@
+"""Measured mixes of GGUF: every tensor's type by what it does to the model's output, for a size.
+
+1. The harm of a tensor in a type is the KL of the model's output with that tensor alone rounded to it. Two types of
+   each tensor are measured; the others follow by their weighted errors, to which harm is nearly proportional.
+2. Harms are taken to add up; the exact knapsack chooses the types whose bytes fit.
+3. The whole of it is measured, all tensors rounded, and so are the best of llama.cpp's mixes that fit: the best stays.
+
+Shapes: N = rows, K = columns of a matrix, S = samples, T = tokens of one.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from quantkit.errors import UserError
+from quantkit.formats.gguf.mixes import bytes_of
+from quantkit.ggml_types import GGML_TYPES, QUANTIZED
+from quantkit.model.meta_model import find_blocks
+from quantkit.quantization.gguf_weights import Parts, WeightPart, sampled_error, with_rounded
+from quantkit.quantization.knapsack import allocate
+from quantkit.quantization.output_divergence import OutputDivergence
+
+FREE = (*QUANTIZED, "F16")  # the types a tensor may get
+CHECKED = 2  # of llama.cpp's mixes that fit, by what is expected of them, beside which the choice is measured
+APART = 1.0  # bits per weight between the average wanted and the two types that are measured
+
+Shapes = Mapping[str, tuple[int, ...]]
+Types = Mapping[str, str]
+Importance = Mapping[str, Tensor]  # GGUF name -> E[x^2], float32 [matrices, K]
+Harms = dict[str, dict[str, float]]  # GGUF name -> type -> nats per token
+
+
+@dataclass(frozen=True, slots=True)
+class NamedMix:
+    """One of llama.cpp's mixes beside the chosen types; divergence: measured, None where it was not."""
+
+    name: str
+    nbytes: int
+    expected: float
+    divergence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """The chosen types of all tensors.
+
+    expected    sum of the harms; divergence: of the model with all tensors rounded. Nats per token
+    named       the mixes of llama.cpp, by bytes
+    """
+
+    types: dict[str, str]
+    nbytes: int
+    bits_per_weight: float
+    expected: float
+    divergence: float
+    named: tuple[NamedMix, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """What the report says of it."""
+        beside = {mix.name: {"bytes": mix.nbytes, "kl": mix.divergence} for mix in self.named if mix.divergence}
+        return {"bytes": self.nbytes, "kl": self.divergence, "kl_expected": self.expected, "beside": beside}
+
+
+def byte_budget(shapes: Shapes, bits_per_weight: float | None, size: int | None) -> int:
+    """Bytes that all tensors together may have: of the average over all weights, or as given."""
+    if size is not None:
+        return size
+    assert bits_per_weight is not None
+    return int(bits_per_weight * sum(math.prod(shape) for shape in shapes.values()) / 8)
+
+
+def allocated_types(
+    model: PreTrainedModel,
+    ids_ST: Tensor,
+    shapes: Shapes,
+    *,
+    parts: Parts,
+    importance: Importance,
+    fixed: Types,
+    named: Mapping[str, Types],
+    bits_per_weight: float | None = None,
+    size: int | None = None,
+) -> Allocation:
+    """The types for all tensors of `shapes` (GGUF's, rows first) with which the file is at most as large as asked.
+
+    model       whole in memory, float32 on a CPU; it is as before afterwards
+    ids_ST      int64 [S, T]: a few thousand tokens
+    importance  E[x^2] of what each tensor's matrices read; tensors that are not in it count their columns alike
+    fixed       tensors that are not free, with their types: vectors, norms and what the user has named
+    named       llama.cpp's mixes with their types
+    size        of all tensors in bytes, or else bits_per_weight: of all tensors together
+    UserError where the types of least bytes are larger than that.
+    """
+    budget = byte_budget(shapes, bits_per_weight, size)
+    weights = sum(math.prod(shape) for shape in shapes.values())
+    candidates = {name: _candidates(shape) for name, shape in shapes.items() if name not in fixed}
+    check_budget(shapes, fixed, budget)
+    meter = OutputDivergence(model, ids_ST)
+    harms = measure_harms(meter, parts, candidates, importance, 8 * budget / weights)
+    table = HarmTable(shapes, fixed, harms)
+    trial = Trial(meter, parts, importance)
+    meter.rewind()
+    return _verified(table, trial, named, budget)
+
+
+def measure_harms(
+    meter: OutputDivergence, parts: Parts, candidates: Mapping[str, Sequence[str]], importance: Importance, bits: float
+) -> Harms:
+    """The KL of the model's output, in nats per token, with one tensor alone rounded to each of its candidate types.
+
+    bits: about what weights will have; the two types that are measured lie below and above. The meter ends at the last
+    block, the model as it was.
+    """
+    model, harms = meter.model, {}
+    path, blocks = find_blocks(model)
+    for names in _by_block(parts, candidates, path, len(blocks)):
+        for name in names:
+            harms[name] = _tensor_harms(meter, parts[name], candidates[name], importance.get(name), bits)
+        if meter.block < len(blocks):
+            meter.advance()
+    return {name: harms[name] for name in candidates}
+
+
+def _by_block(parts: Parts, names: Iterable[str], path: str, blocks: int) -> list[list[str]]:
+    """The tensors to measure before each step to the next block: the embedding before the first, the head at last."""
+    found: list[list[str]] = [[] for _ in range(blocks + 1)]
+    for name in names:
+        first = parts[name][0].parameter
+        number = first.removeprefix(f"{path}.").split(".")[0] if first.startswith(f"{path}.") else ""
+        found[int(number) if number else (blocks if name == "output.weight" else 0)].append(name)
+    return found
+
+
+def _tensor_harms(
+    meter: OutputDivergence, parts: Sequence[WeightPart], types: Sequence[str], importance: Tensor | None, bits: float
+) -> dict[str, float]:
+    errors = {type_: sampled_error(meter.model, parts, type_, importance) for type_ in types}
+    found: dict[str, float] = {}
+    for type_ in _two(types, bits):
+        with with_rounded(meter.model, [(parts, type_, importance)]):
+            found[type_] = meter.measure()
+    return {type_: found.get(type_, _scaled(errors, found, type_)) for type_ in types}
+
+
+def _two(types: Sequence[str], bits: float) -> list[str]:
+    """The types nearest to a little below and a little above `bits`."""
+    return [min(types, key=lambda type_: abs(GGML_TYPES[type_].bits_per_weight - bits - by)) for by in (-APART, APART)]
+
+
+def _scaled(errors: Mapping[str, float], found: Mapping[str, float], type_: str) -> float:
+    """The harm of a type by its error: on the power law through the measured types between them, else in proportion."""
+    error = errors[type_]
+    points = sorted((errors[measured], harm) for measured, harm in found.items() if harm > 0 and errors[measured] > 0)
+    if not points or error == 0:
+        return 0.0
+    (low, low_harm), (high, high_harm) = points[0], points[-1]
+    if low < error < high:
+        return low_harm * (error / low) ** (math.log(high_harm / low_harm) / math.log(high / low))
+    near, harm = points[0] if error <= low else points[-1]
+    return harm * error / near
+
+
+@dataclass(frozen=True, slots=True)
+class HarmTable:
+    """The harms of the tensors that are free, and the types of those that are not."""
+
+    shapes: Shapes
+    fixed: Types
+    harms: Harms
+
+    def nbytes(self, types: Types) -> int:
+        return sum(bytes_of(types[name], shape) for name, shape in self.shapes.items())
+
+    def expected(self, types: Types) -> float:
+        """The sum of the harms; of types that were no candidates infinite."""
+        return sum(by_type.get(types[name], math.inf) for name, by_type in self.harms.items())
+
+    def best(self, budget: int, above: Types | None = None) -> dict[str, str]:
+        """The types with the least harm that fit; `above`: none with less bytes or more harm than these."""
+        options: dict[str, list[str]] = {}
+        for name, by_type in self.harms.items():
+            size, worst = (0, math.inf) if above is None else (self._bytes(name, above[name]), by_type[above[name]])
+            options[name] = [t for t, harm in by_type.items() if self._bytes(name, t) >= size and harm <= worst]
+        costs = [[(self._bytes(name, t), self.harms[name][t]) for t in types] for name, types in options.items()]
+        taken = allocate(costs, budget - sum(self._bytes(name, type_) for name, type_ in self.fixed.items()))
+        chosen = {name: types[i] for (name, types), i in zip(options.items(), taken, strict=True)}
+        return {name: self.fixed[name] if name in self.fixed else chosen[name] for name in self.shapes}
+
+    def _bytes(self, name: str, type_: str) -> int:
+        return bytes_of(type_, self.shapes[name])
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Measures a model with all its tensors rounded."""
+
+    meter: OutputDivergence
+    parts: Parts
+    importance: Importance
+
+    def divergence(self, types: Types) -> float:
+        """Nats per token from the model as it is."""
+        tensors = (
+            (self.parts[name], type_, self.importance.get(name)) for name, type_ in types.items() if type_ != "F32"
+        )
+        with with_rounded(self.meter.model, tensors):
+            return self.meter.measure()
+
+
+def _verified(table: HarmTable, trial: Trial, named: Mapping[str, Types], budget: int) -> Allocation:
+    """The best types by the table, unless one of llama.cpp's mixes measures better: then that, and what still fits."""
+    types = table.best(budget)
+    divergence = trial.divergence(types)
+    mixes = {
+        name: NamedMix(name, table.nbytes(listed), table.expected(listed))
+        for name, listed in sorted(named.items(), key=lambda item: table.nbytes(item[1]))
+    }
+    fitting = [mix for mix in mixes.values() if mix.nbytes <= budget and math.isfinite(mix.expected)]
+    for mix in sorted(fitting, key=lambda mix: mix.expected)[:CHECKED]:
+        listed = dict(named[mix.name])
+        measured = trial.divergence(listed)
+        mixes[mix.name] = replace(mix, divergence=measured)
+        if measured < divergence:
+            raised = table.best(budget, above=listed)
+            after = trial.divergence(raised)
+            types, divergence = (raised, after) if after <= measured else (listed, measured)
+    nbytes, weights = table.nbytes(types), sum(math.prod(shape) for shape in table.shapes.values())
+    return Allocation(types, nbytes, 8 * nbytes / weights, table.expected(types), divergence, tuple(mixes.values()))
+
+
+def _candidates(shape: tuple[int, ...]) -> list[str]:
+    """The types whose blocks divide a tensor's rows."""
+    return [type_ for type_ in FREE if shape[-1] % GGML_TYPES[type_].columns == 0]
+
+
+def check_budget(shapes: Shapes, fixed: Types, budget: int) -> None:
+    """UserError where the free tensors' smallest types and the fixed ones are larger than `budget` bytes together."""
+    least = sum(
+        min(bytes_of(type_, shape) for type_ in ([fixed[name]] if name in fixed else _candidates(shape)))
+        for name, shape in shapes.items()
+    )
+    if least > budget:
+        weights = sum(math.prod(shape) for shape in shapes.values())
+        raise UserError(
+            f"gguf.mix: {budget:,} bytes ({8 * budget / weights:.3g} bits per weight) are too few for this model: the "
+            f"smallest types that fit its rows need {least:,}\n"
+            f"hint: ask for at least {math.ceil(800 * least / weights) / 100:g} bits per weight"
+        )
