@@ -110,6 +110,8 @@ def test_flag_of_merges(tmp_path: Path) -> None:
     assert "hint: --pre qwen2" in str(error.value)
     special = byte_level(splits([LLAMA3]), unbuilt=("<x>",))  # no piece by itself
     assert metadata(tmp_path, special)["pre"] == "llama-bpe"
+    added = byte_level(splits([LLAMA3]), unbuilt=("zqz",), special=("zqz",))  # found before anything is cut
+    assert metadata(tmp_path, added)["pre"] == "llama-bpe"
 
 
 @pytest.mark.parametrize(
