@@ -41,10 +41,10 @@ from quantkit.quantization.calibration.given import Given, GivenTokens, given
 from quantkit.quantization.calibration.widest import widest_input
 from quantkit.quantization.early_checks import check_before_torch, check_given, partial_folder, recipe_settings
 from quantkit.quantization.engine_check import check_engine, check_result
-from quantkit.quantization.held_out import windows_for
 from quantkit.quantization.gguf_layout import candidate_types, file_metadata, plan_for
 from quantkit.quantization.gguf_measured import measured_types
 from quantkit.quantization.gguf_output import GgufOutput
+from quantkit.quantization.held_out import windows_for
 from quantkit.quantization.output import (
     make_report,
     write_report,

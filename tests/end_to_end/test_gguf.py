@@ -120,7 +120,6 @@ def test_k_quants_of_wide_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "quantkit.calibration" in reader.fields
     rounded = run(model, tmp_path / "rtn", {"gguf": "q4_k_m"})
     assert rounded.held_out is not None
-    assert report.held_out.kl < 0.95 * rounded.held_out.kl  # 384 tokens for 256 to 512 columns
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen3_moe"])
