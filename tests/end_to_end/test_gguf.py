@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import quantkit
-from quantkit.quantization.block_quantizer import BlockQuantizer
 from quantkit.report.records import Report
 from tests import gguf_models
 from tests.gguf_models import VARIANTS
+from tests.killed_run import killed_at
 
 SAMPLES, SEQ = 8, 48
 MODEL = Path(__file__).parents[2] / "examples/tiny-llama"
@@ -119,6 +119,7 @@ def test_k_quants_of_wide_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert said["gguf"]["mix"] == "Q4_K_M"
     assert "quantkit.calibration" in reader.fields
 
+
 def test_gptq_is_far_better_than_rounding_on_the_bundled_model(tmp_path: Path) -> None:
     kl = {}
     for algorithm in ("gptq", "rtn"):
@@ -135,17 +136,8 @@ def test_is_the_same_after_a_kill(variant: str, tmp_path: Path, monkeypatch: pyt
     model = tiny(variant, tmp_path / "model", monkeypatch)
     recipe = GPTQ | {"gguf": "q4_k_m"}
     whole = run(model, tmp_path / "whole", recipe)
-    real = BlockQuantizer.quantize_block
-
-    def killed(self: BlockQuantizer, index: int, note: Any) -> Any:
-        if index == 1:
-            raise KeyboardInterrupt
-        return real(self, index, note)
-
-    monkeypatch.setattr(BlockQuantizer, "quantize_block", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(1):
         run(model, tmp_path / "out", recipe)
-    monkeypatch.setattr(BlockQuantizer, "quantize_block", real)
     resumed = run(model, tmp_path / "out", recipe)
     assert resumed.held_out == whole.held_out
     assert resumed.gguf == whole.gguf
