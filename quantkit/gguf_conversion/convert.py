@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from quantkit.algorithms.rtn import round_to_type
 from quantkit.checkpoint.gguf_writer import GgufLayout, GgufWriter
 from quantkit.checkpoint.journal import Journal, read_key
 from quantkit.checkpoint.output_folder import file_hash, versions
@@ -32,10 +33,8 @@ from quantkit.ggml_types import GGML_TYPES, QUANTIZED
 from quantkit.gguf_conversion.choices import Choices, check_gguf_conversion
 from quantkit.gguf_conversion.source import SourceFolder
 from quantkit.gguf_conversion.types import EMBEDDING, choose_types, file_type, parts_of, remarks
-from quantkit.grids import make_grid
 from quantkit.paths import user_path
 from quantkit.report.conversion_record import ConversionReport, RoundedScales
-from quantkit.types import block_spec
 
 PART = 1 << 22  # elements of a tensor that are rounded, and of a dense one read, at a time
 
@@ -172,10 +171,7 @@ def _rounded(w_NK: Tensor, type_: str) -> Tensor:
     """The bytes [N, bytes of a row] of weights rounded to a type, every column of the same importance."""
     if type_ not in QUANTIZED:
         return float_bytes(w_NK, type_)
-    grid = make_grid(block_spec(type_), torch.float32, None, signed=True)
-    w_NK = w_NK.float()
-    parameters = grid.fit(w_NK)
-    return pack(grid.weight(grid.encode(w_NK, parameters), parameters))
+    return pack(round_to_type(w_NK, type_))
 
 
 def _order(place: Place, N: int) -> Tensor:
