@@ -1,4 +1,4 @@
-"""A model folder as a GGUF file: a quantized one with the very same codes and scales, or rounded anew on request.
+"""A model folder as a GGUF file: a quantized one with the very same codes and scales, or rounded again on request.
 
 int4 and int8 in symmetric groups of 32, MXFP4 and NVFP4 have a GGUF type that holds their codes and scales exactly. A
 folder with any other format is refused, unless a mix is named: its weights are then decoded and rounded onto the mix's
@@ -41,13 +41,16 @@ PART = 1 << 22  # elements of a tensor that are rounded, and of a dense one read
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """The file to be written: what each tensor is made of, its type, its shape, rows first; anew: all is rounded."""
+    """The file to be written: what each tensor is made of, its type, its shape (rows first).
+
+    requantized  whether all of it is rounded again
+    """
 
     source: SourceFolder
     parts: Mapping[str, list[tuple[str, Place]]]
     shapes: Mapping[str, tuple[int, ...]]
     types: Mapping[str, str]
-    anew: bool
+    requantized: bool
 
 
 def convert_to_gguf(source: Path, output: Path, choices: Choices) -> ConversionReport:
@@ -146,7 +149,7 @@ def _carried(file: _File, tensor: str, name: str, place: Place, start: int, writ
     """Put a packed weight at its place, codes and scales as they are, and NVFP4's global scales at theirs.
 
     False, with nothing written, where its type is not the one that holds it. UserError where a scale is not exact in
-    it, unless the folder is rounded anew.
+    it, unless the folder is rounded again.
     """
     scheme = file.source.scheme(name)
     if scheme is None or carried_type(scheme.weights) != file.types[tensor]:
@@ -155,7 +158,7 @@ def _carried(file: _File, tensor: str, name: str, place: Place, start: int, writ
     try:
         bytes_NB = carried_bytes(q)
     except UserError:
-        if file.anew:
+        if file.requantized:
             return False
         raise
     writer.write_at(tensor, start, bytes_NB[_order(place, len(bytes_NB))])
@@ -187,7 +190,7 @@ def _naming(file: _File, name: str) -> Iterator[None]:
     except (UserError, RunError) as error:
         text = str(error) if name in str(error) else f"{file.source.checkpoint.folder}: {name}: {error}"
         if isinstance(error, UserError) and "hint:" not in text and "exact" in text:
-            text += "\nhint: pass --requantize q4_k_m, or another mix, to decode the weights and round them anew"
+            text += "\nhint: pass --requantize q4_k_m, or another mix, to decode the weights and round them again"
         raise type(error)(text) from error
 
 

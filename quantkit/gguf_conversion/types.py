@@ -12,7 +12,7 @@ from quantkit.gguf_conversion.choices import Choices
 from quantkit.gguf_conversion.source import SourceFolder
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-ROUND = "hint: pass --requantize q4_k_m, or another mix, to decode the weights and round them anew"
+ROUND = "hint: pass --requantize q4_k_m, or another mix, to decode the weights and round them again"
 CARRIED = "int4 and int8 in symmetric groups of 32, MXFP4 and NVFP4"
 
 Parts = Mapping[str, list[tuple[str, Place]]]  # GGUF tensor -> the checkpoint's tensors that make it

@@ -100,7 +100,7 @@ def render_conversion(report: ConversionReport, console: Console) -> None:
         console.print(note, markup=False)
     rounded = report.rounded
     if report.requantized is not None:
-        console.print(f"all weights rounded anew onto {report.requantized}")
+        console.print(f"all weights rounded again, onto {report.requantized}")
     elif rounded.scales:
         console.print(f"{rounded.scales} scales rounded, by up to {rounded.largest_change:.1e} of their size")
     elif report.modules:
