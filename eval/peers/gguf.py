@@ -15,6 +15,7 @@ weights instead. Exit code 1 if one of our files is missing or differs.
 import argparse
 import json
 import math
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -164,6 +165,8 @@ def speed(tools: LlamaCpp, work: Path, options: argparse.Namespace) -> int:
     model = work / "random-1B"
     if not (model / "config.json").exists():
         random_model("1B", model)
+        for file in ("tokenizer.json", "tokenizer_config.json"):  # any will do
+            shutil.copy(HERE.parents[1] / "examples" / "tiny-llama" / file, model)
     bench = Bench(model, work, tools, options)
     weights = sum(math.prod(map(int, t.shape)) for t in GGUFReader(bench.original()).tensors)
     print(f"{weights / 1e6:,.0f} M weights, {tools.threads} threads, seconds with reading and writing")
