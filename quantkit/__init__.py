@@ -7,7 +7,6 @@ Names are imported on first use: `import quantkit` alone loads neither torch nor
 
 api.py        quantize, quantize_module, save, plan, verify, inspect, convert, imatrix, recipes from Python
 conversion.py   a quantized folder in another format
-inspection.py   what a folder holds
 errors.py     UserError, RunError
 paths.py      `~` in paths
 suggestions.py    the name that was meant
@@ -17,7 +16,7 @@ progress.py   what a run is doing: a bar, or lines of the log
 device_names.py   devices by name, checked without torch as far as that goes
 library_output.py   bars and warnings of other libraries
 packages: cli/ recipe/ grids/ algorithms/ formats/ checkpoint/ model/ quantization/ verification/ planner/ runtime/
-          report/ texts/ gguf_conversion/
+          inspection/ report/ texts/ gguf_conversion/
 """
 
 import logging

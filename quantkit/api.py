@@ -226,7 +226,9 @@ def verify(
     hardware: str | None = None,
     checksums: bool = False,
 ) -> "Verdict":
-    """Whether an engine will load a model folder, on which hardware and with which kernel, from headers and JSON alone.
+    """Whether an engine will load a model folder or a GGUF file, on which hardware and with which kernel.
+
+    From headers and JSON alone; of a GGUF file the scales are read as well.
 
     engine     vllm, sglang, transformers, llama.cpp or tensorrt-llm; None: each of them, and one that loads is enough
     tp         devices each layer is spread over
@@ -234,7 +236,7 @@ def verify(
     checksums  also read every file and compare its sha256 with the report's
 
     Raises UserError for an unknown engine or hardware, a tp below 1, and a path that is no model folder: absent, empty,
-    a GGUF file, a LoRA adapter. A model folder that engines refuse is a verdict, not an error.
+    a LoRA adapter, a file with a damaged GGUF header. A model folder that engines refuse is a verdict, not an error.
     """
     name = _path(path, "path", "a model folder's path")
     from quantkit.checkpoint.early_checks import check_verifiable
@@ -247,8 +249,10 @@ def verify(
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a model folder holds: number formats, bits per weight, bytes by kind, and what is not quantized and why.
 
+    Of a GGUF file: types, bits per weight, keys, shards, and what is odd.
+
     Plain data, as `quantkit inspect --json` prints. No weight is read.
-    Raises UserError for a folder that is not a readable checkpoint.
+    Raises UserError for what is neither a readable checkpoint nor a sound GGUF file.
     """
     name = _path(path, "path", "a model folder's path")
     from quantkit.inspection import inspect_folder
@@ -282,7 +286,10 @@ def convert(
     Raises UserError, with nothing left behind, where the source is damaged or, but for GGUF, not quantized, where the
     format cannot hold what is there, or where `output` exists.
     """
-    given, place = _path(source, "source", "a model folder's path"), _path(output, "output", "a folder's or file's path")
+    given, place = (
+        _path(source, "source", "a model folder's path"),
+        _path(output, "output", "a folder's or file's path"),
+    )
     from quantkit.gguf_conversion.choices import Choices, is_gguf
 
     mix = requantize if isinstance(requantize, str) else "auto" if requantize else None

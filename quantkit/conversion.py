@@ -45,7 +45,7 @@ def convert(source: Path, output: Path, format_name: str, *, requantize: bool = 
     hold what is there, or where `output` exists.
     """
     source, output = user_path(source), user_path(output)
-    if format_name not in FORMATS:
+    if format_name not in FORMATS or format_name == "gguf":  # a file, not a folder
         raise unknown("format", format_name, FORMATS)
     folder, target = QuantizedFolder.open(check_conversion(source, output)), FORMATS[format_name]
     side_files(folder.checkpoint.folder)

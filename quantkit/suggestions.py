@@ -22,10 +22,5 @@ def nearest(given: str, names: Iterable[str], cutoff: float = 0.5) -> str | None
 def unknown(kind: str, given: str, names: Iterable[str]) -> UserError:
     """The error for a name of some kind (engine, format, ...) that does not exist; all names where none is like it."""
     near = nearest(given, names := list(names))
-    if kind == "format" and "gguf" in given.lower():
-        made = (
-            "`quantkit convert DIR OUT.gguf` carries a quantized folder over, `quantkit quantize --recipe gguf-q4_k_m`"
-        )
-        return UserError(f"{given!r} is not given by name: a GGUF is a file\nhint: {made} makes one of a model")
     hint = f"did you mean `{near}`?" if near else f"there are {', '.join(names)}"
     return UserError(f"unknown {kind} {given!r}\nhint: {hint}")

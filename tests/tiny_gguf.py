@@ -27,9 +27,11 @@ class Gguf:
     tensors: dict[str, NDArray[Any]] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
 
-    def save(self, path: Path) -> Path:
+    def save(self, path: Path, tensors_per_file: int = 0) -> Path:
+        """Write it; tensors_per_file: into shards of so many, path-00001-of-0000N.gguf."""
+        path.parent.mkdir(exist_ok=True)
         architecture = self.metadata.get("general.architecture", ("STRING", "llama"))[1]
-        writer = GGUFWriter(path, architecture)
+        writer = GGUFWriter(path, architecture, split_max_tensors=tensors_per_file)
         if "general.architecture" not in self.metadata:
             del writer.kv_data[0]["general.architecture"]
         for key, (kind, value) in self.metadata.items():

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.gguf_file import open_gguf
-from quantkit.checkpoint.gguf_path import find_gguf
+from quantkit.checkpoint.gguf_header import GgufFile
+from quantkit.checkpoint.gguf_path import open_found
 from quantkit.checkpoint.header import read_json
 from quantkit.checkpoint.hub import locate_model
 from quantkit.checkpoint.model_folder import check_tokenizer, local_folder
@@ -59,9 +59,10 @@ def check_before_torch(
         raise UserError(f"bos is {bos!r}; expected {', '.join(BOS[:-1])} or {BOS[-1]}")
     check_device_name(device)
     names = [model] if ref is None else [model, ref]
-    files = [find_gguf(name) for name in names]
+    opened = [open_found(name) for name in names]
+    files = [None if file is None else file.path for file in opened]
     _check_engine(engine, model, files[0])
-    for name, file in zip(names, files, strict=True):
+    for name, file in zip(names, opened, strict=True):
         if file is not None:
             _check_file(name, file, context, decoded=engine is None or name is not model)
         elif (folder := local_folder(str(name))) is not None:
@@ -92,9 +93,8 @@ def check_installed() -> None:
         raise UserError(INSTALL)
 
 
-def _check_file(name: str | Path, path: Path, context: int, *, decoded: bool) -> None:
-    """A GGUF file whose header is sound; decoded: whether it must also be one that quantkit decodes."""
-    file = open_gguf(path)
+def _check_file(name: str | Path, file: GgufFile, context: int, *, decoded: bool) -> None:
+    """A GGUF file that is long enough; decoded: whether it must also be one that quantkit decodes."""
     if decoded:
         describe_file(file)
     limit = file.metadata.get(f"{file.metadata['general.architecture']}.context_length")

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from quantkit.checkpoint.gguf_file import open_gguf
-from quantkit.checkpoint.gguf_path import find_gguf
+from quantkit.checkpoint.gguf_path import open_found
 from quantkit.checkpoint.model_folder import other_kind
 from quantkit.checkpoint.output_folder import check_output
 from quantkit.checkpoint.quantization_config import quantization_config
@@ -24,7 +23,5 @@ def check_conversion(source: Path, output: Path) -> Checkpoint:
 
 def check_verifiable(path: Path) -> None:
     """UserError for a path that is neither a model folder nor a GGUF file; a damaged folder is for the verdict."""
-    if (file := find_gguf(path)) is not None:
-        open_gguf(file)
-    elif (found := other_kind(user_path(path))) is not None:
+    if open_found(path) is None and (found := other_kind(user_path(path))) is not None:
         raise UserError(f"{path}: {found}")

@@ -235,7 +235,8 @@ def _check_beginning(header: _Header) -> int:
         header.refuse("the file is empty", DAMAGED)
     magic = header.take(min(8, header.size), "the beginning")
     if magic == bytes(4) + struct.pack("<I", VERSION):
-        header.refuse("the file is unfinished: the run that writes it goes on, or was killed", "finish that run first")
+        hint = "wait for that run, or start it again: it goes on where it stopped"
+        header.refuse("the file is unfinished: the run that writes it is not done, or was killed", hint)
     if magic[:4] != MAGIC:
         header.refuse(f"not a GGUF file: it begins {magic!r}, expected {MAGIC!r}", "name a .gguf file")
     header.at = 4

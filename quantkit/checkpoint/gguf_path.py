@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from quantkit.checkpoint.gguf_header import MAGIC
+from quantkit.checkpoint.gguf_file import open_gguf
+from quantkit.checkpoint.gguf_header import MAGIC, GgufFile
 from quantkit.checkpoint.model_folder import PYTORCH
 from quantkit.errors import UserError
 from quantkit.paths import user_path
@@ -35,6 +36,18 @@ def find_gguf(path: str | Path) -> Path | None:
     if not files:
         files = [name for name in names if name.lower().endswith(".gguf")][:1]  # shards without the first
     return place / ("model.gguf" if "model.gguf" in files else files[0]) if files else None
+
+
+def open_found(path: str | Path) -> GgufFile | None:
+    """The opened GGUF file that `path` means; None where it can mean none. UserError where its header is not sound."""
+    if (file := find_gguf(path)) is None:
+        return None
+    try:
+        return open_gguf(file)
+    except UserError as problem:
+        message = str(problem).removeprefix(f"{file}: ")
+        what = "a GGUF file that cannot be read" if user_path(path).is_file() else "in a folder of GGUF files"
+        raise UserError(f"{file}: {what}: {message}") from problem
 
 
 def _begins(file: Path) -> bool:

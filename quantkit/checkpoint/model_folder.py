@@ -119,6 +119,8 @@ def _absent(path: Path) -> NoModel:
     if url := HUB_URL.fullmatch(str(path)):
         return NoModel("a web address, not a folder", f"fetch it first: `hf download {_hub_id(url)}` prints its folder")
     hint = "give the path of a Hugging Face model folder"
+    if path.suffix.lower() == ".gguf":
+        return NoModel(f"no such file{nearby(path)}", "give the path of a GGUF file, or of a Hugging Face model folder")
     if not path.is_absolute() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path), re.ASCII):
         hint += f"; `hf download {path}` fetches one from the Hub and prints where it lies"
     return NoModel(f"no such folder{nearby(path)}", hint)

@@ -9,17 +9,13 @@ from quantkit.cli.app import Json, check_name, names, show_result
 from quantkit.paths import user_path
 
 
-def inspect(path: Annotated[Path, typer.Argument(help="Model folder.")], as_json: Json = False) -> None:
-    """What a model folder holds: number formats, bits per weight, size, and what is not quantized.
+def inspect(path: Annotated[Path, typer.Argument(help="Model folder or GGUF file.")], as_json: Json = False) -> None:
+    """What a model folder or a GGUF file holds: number formats, bits per weight, size, and what is not quantized.
 
     Example: quantkit inspect llama-w4
     """
-    from quantkit.inspection import (
-        inspect_folder,
-    )
-    from quantkit.report.console import (
-        render_inspection,
-    )
+    from quantkit.inspection import inspect_folder
+    from quantkit.report.console import render_inspection
 
     show_result(inspect_folder(path), render_inspection, as_json)
 
@@ -44,7 +40,8 @@ def convert(
         ),
     ] = None,
     token_embedding: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="GGUF: type of the embedding, as stored by default: q6_k, f16 ...")
+        str | None,
+        typer.Option(metavar="TYPE", help="GGUF: type of the embedding, as stored by default: q6_k, f16 ..."),
     ] = None,
     output_type: Annotated[str | None, typer.Option(metavar="TYPE", help="GGUF: type of the head, likewise.")] = None,
     pre: Annotated[
@@ -81,7 +78,7 @@ def convert(
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="Model folder.")],
+    path: Annotated[Path, typer.Argument(help="Model folder or GGUF file.")],
     engine: Annotated[
         str | None,
         typer.Option(
@@ -98,7 +95,7 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Will this engine load the folder, on which hardware, with which kernel? From headers and JSON alone.
+    """Will this engine load the folder or GGUF file, on which hardware, with which kernel? From headers and JSON alone.
 
     Exit code 1 where it would be refused, or has no kernel on --hardware.
     Example: quantkit verify llama-w4 --engine vllm --tp 2 --hardware h100

@@ -49,7 +49,9 @@ class Choices:
     def refuse(self) -> None:
         """UserError for what has a meaning for GGUF files alone."""
         if self.requantize not in (None, "auto"):
-            raise UserError(f"--requantize {self.requantize}: only a GGUF file has mixes\nhint: pass --requantize alone")
+            raise UserError(
+                f"--requantize {self.requantize}: only a GGUF file has mixes\nhint: pass --requantize alone"
+            )
         for option in ("token_embedding", "output_type", "pre", "max_shard"):
             if getattr(self, option) is not None:
                 name = option.replace("_", "-")

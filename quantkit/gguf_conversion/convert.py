@@ -31,7 +31,7 @@ from quantkit.formats.gguf.tokenizer import tokenizer_metadata
 from quantkit.ggml_types import GGML_TYPES, QUANTIZED
 from quantkit.gguf_conversion.choices import Choices, check_gguf_conversion
 from quantkit.gguf_conversion.source import SourceFolder
-from quantkit.gguf_conversion.types import EMBEDDING, choose_types, file_type, parts_of
+from quantkit.gguf_conversion.types import EMBEDDING, choose_types, file_type, parts_of, remarks
 from quantkit.grids import make_grid
 from quantkit.paths import user_path
 from quantkit.report.conversion_record import ConversionReport, RoundedScales
@@ -42,12 +42,13 @@ PART = 1 << 22  # elements of a tensor that are rounded, and of a dense one read
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """The file to be written: what each tensor is made of, its type, and its shape, rows first."""
+    """The file to be written: what each tensor is made of, its type, its shape, rows first; anew: all is rounded."""
 
     source: SourceFolder
     parts: Mapping[str, list[tuple[str, Place]]]
     shapes: Mapping[str, tuple[int, ...]]
     types: Mapping[str, str]
+    anew: bool
 
 
 def convert_to_gguf(source: Path, output: Path, choices: Choices) -> ConversionReport:
@@ -69,8 +70,9 @@ def convert_to_gguf(source: Path, output: Path, choices: Choices) -> ConversionR
     metadata = dict(model_metadata(config, name=source.resolve().name, vocab_size=vocabulary))
     types = choose_types(folder, parts, shapes, metadata, kind, choices)
     metadata["general.file_type"] = ("u32", file_type(types, shapes, choices))
+    metadata |= folder.made_by()
     metadata |= tokenizer_metadata(folder.checkpoint.folder, vocabulary, pre=choices.pre)
-    file = _File(folder, parts, shapes, types)
+    file = _File(folder, parts, shapes, types, choices.requantize is not None)
     partial = output.absolute().with_name(output.name + ".partial")
     Journal(partial, {"convert": str(source), "format": "gguf"}, restart="convert" in (read_key(partial) or {}))
     try:
@@ -93,6 +95,8 @@ def convert_to_gguf(source: Path, output: Path, choices: Choices) -> ConversionR
         rounded=RoundedScales(0, 0, 0.0),
         versions=versions(),
         files={path.name: file_hash(path) for path in written},
+        requantized=choices.requantize,
+        notes=tuple(remarks(folder, types, shapes, choices)),
     )
 
 
@@ -113,40 +117,55 @@ def _layouts(file: _File) -> list[GgufLayout]:
 
 def _write(file: _File, tensor: str, writer: GgufWriter) -> None:
     """Put the parts of a tensor at their places."""
-    type_ = file.types[tensor]
-    columns = file.shapes[tensor][-1]
+    type_, columns = file.types[tensor], file.shapes[tensor][-1]
     row = GGML_TYPES[type_].row_bytes(columns)
     for name, place in file.parts[tensor]:
         N = prod(file.source.shapes[name][:-1])
         start = (place.expert or 0) * N * row
-        scheme = file.source.scheme(name)
         with _naming(file, name):
-            if scheme is not None and carried_type(scheme.weights) == type_:
-                _carry(file, tensor, name, place, start, writer)
-            elif scheme is not None:
-                w_NK = file.source.decoded(name)[_order(place, N)]
-                for first, part in _parts(N, columns):
-                    writer.write_at(tensor, start + first * row, _rounded(w_NK[part], type_))
-            else:
-                order_N = _order(place, N)
-                for first, part in _parts(N, columns):
-                    rows = file.source.rows(name, order_N[part])
-                    rows = rows.float() + 1 if place.plus_one else rows
-                    if len(file.source.shapes[name]) == 1 and place.heads is not None:
-                        rows = rows[:, _order(place, columns)]
+            if not _carried(file, tensor, name, place, start, writer):
+                for first, rows in _rows(file.source, name, place):
                     writer.write_at(tensor, start + first * row, _rounded(rows, type_))
 
 
-def _carry(file: _File, tensor: str, name: str, place: Place, start: int, writer: GgufWriter) -> None:
-    """Put a packed weight at its place, codes and scales as they are, and NVFP4's global scales at theirs."""
+def _rows(source: SourceFolder, name: str, place: Place) -> Iterator[tuple[int, Tensor]]:
+    """(first row, rows as the file orders them) of a tensor of the checkpoint, a part at a time."""
+    shape = source.shapes[name]
+    if len(shape) == 1:
+        values = source.vector(name)[_order(place, shape[0])]
+        yield 0, values.float() + 1 if place.plus_one else values
+        return
+    order_N = _order(place, shape[0])
+    packed_NK = None if source.scheme(name) is None else source.decoded(name)
+    step = max(1, PART // shape[1])
+    for start in range(0, shape[0], step):
+        index = order_N[start : start + step]
+        yield start, source.rows(name, index) if packed_NK is None else packed_NK[index]
+
+
+def _carried(file: _File, tensor: str, name: str, place: Place, start: int, writer: GgufWriter) -> bool:
+    """Put a packed weight at its place, codes and scales as they are, and NVFP4's global scales at theirs.
+
+    False, with nothing written, where its type is not the one that holds it. UserError where a scale is not exact in
+    it, unless the folder is rounded anew.
+    """
+    scheme = file.source.scheme(name)
+    if scheme is None or carried_type(scheme.weights) != file.types[tensor]:
+        return False
     q = file.source.packed(name)
-    bytes_NB = carried_bytes(q)
+    try:
+        bytes_NB = carried_bytes(q)
+    except UserError:
+        if file.anew:
+            return False
+        raise
     writer.write_at(tensor, start, bytes_NB[_order(place, len(bytes_NB))])
     if q.global_scale is not None:
         stem, at = tensor.removesuffix("weight"), 4 * (place.expert or 0)
         writer.write_at(f"{stem}scale", at, torch.tensor([q.global_scale]).view(torch.uint8))
         if q.input is not None:
             writer.write_at(f"{stem}input_scale", at, q.input.scale.float().reshape(1).view(torch.uint8))
+    return True
 
 
 def _rounded(w_NK: Tensor, type_: str) -> Tensor:
@@ -162,13 +181,6 @@ def _rounded(w_NK: Tensor, type_: str) -> Tensor:
 def _order(place: Place, N: int) -> Tensor:
     """Which row of the checkpoint's tensor each row of the file's is [N]: of q and k, pairs of a head side by side."""
     return torch.arange(N) if place.heads is None else torch.from_numpy(row_order(N, place.heads))
-
-
-def _parts(N: int, columns: int) -> Iterator[tuple[int, slice]]:
-    """(first row, rows) of parts of a tensor small enough to be worked on."""
-    step = max(1, PART // columns)
-    for start in range(0, N, step):
-        yield start, slice(start, start + step)
 
 
 @contextmanager

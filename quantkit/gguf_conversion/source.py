@@ -3,6 +3,7 @@
 Shapes: N = out features, K = in features of a linear.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -15,6 +16,7 @@ from quantkit.errors import UserError
 from quantkit.formats.quantized_folder import QuantizedFolder
 from quantkit.grids.dequantize import dequantize
 from quantkit.model.streamed_model import check_finite
+from quantkit.report.records import REPORT
 from quantkit.types import QuantizedWeight, Scheme
 
 
@@ -58,6 +60,19 @@ class SourceFolder:
         """Scheme of each quantized module."""
         return {} if self.quantized is None else self.quantized.schemes
 
+    def made_by(self) -> dict[str, tuple[str, str]]:
+        """Keys that tell how a folder of ours was made: its recipe and its calibration, without places, as JSON."""
+        try:
+            report = json.loads((self.checkpoint.folder / REPORT).read_text(encoding="utf-8"))
+            recipe, calibration = report["recipe"], report.get("calibration")
+            settings = {key: value for key, value in recipe.items() if key not in ("model", "calibration")}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # another tool's, or converted
+            return {}
+        found = {"quantkit.recipe": ("string", json.dumps(settings, sort_keys=True))}
+        if calibration is not None:
+            found["quantkit.calibration"] = ("string", json.dumps(calibration, sort_keys=True))
+        return found
+
     def scheme(self, name: str) -> Scheme | None:
         """The scheme of a plain tensor that is stored packed; None for any other."""
         return self.schemes.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
@@ -68,11 +83,14 @@ class SourceFolder:
         return self.quantized.weight(name.removesuffix(".weight"))
 
     def rows(self, name: str, index: Tensor) -> Tensor:
-        """Rows of a dense tensor as stored; a vector is one row. UserError for NaN and infinite numbers."""
-        if len(self.shapes[name]) < 2:
-            found = self.checkpoint.read(name).reshape(1, -1)
-        else:
-            found = self.checkpoint.rows(name, index)
+        """Rows (int64 index) of a dense matrix as stored; UserError for NaN and infinite numbers."""
+        found = self.checkpoint.rows(name, index)
+        check_finite(found, name)
+        return found
+
+    def vector(self, name: str) -> Tensor:
+        """A dense vector as stored; UserError for NaN and infinite numbers."""
+        found = self.checkpoint.read(name)
         check_finite(found, name)
         return found
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from quantkit.checkpoint.gguf_writer import KeyValue
 from quantkit.errors import UserError
 from quantkit.formats.gguf.carry_over import carried_type
-from quantkit.formats.gguf.mixes import file_type_of, fitting_type, quantizable, tensor_types
+from quantkit.formats.gguf.mixes import bytes_of, file_type_of, fitting_type, quantizable, tensor_types
 from quantkit.formats.gguf.tensor_names import Place
 from quantkit.ggml_types import FILE_TYPES, GGML_TYPES
 from quantkit.gguf_conversion.choices import Choices
@@ -80,6 +80,27 @@ def file_type(types: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], c
         return FILE_TYPES[choices.requantize]
     blocks = {name: type_ for name, type_ in types.items() if name.startswith("blk.")}
     return file_type_of({name: _family(type_) for name, type_ in (blocks or types).items()}, shapes)
+
+
+def remarks(
+    source: SourceFolder, types: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], choices: Choices
+) -> list[str]:
+    """What the file does not hold of the folder, and what of it could be smaller."""
+    found = []
+    inputs = {
+        str(s.activations) for s in source.schemes.values() if s.activations and carried_type(s.weights) != "NVFP4"
+    }
+    if inputs:
+        found.append(f"inputs rounded to {', '.join(sorted(inputs))}: not in the file, llama.cpp rounds them itself")
+    sizes = {name: bytes_of(types[name], shape) for name, shape in shapes.items()}
+    table, whole = sizes[EMBEDDING], sum(sizes.values())
+    smaller = bytes_of(fitting_type("Q6_K", shapes[EMBEDDING][-1]), shapes[EMBEDDING])
+    if choices.requantize is None and source.quantized is not None and table - smaller > whole / 8:
+        found.append(
+            f"{EMBEDDING} is {table / 1e6:.1f} of {whole / 1e6:.1f} MB, as stored ({types[EMBEDDING]}); "
+            f"--token-embedding q6_k makes it {smaller / 1e6:.1f} MB"
+        )
+    return found
 
 
 def _family(type_: str) -> str:

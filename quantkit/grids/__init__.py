@@ -5,7 +5,9 @@ integer.py      integers with a scale for each group, row or tensor, and their r
 clip.py         integer ranges by each group's output error
 floating.py     fp8, fp4, MX: elements and the scales they need
 kquants.py      blocks of GGUF types
-kquant_search.py  the scales and offsets of blocks, by search
+kquant_search.py  the scales and offsets of blocks, by search: rows in pieces, the weights of errors
+scale_search.py   that of blocks with scales alone
+offset_search.py  that of blocks with scales and offsets
 block_types.py  what the blocks of each GGUF type hold
 block_columns.py  blocks, column by column
 columns.py      integers and floats of groups, column by column

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from quantkit.grids.block_types import BlockParameters, BlockType, half
+from quantkit.grids.block_types import BlockParameters, BlockType, half, inverse
 
 
 class BlockColumns:
@@ -23,9 +23,11 @@ class BlockColumns:
     def __init__(self, type_: BlockType, parameters: BlockParameters, dtype: torch.dtype) -> None:
         self.type_, self.span, self.dtype = type_, type_.span, dtype
         d_NG, offset_NG, sub_scale_NS, sub_offset_NS = parameters
+        self.half_levels = type_.half_levels.to(d_NG.device, dtype) if type_.codebook else d_NG.new_empty(0)
         self.per_block = type_.columns // type_.span
         self.d_GN, self.offset_GN = half(d_NG).mT.contiguous(), half(offset_NG).mT.contiguous()
-        self.sub_scale_SN, self.sub_offset_SN = sub_scale_NS.mT.contiguous(), sub_offset_NS.mT.contiguous()
+        copy = torch.contiguous_format  # always a copy, even of parameters that already lie like this
+        self.sub_scale_SN, self.sub_offset_SN = (t.mT.clone(memory_format=copy) for t in (sub_scale_NS, sub_offset_NS))
         repeated = [t.repeat_interleave(self.per_block, 0) for t in (self.d_GN, self.offset_GN)]
         self.min_SN = repeated[1] * self.sub_offset_SN  # what is subtracted, float32
         scale_SN = repeated[0] * self.sub_scale_SN
@@ -35,19 +37,21 @@ class BlockColumns:
     def _set(self, s: int | slice, scale: Tensor) -> None:
         """The scale of sub-blocks (a product of a float16 and a small integer: exact), and what depends on it."""
         self.scale_SN[s] = scale
-        inverse = (1 / self.scale_SN[s]).nan_to_num_(0.0, 0.0, 0.0)
-        self.inverse_SN[s] = inverse
-        self.shift_SN[s] = inverse * self.min_SN[s]
+        inverse_SN = inverse(self.scale_SN[s])
+        if self.type_.codebook:  # half steps above the least level
+            self.inverse_SN[s], self.shift_SN[s] = inverse_SN * 2, -2 * self.type_.low
+        else:
+            self.inverse_SN[s], self.shift_SN[s] = inverse_SN, inverse_SN * self.min_SN[s]
 
     def nearest_(self, wanted_N: Tensor, k: int, step_N: Tensor, value_N: Tensor) -> None:
         s, type_ = k // self.span, self.type_
-        if type_.sub_offset:
+        if type_.sub_offset or type_.codebook:
             torch.addcmul(self.shift_SN[s], wanted_N, self.inverse_SN[s], out=step_N)
         else:
             torch.mul(wanted_N, self.inverse_SN[s], out=step_N)
         if type_.codebook:
-            index_N = step_N.clamp_(type_.low, type_.high).sub_(type_.low).mul_(2).int()
-            step_N.copy_(self._half_levels(step_N.device)[index_N])
+            index_N = step_N.clamp_(0, len(self.half_levels) - 1).int()
+            torch.index_select(self.half_levels, 0, index_N, out=step_N)
         else:
             step_N.round_().clamp_(type_.low, type_.high)
         torch.mul(step_N, self.scale_SN[s], out=value_N)  # rounded to float32 once: as `decode` does
@@ -112,6 +116,3 @@ class BlockColumns:
         if i:
             self.min_SN[s] = self.offset_GN[g] * self.sub_offset_SN[s]
         self._set(s, self.d_GN[g] * self.sub_scale_SN[s])
-
-    def _half_levels(self, device: torch.device) -> Tensor:
-        return self.type_.half_levels.to(device, self.dtype)

@@ -94,9 +94,9 @@ class BlockType:
 
 
 _Energy = tuple[float, Literal["block", "row"]]
-_ROW: _Energy = (1.0, "row")
-_ONE: _Energy = (1.0, "block")
-_TWO: _Energy = (2.0, "block")
+_ROW: _Energy = (2.0, "row")
+_ONE: _Energy = (2.0, "block")
+_TWO: _Energy = (4.0, "block")
 BLOCK_TYPES = {
     type_.name: type_
     for type_ in (

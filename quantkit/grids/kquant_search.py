@@ -10,26 +10,31 @@ For fixed codes the error is quadratic in a sub-block's scale and offset, so
 Every operation is elementwise or a sum over a leading dimension, in blocks of ALIGNED columns: a block's result is the
 same whatever rows are beside it, on every processor and with any number of threads.
 
+The searches take w and the weights h of errors [g, S, B] (None: all alike), and a unit [B] that d is multiplied by
+before it is stored; they return d and that of the offset [B] and their integers [S, B].
+
 Shapes: g = columns of a sub-block, S = sub-blocks of a block, G = blocks of a row, B = blocks worked on, those of whole
 rows one after the other; n = these rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from quantkit.grids.block_types import BlockParameters, BlockType
 from quantkit.grids.offset_search import with_offset
+from quantkit.grids.protocol import joined
 from quantkit.grids.scale_search import scale_only
 
 CHUNK = 1 << 17  # weights worked on at a time: all tensors of one candidate stay in the cache
 ALIGNED = 128  # sums over leading dimensions go column by column, this many at a time
-FLOOR = 1e-8  # of an importance, over their mean: columns that were never active still get a sensible range
+FLOOR = 1e-8  # of an importance, over the greatest: columns that were never active still get a sensible range
 
-# w and h [g, S, B] (h None: all alike), a unit [B] -> d, d of the offset [B], their integers [S, B]
-Found = tuple[Tensor, Tensor, Tensor, Tensor]
-Search = Callable[[Tensor, Tensor | None, Tensor, BlockType], Found]
+T = TypeVar("T")
 
 
 def search(w_NK: Tensor, importance_K: Tensor | None, type_: BlockType) -> BlockParameters:
@@ -39,42 +44,57 @@ def search(w_NK: Tensor, importance_K: Tensor | None, type_: BlockType) -> Block
     is then kept a little better than E[x^2] alone would have it. Without one all errors weigh alike.
     """
     N, K = w_NK.shape
-    G, S = K // type_.columns, type_.columns // type_.span
-    d_NG, offset_NG = (torch.zeros(N, G, device=w_NK.device) for _ in range(2))
-    sub_scale_NS, sub_offset_NS = (torch.ones(N, G * S, device=w_NK.device) for _ in range(2))
     rows = min(max(1, CHUNK // K), N)
     e_gSB = None if importance_K is None else _importance(importance_K.to(w_NK.device), type_, rows)
-    find: Search = with_offset if type_.sub_offset else scale_only
-    for start in range(0, N, rows):
-        w_nK = w_NK[start : start + rows].float()
-        inside, n, B = slice(start, start + len(w_nK)), len(w_nK), len(w_nK) * G
-        broken_nG = None
-        if not torch.isfinite(w_nK.sum()):
-            broken_nG = ~torch.isfinite(w_nK).reshape(n, G, -1).all(2)
-            w_nK = torch.where(torch.isfinite(w_nK), w_nK, 0)
-        unit_n1 = _unit(w_nK)
-        w_gSB = _columns_first(w_nK / unit_n1, type_)
-        unit_B = unit_n1.expand(n, G).reshape(-1)
-        unit_B = torch.cat([unit_B, unit_B.new_ones(w_gSB.shape[2] - B)])
-        h_gSB = None if e_gSB is None else _error_weights(w_gSB, e_gSB[..., : len(unit_B)], type_, n, G)
-        found = find(w_gSB, h_gSB, unit_B, type_)
-        d_B, offset_B = (t[:B] * unit_B[:B] for t in found[:2])
-        d_NG[inside] = d_B.reshape(n, G)
-        if type_.sub_offset:
-            offset_NG[inside] = offset_B.reshape(n, G)
-        if type_.nested:
-            sub_scale_NS[inside] = found[2][:, :B].mT.reshape(n, G * S)
-            if type_.sub_offset:
-                sub_offset_NS[inside] = found[3][:, :B].mT.reshape(n, G * S)
-        if broken_nG is not None:
-            d_NG[inside][broken_nG] = torch.nan
-    return BlockParameters(d_NG, offset_NG, sub_scale_NS, sub_offset_NS)
+    parts = [w_NK[start : start + rows] for start in range(0, N, rows)]
+    return joined(_side_by_side(partial(_search_rows, e_gSB=e_gSB, type_=type_), parts))
 
 
-def _unit(w_nK: Tensor) -> Tensor:
-    """A power of two near each row's greatest magnitude [n, 1]: squares then neither vanish nor overflow."""
-    _, exponent_n1 = torch.frexp(w_nK.abs().amax(1, keepdim=True))
-    return torch.ldexp(torch.ones_like(exponent_n1, dtype=torch.float32), exponent_n1.clamp(-100, 100))
+def _side_by_side(work: Callable[[Tensor], T], parts: Sequence[Tensor]) -> list[T]:
+    """The work on each part, in as many threads as torch has, each of which works alone.
+
+    Threads that share every small operation would wait for each other more than they work.
+    """
+    threads = min(torch.get_num_threads(), len(parts))
+    if threads < 2 or parts[0].device.type != "cpu":
+        return [work(part) for part in parts]
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        return list(pool.map(work, parts))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)  # for threads yet to come; this one's own number stayed
+
+
+@torch.inference_mode()
+def _search_rows(w_nK: Tensor, e_gSB: Tensor | None, type_: BlockType) -> BlockParameters:
+    w_nK = w_nK.float()
+    n, K = w_nK.shape
+    G, S = K // type_.columns, type_.columns // type_.span
+    B = n * G
+    broken_nG = None
+    if not torch.isfinite(w_nK.sum()):
+        broken_nG = ~torch.isfinite(w_nK).reshape(n, G, -1).all(2)
+        w_nK = torch.where(torch.isfinite(w_nK), w_nK, 0)
+    unit_n1 = _power_of_two(w_nK.abs().amax(1, keepdim=True))  # of each row: squares neither vanish nor overflow
+    w_gSB = _columns_first(w_nK / unit_n1, type_)
+    unit_B = unit_n1.expand(n, G).reshape(-1)
+    unit_B = torch.cat([unit_B, unit_B.new_ones(w_gSB.shape[2] - B)])
+    h_gSB = None if e_gSB is None else _error_weights(w_gSB, e_gSB[..., : len(unit_B)], type_, n, G)
+    find = with_offset if type_.sub_offset else scale_only
+    d_B, offset_B, sub_scale_SB, sub_offset_SB = find(w_gSB, h_gSB, unit_B, type_)
+    d_nG, offset_nG = ((t * unit_B)[:B].reshape(n, G) for t in (d_B, offset_B))
+    if broken_nG is not None:
+        d_nG = torch.where(broken_nG, torch.nan, d_nG)
+    sub_nS = (t[:, :B].mT.reshape(n, G * S) for t in (sub_scale_SB, sub_offset_SB))
+    return BlockParameters(d_nG, offset_nG, *sub_nS)
+
+
+def _power_of_two(t: Tensor) -> Tensor:
+    """The least power of two above each t, from 2^-100 to 2^100."""
+    exponent = torch.frexp(t)[1].clamp(-100, 100)
+    return (exponent.add_(127) << 23).to(torch.int32).view(torch.float32)
 
 
 def _columns_first(w_nK: Tensor, type_: BlockType) -> Tensor:
@@ -87,11 +107,11 @@ def _columns_first(w_nK: Tensor, type_: BlockType) -> Tensor:
 
 
 def _importance(importance_K: Tensor, type_: BlockType, n: int) -> Tensor:
-    """[g, S, B], over its mean."""
-    e_K = importance_K.double()
-    mean = e_K.mean()
-    e_K = (e_K / mean).clamp_(min=FLOOR) if mean > 0 else torch.ones_like(e_K)
-    return _columns_first(e_K.float().expand(n, -1), type_)
+    """[g, S, B], over a power of two near the greatest."""
+    e_K = importance_K.float()
+    most = e_K.amax()
+    e_K = (e_K / _power_of_two(most)).clamp_(min=FLOOR) if most > 0 else torch.ones_like(e_K)
+    return _columns_first(e_K.expand(n, -1), type_)
 
 
 def _error_weights(w_gSB: Tensor, e_gSB: Tensor, type_: BlockType, n: int, G: int) -> Tensor:

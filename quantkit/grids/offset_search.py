@@ -10,7 +10,10 @@ from torch import Tensor
 
 from quantkit.grids.block_types import TINY, BlockType, inverse, least_of, stored
 
-ROUNDS = 2  # of codes chosen anew
+RANGES = 11  # tried for each sub-block
+WIDEST, NARROWEST = {2: -1.0, 4: -2.5, 5: -3.0}, 1.0  # codes the greatest weight gets beyond the last one, by bits
+BELOW = (0.0, 1.0, 2.0)  # the greatest scale of a block becomes so much less than the greatest integer
+AGAIN, ROUNDS = 1, 1  # of codes chosen anew: with free scales, then with integers
 SINGULAR = 1e-6  # a determinant below this part of its product: all codes (nearly) alike
 
 
@@ -77,13 +80,13 @@ class Weighted(NamedTuple):
 def with_offset(
     w_gSB: Tensor, h_gSB: Tensor | None, unit_B: Tensor, type_: BlockType
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """d and the offset's d [B], their integers [S, B]; see kquant_search.Search."""
+    """d and the offset's d [B], their integers [S, B]; arguments as in `kquant_search`."""
     hw_gSB = w_gSB if h_gSB is None else h_gSB * w_gSB
     one_SB = w_gSB.new_full(w_gSB.shape[1:], len(w_gSB)) if h_gSB is None else h_gSB.sum(0)
     weighted = Weighted(w_gSB, h_gSB, hw_gSB, one_SB, hw_gSB.sum(0))
     sums = _ranges(weighted, type_)
     scale_SB, offset_SB = sums.solved(not type_.nested)
-    for _ in range(ROUNDS):
+    for _ in range(AGAIN):
         more = weighted.sums(_codes(w_gSB, scale_SB, offset_SB, type_))
         sums, scale_SB, offset_SB = _better([sums, more], type_)
     if not type_.nested:
@@ -114,10 +117,9 @@ def _ranges(weighted: Weighted, type_: BlockType) -> Sums:
     low_SB, high_SB = weighted.w.amin(0).clamp_(max=0), weighted.w.amax(0)
     above_gSB = weighted.w - low_SB
     base_SB = inverse((high_SB - low_SB).clamp_(min=0))
-    found = [
-        weighted.sums((above_gSB * (base_SB * (type_.top + 0.1 * i))).round_().clamp_(0, type_.top))
-        for i in range(-10, 11)
-    ]
+    widest = WIDEST[type_.bits]
+    steps = [type_.top + widest + (NARROWEST - widest) * i / (RANGES - 1) for i in range(RANGES)]
+    found = [weighted.sums((above_gSB * (base_SB * step)).round_().clamp_(0, type_.top)) for step in steps]
     return _better(found, type_)[0]
 
 
@@ -135,29 +137,31 @@ def _integer_pairs(
     sums: Sums, scale_SB: Tensor, offset_SB: Tensor, unit_B: Tensor, type_: BlockType
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """d and the offset's d [B], integers of both [S, B], for which the error with these codes is least."""
-    top, top_offset = type_.sub_scale[1], type_.sub_offset
-    below = torch.tensor([0.0, 0.5, 1.0, 2.0], device=unit_B.device)
-    C, (S, B) = len(below), scale_SB.shape
-    d_CB = stored(scale_SB.amax(0) / (top - below)[:, None], unit_B)
-    dm_CB = stored(offset_SB.amax(0) / (top_offset - below)[:, None], unit_B)
-    sub_C1SB = (scale_SB * inverse(d_CB)[:, None]).round_().clamp_(0, top)[:, None]
-    given_C1SB = (sub_C1SB * d_CB[:, None, None]).mul_(sums.q).sub_(sums.w).div_(sums.one.clamp(min=TINY))
-    sub_offset_CSB = (given_C1SB * inverse(dm_CB)[:, None]).round_().clamp_(0, top_offset).reshape(C * C, S, B)
-    sub_CSB = sub_C1SB.expand(C, C, S, B).reshape(C * C, S, B)
-    d_CB, dm_CB = d_CB.repeat_interleave(C, 0), dm_CB.repeat(C, 1)
-    # both again by least squares, with these codes and integers
-    scaled_CSB, offset_CSB = sums.qq * sub_CSB, sums.one * sub_offset_CSB
-    whole = (
-        offset_CSB.mul_(sub_offset_CSB).sum(1),
-        (sums.w * sub_offset_CSB).sum(1),
-        (sums.q * sub_CSB).mul_(sub_offset_CSB).sum(1),
-        scaled_CSB.mul_(sub_CSB).sum(1),
-        (sums.wq * sub_CSB).sum(1),
+    below_C1 = torch.tensor(BELOW, device=unit_B.device)[:, None]
+    d_C1B = stored(scale_SB.amax(0) / (type_.sub_scale[1] - below_C1), unit_B)[:, None]
+    dm_CB = stored(offset_SB.amax(0) / (type_.sub_offset - below_C1), unit_B)
+    inverse_one_SB = sums.one.clamp(min=TINY).reciprocal()
+
+    def integers(d_CB: Tensor, dm_CB: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest of each sub-block's scale, and of the offset that is best with it."""
+        sub_CSB = (scale_SB * inverse(d_CB)[..., None, :]).round_().clamp_(0, type_.sub_scale[1])
+        given_CSB = (sub_CSB * d_CB[..., None, :]).mul_(sums.q).sub_(sums.w).mul_(inverse_one_SB)
+        return sub_CSB, (given_CSB * inverse(dm_CB)[..., None, :]).round_().clamp_(0, type_.sub_offset)
+
+    sub_C1SB, sub_offset_CCSB = integers(d_C1B, dm_CB)
+    # d and dm again by least squares, with these codes and integers
+    whole = Sums(
+        (sub_offset_CCSB.square() * sums.one).sum(2),
+        (sub_offset_CCSB * sums.w).sum(2),
+        sub_offset_CCSB.mul_(sub_C1SB * sums.q).sum(2),
+        (sub_C1SB.square() * sums.qq).sum(2),
+        (sub_C1SB * sums.wq).sum(2),
     )
-    determinant_CB, found_CB, found_offset_CB = _solution(*whole)
-    regular_CB = torch.gt(determinant_CB, SINGULAR * whole[0] * whole[3]).float()
-    d_CB = stored(d_CB.lerp(found_CB.clamp_(min=0), regular_CB), unit_B)
-    dm_CB = stored(dm_CB.lerp(found_offset_CB.clamp_(min=0), regular_CB), unit_B)
-    error_CB = Sums(*whole).error(d_CB, dm_CB)
-    _, d_B, dm_B, sub_SB, sub_offset_SB = least_of(error_CB, d_CB, dm_CB, sub_CSB, sub_offset_CSB)
-    return d_B, dm_B, sub_SB, sub_offset_SB
+    determinant_CCB, found_CCB, found_offset_CCB = _solution(*whole)
+    regular_CCB = torch.gt(determinant_CCB, SINGULAR * whole.one * whole.qq).float()
+    again_CCB = stored(d_C1B.lerp(found_CCB.clamp_(min=0), regular_CCB), unit_B)
+    again_offset_CCB = stored(dm_CB.lerp(found_offset_CCB.clamp_(min=0), regular_CCB), unit_B)
+    error_CCB = whole.error(again_CCB, again_offset_CCB)
+    tried = (d_C1B.expand_as(error_CCB), dm_CB.expand_as(error_CCB), again_CCB, again_offset_CCB)
+    _, d_B, dm_B, again_B, again_offset_B = least_of(*(t.flatten(0, 1) for t in (error_CCB, *tried)))
+    return again_B, again_offset_B, *integers(d_B, dm_B)

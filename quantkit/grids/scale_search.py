@@ -8,13 +8,19 @@ from torch import Tensor
 
 from quantkit.grids.block_types import TINY, BlockType, inverse, least_of, levels_, stored
 
-ROUNDS = 2  # of codes chosen anew
+# Where the extreme weight of a sub-block goes, in levels beyond the least (with the sign that there is one level more
+# of) or the greatest: from, to, how many; by bits. Far inside, weights use fewer codes, but some such grid fits better.
+NEAR = {3: (-0.6, 1.8, 7), 4: (-1.5, 1.5, 7), 5: (-3.0, 1.0, 7), 6: (-5.0, 1.0, 7)}
+FAR = {3: (-1.0, 1.0, 4), 4: (-1.5, 1.0, 4), 5: (-2.0, 0.0, 4), 6: (-4.0, 0.0, 4)}
+NEAR_BOOK, FAR_BOOK = (-18.0, 6.0, 7), (-18.0, 0.0, 4)
+TOPS = (0.0, 1.0)  # the same for the integer of the extreme scale of a block, at both ends
+AGAIN, ROUNDS = 1, 1  # of codes chosen anew: with free scales, then with integers
 
 
 def scale_only(
     w_gSB: Tensor, h_gSB: Tensor | None, unit_B: Tensor, type_: BlockType
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """d [B], zeros, the integers [S, B] and ones; see kquant_search.Search."""
+    """d [B], zeros, the integers [S, B] and ones; arguments as in `kquant_search`."""
     hw_gSB = w_gSB if h_gSB is None else h_gSB * w_gSB
     high_SB, low_SB = w_gSB.amax(0), w_gSB.amin(0)
     extreme_SB = high_SB.lerp(low_SB, torch.gt(-low_SB, high_SB).float())
@@ -24,7 +30,7 @@ def scale_only(
         _sums(w_gSB, h_gSB, hw_gSB, base_SB * step, type_, qq_CSB[i], wq_CSB[i])
     gain_CSB = wq_CSB.square().div_(qq_CSB.clamp(min=TINY))
     _, qq_SB, wq_SB = least_of(-gain_CSB, qq_CSB, wq_CSB)
-    for _ in range(ROUNDS):
+    for _ in range(AGAIN):
         qq_CSB, wq_CSB = (torch.stack([t, torch.empty_like(t)]) for t in (qq_SB, wq_SB))
         _sums(w_gSB, h_gSB, hw_gSB, inverse(wq_SB / qq_SB.clamp(min=TINY)), type_, qq_CSB[1], wq_CSB[1])
         _, qq_SB, wq_SB = least_of(-wq_CSB.square().div_(qq_CSB.clamp(min=TINY)), qq_CSB, wq_CSB)
@@ -66,9 +72,9 @@ def _sums(
 
 def _steps(type_: BlockType) -> list[float]:
     """What the extreme weight of a sub-block may become, in levels."""
-    unit = 6.0 if type_.codebook else 1.0
-    steps = [type_.low - 0.1 * i * unit for i in range(-9, 10)]
-    return steps + [-type_.low + 0.1 * i * unit for i in range(-9, 10, 2)]
+    near, far = (NEAR_BOOK, FAR_BOOK) if type_.codebook else (NEAR[type_.bits], FAR[type_.bits])
+    near_, far_ = ([low + (high - low) * i / (count - 1) for i in range(count)] for low, high, count in (near, far))
+    return [type_.low - x for x in near_] + [-type_.low + x for x in far_]
 
 
 def _integers(wanted_SB: Tensor, energy_SB: Tensor, unit_B: Tensor, type_: BlockType) -> tuple[Tensor, Tensor]:
@@ -76,12 +82,16 @@ def _integers(wanted_SB: Tensor, energy_SB: Tensor, unit_B: Tensor, type_: Block
     low, high = type_.sub_scale
     most_B, least_B = wanted_SB.amax(0), wanted_SB.amin(0)
     extreme_B = most_B.lerp(least_B, torch.gt(-least_B, most_B).float())
-    tops = [low + 0.5 * i for i in range(-1, 8)] + [high - 0.5 * i for i in range(-1, 6)]
-    d_C1B = stored(extreme_B / torch.tensor(tops, device=unit_B.device)[:, None], unit_B)[:, None]
-    sub_CSB = (wanted_SB * inverse(d_C1B)).round_().clamp_(low, high)
+    tops = torch.tensor([low + i for i in TOPS] + [high - i for i in TOPS], device=unit_B.device)
+    d_CB = stored(extreme_B / tops[:, None], unit_B)
+
+    def integers(d_CB: Tensor) -> Tensor:
+        return (wanted_SB * inverse(d_CB)[..., None, :]).round_().clamp_(low, high)
+
+    sub_CSB = integers(d_CB)
     weighted_CSB = energy_SB * sub_CSB
-    top_CB = (weighted_CSB * wanted_SB).sum(1)
-    d_CB = stored(top_CB / weighted_CSB.mul_(sub_CSB).sum(1).clamp_(min=TINY), unit_B)
-    error_CSB = (sub_CSB * d_CB[:, None]).sub_(wanted_SB).square_().mul_(energy_SB)
-    _, d_B, sub_SB = least_of(error_CSB.sum(1), d_CB, sub_CSB)
-    return d_B, sub_SB
+    shared_CB, norm_CB = (weighted_CSB * wanted_SB).sum(1), weighted_CSB.mul_(sub_CSB).sum(1)
+    again_CB = stored(shared_CB / norm_CB.clamp(min=TINY), unit_B)
+    # the error less what is the same for all
+    _, d_B, again_B = least_of((again_CB * norm_CB).sub_(shared_CB, alpha=2).mul_(again_CB), d_CB, again_CB)
+    return again_B, integers(d_B)

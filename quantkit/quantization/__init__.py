@@ -12,7 +12,12 @@ dense_modules.py     what stays dense, by the checkpoint's names
 output_layout.py     what the output will hold
 gguf_layout.py       what a GGUF file will hold: names, types, metadata
 gguf_output.py       its writing and reading under the checkpoint's names
+gguf_measured.py     measured mixes in a run: the whole model, and the types that come of it
 gguf_tables.py       its embedding and head
+gguf_allocation.py   the harm of each tensor in each type, and the types that do least
+gguf_weights.py      its tensors in a model, rounded to types
+output_divergence.py how far a changed model's output is from the original's
+knapsack.py          the exact choice of types for a number of bytes
 engine_check.py      asks the engine named in the recipe, before and after
 output.py            config.json and the report
 resources.py         seconds by stage, memory, worker threads

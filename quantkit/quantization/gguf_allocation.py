@@ -1,38 +1,30 @@
 """Measured mixes of GGUF: every tensor's type by what it does to the model's output, for a size.
 
-1. The harm of a tensor in a type is the KL of the model's output with that tensor alone rounded to it. Two types of each
-   tensor are measured; the others follow by their weighted errors, to which harm is nearly proportional.
+1. The harm of a tensor in a type is the KL of the model's output with that tensor alone rounded to it. Two types of
+   each tensor are measured; the others follow by their weighted errors, to which harm is nearly proportional.
 2. Harms are taken to add up; the exact knapsack chooses the types whose bytes fit.
-3. The whole of it is measured, all tensors rounded, and so are the nearest of llama.cpp's mixes that fit: the best stays.
+3. The whole of it is measured, all tensors rounded, and so are the best of llama.cpp's mixes that fit: the best stays.
 
 Shapes: N = rows, K = columns of a matrix, S = samples, T = tokens of one.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from quantkit.algorithms.rtn import rtn
 from quantkit.errors import UserError
 from quantkit.formats.gguf.mixes import bytes_of
-from quantkit.formats.gguf.tensor_names import Place
 from quantkit.ggml_types import GGML_TYPES, QUANTIZED
-from quantkit.grids import RangeSearch, make_grid
-from quantkit.grids.dequantize import dequantize
 from quantkit.model.meta_model import find_blocks
-from quantkit.model.weight_sources import Index, TensorSlice
+from quantkit.quantization.gguf_weights import Parts, WeightPart, sampled_error, with_rounded
 from quantkit.quantization.knapsack import allocate
 from quantkit.quantization.output_divergence import OutputDivergence
-from quantkit.types import block_spec
 
 FREE = (*QUANTIZED, "F16")  # the types a tensor may get
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-SAMPLE = 1 << 19  # weights of a tensor whose errors in all types are compared
 CHECKED = 2  # of llama.cpp's mixes that fit, by what is expected of them, beside which the choice is measured
 APART = 1.0  # bits per weight between the average wanted and the two types that are measured
 
@@ -40,24 +32,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 Types = Mapping[str, str]
 Importance = Mapping[str, Tensor]  # GGUF name -> E[x^2], float32 [matrices, K]
 Harms = dict[str, dict[str, float]]  # GGUF name -> type -> nats per token
-
-
-@dataclass(frozen=True, slots=True)
-class WeightPart:
-    """One matrix of a GGUF tensor in the model: parameter[where], [K, N] if transposed; matrix: its index, of experts."""
-
-    parameter: str
-    where: Index = ()
-    transposed: bool = False
-    matrix: int = 0
-
-    def view(self, model: nn.Module) -> Tensor:
-        """The live data [N, K] (or [E, N, K]): writing to it changes the model."""
-        data = model.get_parameter(self.parameter).data[self.where]
-        return data.mT if self.transposed else data
-
-
-Parts = Mapping[str, Sequence[WeightPart]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +59,10 @@ class Allocation:
     divergence: float
     named: tuple[NamedMix, ...]
 
-
-def model_parts(
-    places: Mapping[str, Place], sources: Mapping[str, Sequence[TensorSlice]]
-) -> dict[str, list[WeightPart]]:
-    """Where each GGUF tensor's matrices lie in the model, from where its checkpoint's tensors do."""
-    parts: dict[str, list[WeightPart]] = {}
-    for parameter, pieces in sources.items():
-        for piece in pieces:
-            if (place := places.get(piece.name)) is not None:
-                part = WeightPart(parameter, piece.where, piece.transposed, place.expert or 0)
-                parts.setdefault(place.tensor, []).append(part)
-    return parts
+    def to_json(self) -> dict[str, Any]:
+        """What the report says of it."""
+        beside = {mix.name: {"bytes": mix.nbytes, "kl": mix.divergence} for mix in self.named if mix.divergence}
+        return {"bytes": self.nbytes, "kl": self.divergence, "kl_expected": self.expected, "beside": beside}
 
 
 def byte_budget(shapes: Shapes, bits_per_weight: float | None, size: int | None) -> int:
@@ -132,7 +98,7 @@ def allocated_types(
     budget = byte_budget(shapes, bits_per_weight, size)
     weights = sum(math.prod(shape) for shape in shapes.values())
     candidates = {name: _candidates(shape) for name, shape in shapes.items() if name not in fixed}
-    _check_budget(shapes, candidates, fixed, budget)
+    check_budget(shapes, fixed, budget)
     meter = OutputDivergence(model, ids_ST)
     harms = measure_harms(meter, parts, candidates, importance, 8 * budget / weights)
     table = HarmTable(shapes, fixed, harms)
@@ -160,7 +126,7 @@ def measure_harms(
 
 
 def _by_block(parts: Parts, names: Iterable[str], path: str, blocks: int) -> list[list[str]]:
-    """The tensors to measure before each step from block to block: the embedding too before the first, the head last."""
+    """The tensors to measure before each step to the next block: the embedding before the first, the head at last."""
     found: list[list[str]] = [[] for _ in range(blocks + 1)]
     for name in names:
         first = parts[name][0].parameter
@@ -172,10 +138,10 @@ def _by_block(parts: Parts, names: Iterable[str], path: str, blocks: int) -> lis
 def _tensor_harms(
     meter: OutputDivergence, parts: Sequence[WeightPart], types: Sequence[str], importance: Tensor | None, bits: float
 ) -> dict[str, float]:
-    errors = {type_: _sampled_error(meter.model, parts, type_, importance) for type_ in types}
+    errors = {type_: sampled_error(meter.model, parts, type_, importance) for type_ in types}
     found: dict[str, float] = {}
     for type_ in _two(types, bits):
-        with _rounded(meter.model, [(parts, type_, importance)]):
+        with with_rounded(meter.model, [(parts, type_, importance)]):
             found[type_] = meter.measure()
     return {type_: found.get(type_, _scaled(errors, found, type_)) for type_ in types}
 
@@ -196,51 +162,6 @@ def _scaled(errors: Mapping[str, float], found: Mapping[str, float], type_: str)
         return low_harm * (error / low) ** (math.log(high_harm / low_harm) / math.log(high / low))
     near, harm = points[0] if error <= low else points[-1]
     return harm * error / near
-
-
-def _sampled_error(model: nn.Module, parts: Sequence[WeightPart], type_: str, importance: Tensor | None) -> float:
-    """Sum of E[x^2] times the squared errors of some rows in a type."""
-    total = 0.0
-    for w_NK, e_K in _matrices(model, parts, importance):
-        rows = max(1, SAMPLE // (len(parts) * w_NK.shape[1]))
-        w_nK = w_NK[:: -(-len(w_NK) // rows)]
-        square_nK = (rounded(w_nK, type_, e_K) - w_nK.float()).double().square()
-        total += float((square_nK if e_K is None else square_nK * e_K).sum())
-    return total
-
-
-def rounded(w_NK: Tensor, type_: str, importance_K: Tensor | None) -> Tensor:
-    """A weight [N, K] of any float dtype as a GGUF type holds it, float32."""
-    if type_ in FLOATS:
-        return w_NK.to(FLOATS[type_]).float()
-    return dequantize(
-        rtn(w_NK, make_grid(block_spec(type_), torch.float32, RangeSearch(), signed=True), importance_K=importance_K)
-    )
-
-
-def _matrices(
-    model: nn.Module, parts: Sequence[WeightPart], importance: Tensor | None
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Each matrix [N, K] of a tensor, live, and what it reads, E[x^2] [K]."""
-    for part in parts:
-        view = part.view(model)
-        for i, w_NK in enumerate(view if view.dim() == 3 else [view]):
-            yield w_NK, None if importance is None else importance[part.matrix + i].to(w_NK.device)
-
-
-@contextmanager
-def _rounded(model: nn.Module, tensors: Iterable[tuple[Sequence[WeightPart], str, Tensor | None]]) -> Iterator[None]:
-    """Inside, these tensors hold what their types can."""
-    kept: list[tuple[Tensor, Tensor]] = []
-    try:
-        for parts, type_, importance in tensors:
-            for w_NK, e_K in _matrices(model, parts, importance):
-                kept.append((w_NK, w_NK.clone()))
-                w_NK.copy_(rounded(w_NK, type_, e_K))
-        yield
-    finally:
-        for w_NK, original_NK in reversed(kept):
-            w_NK.copy_(original_NK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +207,7 @@ class Trial:
         tensors = (
             (self.parts[name], type_, self.importance.get(name)) for name, type_ in types.items() if type_ != "F32"
         )
-        with _rounded(self.meter.model, tensors):
+        with with_rounded(self.meter.model, tensors):
             return self.meter.measure()
 
 
@@ -316,12 +237,16 @@ def _candidates(shape: tuple[int, ...]) -> list[str]:
     return [type_ for type_ in FREE if shape[-1] % GGML_TYPES[type_].columns == 0]
 
 
-def _check_budget(shapes: Shapes, candidates: Mapping[str, Sequence[str]], fixed: Types, budget: int) -> None:
-    least = sum(bytes_of(type_, shapes[name]) for name, type_ in fixed.items())
-    least += sum(min(bytes_of(type_, shapes[name]) for type_ in types) for name, types in candidates.items())
+def check_budget(shapes: Shapes, fixed: Types, budget: int) -> None:
+    """UserError where the free tensors' smallest types and the fixed ones are larger than `budget` bytes together."""
+    least = sum(
+        min(bytes_of(type_, shape) for type_ in ([fixed[name]] if name in fixed else _candidates(shape)))
+        for name, shape in shapes.items()
+    )
     if least > budget:
         weights = sum(math.prod(shape) for shape in shapes.values())
         raise UserError(
-            f"gguf.mix: {budget:,} bytes ({8 * budget / weights:.3g} bits per weight) are too few for this model: its "
-            f"smallest types need {least:,}\nhint: ask for at least {math.ceil(800 * least / weights) / 100:g} bits per weight"
+            f"gguf.mix: {budget:,} bytes ({8 * budget / weights:.3g} bits per weight) are too few for this model: the "
+            f"smallest types that fit its rows need {least:,}\n"
+            f"hint: ask for at least {math.ceil(800 * least / weights) / 100:g} bits per weight"
         )

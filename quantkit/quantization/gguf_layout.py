@@ -70,17 +70,24 @@ class GgufPlan:
         """Of all tensors together."""
         return 8 * self.data_bytes / sum(math.prod(shape) for shape in self.shapes.values())
 
-    def record(self, tables: Iterable[LinearRecord]) -> GgufRecord:
+    def record(self, tables: Iterable[LinearRecord], measured: dict[str, Any] | None) -> GgufRecord:
         """What the report says of the file."""
-        return GgufRecord(self.by_type(), self.bits_per_weight, tuple(tables))
+        return GgufRecord(self.by_type(), self.bits_per_weight, tuple(tables), measured)
 
     def with_types(self, types: Mapping[str, str]) -> "GgufPlan":
         """Other types for some GGUF tensors."""
         return replace(self, types=self.types | dict(types))
 
     def with_dense(self, names: Iterable[str], tensors: Tensors) -> "GgufPlan":
-        """These checkpoint tensors as they are stored; UserError where only some experts of one tensor are."""
-        dense = {name for name in names if name in self.places and self.type_of(name) in QUANTIZED}
+        """Those of these checkpoint tensors that lie in blocks as they are stored: what a recipe leaves out.
+
+        UserError where only some experts of one tensor are.
+        """
+        dense = {
+            name
+            for name in names
+            if name in self.places and self.places[name].tensor.startswith("blk.") and self.type_of(name) in QUANTIZED
+        }
         changed: dict[str, str] = {}
         for name in dense:
             place = self.places[name]

@@ -41,9 +41,10 @@ from quantkit.quantization.calibration.given import Given, GivenTokens, given
 from quantkit.quantization.calibration.widest import widest_input
 from quantkit.quantization.early_checks import check_before_torch, check_given, partial_folder, recipe_settings
 from quantkit.quantization.engine_check import check_engine, check_result
-from quantkit.quantization.held_out import windows_for
 from quantkit.quantization.gguf_layout import candidate_types, file_metadata, plan_for
+from quantkit.quantization.gguf_measured import measured_types
 from quantkit.quantization.gguf_output import GgufOutput
+from quantkit.quantization.held_out import windows_for
 from quantkit.quantization.output import (
     make_report,
     write_report,
@@ -57,6 +58,7 @@ from quantkit.quantization.resources import (
 from quantkit.quantization.run_context import RunContext
 from quantkit.quantization.targets import resolve_targets
 from quantkit.quantization.transforms.rotation import ModelRotation
+from quantkit.recipe.gguf import Measured
 from quantkit.recipe.recipe import Recipe
 from quantkit.recipe.sections import Calibration
 from quantkit.report.block_records import BlockRecord, LinearRecord
@@ -122,8 +124,15 @@ def _run(
     targets = resolve_targets(recipe, graphs, streamed, extra, None if plan is None else candidate_types(plan))
     format_ = FORMATS[recipe.output.format]
     advice = [*remarks, *check_engine(recipe, targets, checkpoint.tensors, config)]
-    if plan is not None:
-        plan = plan.with_dense((f"{name}.weight" for name, _ in targets.skipped), stored)
+    measured = None
+    if plan is not None and recipe.gguf is not None:
+        dense = [f"{name}.weight" for name, _ in targets.skipped]
+        plan = plan.with_dense(dense, stored)
+        if isinstance(recipe.gguf.mix, Measured):
+            assert tokens is not None, "measured mixes require calibration (validated in the recipe)"
+            measured = measured_types(recipe.gguf, plan, streamed, tokens.ids_ST, dense, bar)
+            plan = plan.with_types(measured.types)
+            targets = resolve_targets(recipe, graphs, streamed, extra, candidate_types(plan))
     key = run_key(recipe, checkpoint, None if tokens is None else tokens.ids_ST, streamed.device)
     timer.mark("trace")
 
@@ -161,7 +170,10 @@ def _run(
         write_side_files(checkpoint, partial, format_, targets, rotation)
     timer.mark("write")
     records = [BlockRecord.from_json(entry) for entry in journal.entries[1:]]
-    gguf = None if plan is None else plan.record(map(LinearRecord.from_json, journal.entries[0]["tables"]))
+    gguf = None
+    if plan is not None:
+        tables = map(LinearRecord.from_json, journal.entries[0]["tables"])
+        gguf = plan.record(tables, None if measured is None else measured.to_json())
     report = make_report(
         run, key, _calibration(tokens), records, held_out, advice, writer.data_bytes, file_hashes(partial), gguf
     )

@@ -211,6 +211,9 @@ def uncalibrated(data: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
             key = "scheme" if isinstance(holder, Mapping) and "scheme" in holder else "activations"
             what = "nvfp4 activations need" if inputs.get("type") == "nvfp4" else "static activation ranges need"
             found.append(((*path, key), f"{what} calibration text: {add}"))
+    mix = section.get("mix") if isinstance(section := data.get("gguf"), Mapping) else None
+    if isinstance(mix, Mapping):
+        found.append((("gguf", "mix"), f"types by measured harm need calibration text: {add}"))
     cache = data.get("kv_cache")
     if cache == "fp8" or (isinstance(cache, Mapping) and cache.get("type", "fp8") == "fp8"):
         found.append((("kv_cache",), f"an fp8 cache has static scales and needs calibration text: {add}"))

@@ -41,7 +41,7 @@ def render_quantization(report: Report, output: Path, engines: Sequence[str], co
         "output": str(output),
         "size": f"{size_text(after)}, {after / before:.0%} of {size_text(before)}",
         "scheme": f"{' + '.join(steps)}, {schemes}",
-        "bits per weight": f"{report.bits_per_weight:.2f}",
+        "bits per weight": _bits_text(report),
         "cache": report.kv_cache,
         "coverage": report.coverage,
         "calibration": _calibration_text(report),
@@ -70,6 +70,11 @@ def _calibration_text(report: Report) -> str | None:
     return f"{names}, {found.samples} x {found.seq_len} tokens{bos}"
 
 
+def _bits_text(report: Report) -> str:
+    whole = "" if report.gguf is None else f" of the linears, {report.gguf.bits_per_weight:.2f} of the whole file"
+    return f"{report.bits_per_weight:.2f}{whole}"
+
+
 def _held_out_text(found: HeldOutRecord) -> str:
     return f"{found.kl:.4f} nats, same likeliest token {found.top1_agreement:.1%} ({found.tokens} tokens)"
 
@@ -79,6 +84,9 @@ def _next_lines(report: Report, output: Path, engines: Sequence[str]) -> list[st
     folder = shlex.quote(str(output))
     ref = "" if report.model is None else f" --ref {shlex.quote(report.model)}"
     lines = [f"quantkit eval {folder}{ref}"]
+    if report.gguf is not None:
+        file = shlex.quote(str(output / min(name for name in report.files if name.endswith(".gguf"))))
+        return [*lines, f"llama-server -m {file}", f"python: model = quantkit.load({str(output)!r})"]
     lines += [command.format(folder) for engine, command in SERVE.items() if engine in engines]
     return [*lines, f"python: model = quantkit.load({str(output)!r})"]
 
@@ -88,10 +96,14 @@ def render_conversion(report: ConversionReport, console: Console) -> None:
     console.print(f"{report.source}: {report.source_format} -> {report.format}, {report.modules} modules", markup=False)
     for scheme, count in report.schemes.items():
         console.print(f"{count} x {scheme}", markup=False)
+    for note in report.notes:
+        console.print(note, markup=False)
     rounded = report.rounded
-    if rounded.scales:
+    if report.requantized is not None:
+        console.print(f"all weights rounded anew onto {report.requantized}")
+    elif rounded.scales:
         console.print(f"{rounded.scales} scales rounded, by up to {rounded.largest_change:.1e} of their size")
-    else:
+    elif report.modules:
         console.print("codes, scales and zero points are exactly the same")
 
 
@@ -150,7 +162,10 @@ def _duration(spent: float) -> str:
 
 
 def render_inspection(found: dict[str, Any], console: Console) -> None:
-    """Print what inspect_folder() found: sizes, schemes, kinds of tensors, what is not quantized, shards."""
+    """Print what inspection found: sizes, schemes, kinds of tensors, what is not quantized, shards."""
+    if found.get("format") == "gguf" and "keys" in found:
+        _render_gguf(found, console)
+        return
     bits = found["bits_per_weight"]
     console.print(f"{found['path']}: {found['architecture']}, {found['method'] or 'not quantized'}", markup=False)
     if found["note"]:
@@ -168,6 +183,46 @@ def render_inspection(found: dict[str, Any], console: Console) -> None:
     console.print(_table(["not quantized", "reason", "count", "size"], _unquantized_rows(found["unquantized"])))
     rows = [[shard["file"], str(shard["tensors"]), size_text(shard["bytes"])] for shard in found["shards"]]
     console.print(_table(["shard", "tensors", "size"], rows))
+
+
+def _render_gguf(found: dict[str, Any], console: Console) -> None:
+    """What a GGUF file holds: types, keys, and what is odd."""
+    bits, share = found["bits_per_weight"], 100 * found["bytes"] / max(1, found["bf16_bytes"])
+    said = f"GGUF v{found['version']}, {found['mix'] or 'no mix named'}"
+    console.print(f"{found['path']}: {found['architecture']}, {said}", markup=False, highlight=False)
+    size = f"{size_text(found['bytes'])} of tensors, {share:.1f} % of {size_text(found['bf16_bytes'])} in bf16"
+    model = "" if bits["model"] is None else f"; {bits['model']:.3f} bits per parameter"
+    console.print(f"{size}{model}")
+    if bits["quantized"] is not None:
+        console.print(f"{bits['quantized']:.3f} bits per quantized weight with scales")
+    rows = [
+        [name, str(x["tensors"]), f"{x['bits_per_weight']:.4g}", size_text(x["bytes"])]
+        for name, x in found["types"].items()
+    ]
+    console.print(_table(["type", "tensors", "bits per weight", "size"], rows))
+    tensors = [[kind, *cells] for kind, cells in _tensor_rows(found["tensors"])]
+    console.print(_table(["tensors", "type", "count", "size"], tensors))
+    console.print(_table(["key", "value"], [[key, _value_text(value)] for key, value in found["keys"].items()]))
+    if len(found["shards"]) > 1:
+        rows = [[shard["file"], str(shard["tensors"]), size_text(shard["bytes"])] for shard in found["shards"]]
+        console.print(_table(["shard", "tensors", "size"], rows))
+    for finding in found["odd"]:
+        place = f"{finding['where']}: " if finding["where"] else ""
+        text = f"odd: {place}{finding['message']}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _tensor_rows(tensors: dict[str, dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    groups: dict[tuple[str, str], list[int]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault((_family(name), tensor["type"]), []).append(tensor["bytes"])
+    return [(name, [type_, str(len(sizes)), size_text(sum(sizes))]) for (name, type_), sizes in groups.items()]
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, dict):  # a long array
+        return f"{value['length']} entries: {', '.join(map(repr, value['first']))}, ..."
+    return repr(value) if isinstance(value, str) else str(value)
 
 
 def size_text(count: float) -> str:

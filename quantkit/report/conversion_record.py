@@ -17,7 +17,10 @@ class RoundedScales:
 class ConversionReport:
     """What a conversion did.
 
-    source_format, format  before and after; schemes: how many modules each has; files: sha256 by name
+    source_format, format  before and after; schemes: how many modules (of a GGUF file: tensors) each has
+    files                  sha256 by name
+    requantized            the mix that all weights were rounded anew onto; None where codes and scales are the same
+    notes                  what the result does not hold, and what could be smaller
     """
 
     source: str
@@ -29,6 +32,8 @@ class ConversionReport:
     rounded: RoundedScales
     versions: dict[str, str]
     files: dict[str, str]
+    requantized: str | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The content of quantkit-report.json."""
@@ -43,6 +48,8 @@ class ConversionReport:
                 "scales": rounded.scales,
                 "largest_change": rounded.largest_change,
             },
+            "requantized": self.requantized,
+            "notes": list(self.notes),
             "versions": self.versions,
             "files": self.files,
         }

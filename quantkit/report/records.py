@@ -88,11 +88,13 @@ class GgufRecord:
 
     types   type -> (tensors, bytes) of all tensors; bits_per_weight: of all of them together
     tables  the embedding and the head, where they are quantized
+    measured  of a measured mix: KL in nats by rounding, of the chosen types and of llama.cpp's nearest mixes
     """
 
     types: dict[str, tuple[int, int]]
     bits_per_weight: float
     tables: tuple[LinearRecord, ...] = ()
+    measured: Json | None = None
 
     def to_json(self) -> Json:
         """Its place in the report."""
@@ -100,13 +102,16 @@ class GgufRecord:
             "types": {name: {"tensors": count, "bytes": size} for name, (count, size) in self.types.items()},
             "bits_per_weight": self.bits_per_weight,
             "tables": [record.to_json() for record in self.tables],
+            "measured": self.measured,
         }
 
     @staticmethod
     def from_json(found: Mapping[str, Any]) -> "GgufRecord":
         """The inverse of `to_json`."""
         types = {name: (one["tensors"], one["bytes"]) for name, one in found["types"].items()}
-        return GgufRecord(types, found["bits_per_weight"], tuple(map(LinearRecord.from_json, found["tables"])))
+        return GgufRecord(
+            types, found["bits_per_weight"], tuple(map(LinearRecord.from_json, found["tables"])), found["measured"]
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

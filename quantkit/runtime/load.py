@@ -62,7 +62,8 @@ def load(
             which is decoded whole, float32)
     device  cpu, cuda, cuda:1 ..., or auto: a GPU where there is one
 
-    A model that is not quantized loads as it is. Packed weights stay packed where a plain linear uses them. Those of fused experts do not: transformers runs all
+    A model that is not quantized loads as it is. Packed weights stay packed where a plain linear uses them. Those of
+    fused experts do not: transformers runs all
     experts of a layer from one 3-D parameter, so they are dequantized while loading and take the memory of the
     original. The model can be moved, cast and copied; `quantkit.save` and `save_pretrained` write its folder again.
 

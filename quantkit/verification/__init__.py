@@ -21,7 +21,6 @@ from types import ModuleType
 from typing import Any
 
 from quantkit.checkpoint.gguf_header import GgufFile
-from quantkit.checkpoint.gguf_path import find_gguf
 from quantkit.checkpoint.output_folder import (
     file_hashes,
 )
@@ -194,7 +193,7 @@ def verify_folder(
     _check_arguments(engine, tp)
     machine = None if hardware is None else machines.find_machine(hardware)
     names = [engine] if engine else ENGINES
-    if (file := _gguf(folder)) is not None:
+    if (file := gguf.open_file(folder)) is not None:
         shared, results = _verify_gguf(folder, file, names, machine, checksums=checksums)
     else:
         shared, checkpoint = _open(folder)
@@ -207,15 +206,6 @@ def verify_folder(
     verdicts = [result.verdict for result in results.values()]
     verdict = "loads" if "loads" in verdicts else "unknown" if "unknown" in verdicts else "refused"
     return Verdict(str(folder), None, tp, verdict, _sorted(shared), [], {}, results)
-
-
-def _gguf(folder: Path) -> GgufFile | Finding | None:
-    """The GGUF file that a path means, or why it is not believed; None where the path means none."""
-    try:
-        path = find_gguf(folder)
-    except UserError as problem:
-        return error("gguf", str(folder), str(problem), "give one of the files")
-    return None if path is None else gguf.open_file(path)
 
 
 def _verify_gguf(

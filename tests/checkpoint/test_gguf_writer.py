@@ -2,9 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from quantkit.checkpoint import rawio
 from quantkit.checkpoint.gguf_file import open_gguf, read_gguf
 from quantkit.checkpoint.gguf_writer import GgufLayout, GgufWriter, KeyValue
 from quantkit.errors import DiskFullError, RunError, UserError
@@ -202,53 +200,63 @@ def test_resume_goes_on_in_the_same_files(tmp_path: Path, most: int) -> None:
     assert [path.read_bytes() for path in again.paths] == expected
 
 
-def test_killed_at_every_write(tmp_path: Path) -> None:
+class Killed(BaseException):
+    """Nothing is caught, nothing closed: the files stay as a kill leaves them."""
+
+
+def test_killed_at_every_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever write is the last one of a run, its files are no GGUF files yet, and the next run completes them."""
-    script = tmp_path / "run.py"
-    script.write_text(
-        textwrap.dedent("""
-            import os, signal, sys
-            from pathlib import Path
-            import torch
-            from quantkit.checkpoint.gguf_writer import GgufLayout, GgufWriter
-            left, write = int(sys.argv[1]), os.pwrite
-            def pwrite(*arguments):
-                global left
-                if not left:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left -= 1
-                return write(*arguments)
-            tensors = [GgufLayout(f"t{i}", "F32", (8,)) for i in range(4)]
-            for attempt in ([0] if left < 0 else range(100)):
-                left = attempt if left >= 0 else -1
-                child = os.fork()
-                if child == 0:
-                    os.pwrite = pwrite
-                    folder = Path(sys.argv[2]) / str(attempt)
-                    w = GgufWriter(folder, {"general.architecture": ("string", "llama")}, tensors, 64)
-                    for t in tensors:
-                        w.write_at(t.name, 0, torch.full((32,), 7, dtype=torch.uint8))
-                    w.finish()
-                    os._exit(0)
-                if os.waitpid(child, 0)[1] == 0:
-                    break
-            print(attempt)
-        """)
-    )
-    run = subprocess.run([sys.executable, script, "0", tmp_path / "o"], capture_output=True, text=True, check=True)
-    writes = int(run.stdout)
-    assert writes > 8
+    monkeypatch.setattr(rawio, "CHUNK", 100)  # a header takes several writes, as a real one does
+    write, left = os.pwrite, 0
+
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        nonlocal left
+        if not left:
+            raise Killed
+        left -= 1
+        return write(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
     tensors = [GgufLayout(f"t{i}", "F32", (8,)) for i in range(4)]
-    expected = {path.name: path.read_bytes() for path in (tmp_path / "o" / str(writes)).iterdir()}
-    for attempt in range(writes):
-        folder = tmp_path / "o" / str(attempt)
-        sealed = [path.read_bytes()[:4] == b"GGUF" for path in sorted(folder.iterdir())]
-        assert not any(sealed) or attempt == writes - 1, attempt
+
+    def run(folder: Path, writes: int) -> dict[str, bytes]:
+        nonlocal left
+        left = writes
         writer = GgufWriter(folder, {"general.architecture": ("string", "llama")}, tensors, 64)
-        for layout in tensors:
-            writer.write_at(layout.name, 0, torch.full((32,), 7, dtype=torch.uint8))
+        fill(writer)
         writer.finish()
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    expected, all_writes = run(tmp_path / "whole", 1000), 1000 - left
+    assert len(expected) == 2
+    assert all_writes == 4 + 2 + 2 + 5  # tensors, beginnings, magics, and two headers in parts
+    for writes in range(all_writes):
+        folder = tmp_path / str(writes)
+        with pytest.raises(Killed):
+            run(folder, writes)
+        finished = sum(path.read_bytes()[:4] == b"GGUF" for path in folder.iterdir())
+        assert finished == (1 if writes == all_writes - 1 else 0)
+        assert run(folder, 1000) == expected
+
+
+def test_data_is_on_the_disk_before_the_magic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    write, sync = os.pwrite, os.fsync
+
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        calls.append("magic" if offset == 0 else "data")
+        return write(fd, data, offset)
+
+    def fsync(fd: int) -> None:
+        calls.append("sync")
+        sync(fd)
+
+    writer = GgufWriter(tmp_path, METADATA, [GgufLayout("x", "F32", (8,))], 1 << 20)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "fsync", fsync)
+    writer.write_at("x", 0, torch.zeros(32, dtype=torch.uint8))
+    writer.finish()
+    assert calls == ["data", "sync", "magic", "sync"]
 
 
 def test_resume_refuses_another_file(tmp_path: Path) -> None:

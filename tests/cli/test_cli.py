@@ -221,7 +221,13 @@ def test_options_are_frozen() -> None:
     common = ["--bits", "--calibration", "--group-size", "--json", "--model", "--recipe", "--samples", "--scheme"]
     common += ["--seq-len", "--set", "--trust-remote-code"]
     assert options == {
-        "convert": ["--format", "--json", "--requantize"],
+        "convert": [
+            *("--format", "--json", "--max-shard", "--output-type", "--pre", "--requantize", "--token-embedding"),
+        ],
+        "imatrix": [
+            *("--calibration", "--data", "--device", "--json", "--model", "--output", "--progress", "--quiet"),
+            *("--samples", "--seq-len", "--trust-remote-code", "--verbose"),
+        ],
         "plan": common,
         "verify": ["--checksums", "--engine", "--hardware", "--json", "--tp"],
         "quantize": sorted([*common, "--device", "--output", "--progress", "--quiet", "--restart", "--verbose"]),
@@ -230,6 +236,7 @@ def test_options_are_frozen() -> None:
                 "--bos",
                 "--context",
                 "--device",
+                "--engine",
                 "--json",
                 "--progress",
                 "--quiet",
@@ -291,7 +298,7 @@ def test_version(option: str) -> None:
         ("quantize -r gptq-w4", {"gptq-w4a16", "gptq-w4a16-g32"}),
         ("plan --scheme NV", {"NVFP4", "NVFP4A16"}),
         ("verify x --engine tr", {"transformers"}),
-        ("convert a b --format g", {"gptq", "gptq_v2"}),
+        ("convert a b --format g", {"gguf", "gptq", "gptq_v2"}),
         ("recipes show fp8-d", {"fp8-dynamic", "fp8-dynamic-gptq"}),
         ("quantize --sam", {"--samples"}),
     ],

@@ -135,7 +135,6 @@ LIGHT = [
     Mistake(27, "quantize tiny -r iq3_xxs -o OUT", ("`iq3_xxs` is a lattice type of llama.cpp's", "hint:", "gguf-q")),
     Mistake(28, "quantize tiny -r awq -o OUT --set bits", ("--set bits: write it as key.path=value",)),
     Mistake(29, "quantize tiny/model.safetensors -r rtn-w8a16 -o OUT", ("model.safetensors", "hint: ", "tiny")),
-    Mistake(36, "convert quantized OUT --format gguf", ("a GGUF is a file", "hint:", "OUT.gguf")),
     Mistake(36, "convert quantized OUT --format awk", ("unknown format 'awk'", "hint: did you mean `awq`?")),
     Mistake(38, "quantize tiny -r tab.yaml -o OUT", ("tab.yaml:2: not valid YAML", "bits: 4")),
     Mistake(39, "quantize tiny -r both.yaml -o OUT", ("both.yaml:2: weights.bits: 8 contradicts `scheme: W4A16`",)),

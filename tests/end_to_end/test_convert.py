@@ -218,7 +218,6 @@ def refused(folder: Path, there: str, message: str, **options: bool) -> None:
         (PRESETS["MXFP4"], "modelopt", r"held by: compressed-tensors$"),
         (Scheme(PRESETS["FP8_DYNAMIC"].weights), "modelopt", r"fp8 channel; held by: compressed-tensors$"),
         (PRESETS["W8A8"], "gptq", "no quantized inputs"),
-        (INT4, "gguf", "OUT.gguf"),
     ],
     ids=str,
 )

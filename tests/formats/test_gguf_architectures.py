@@ -1,6 +1,8 @@
 """Names, places, keys and rotary embeddings of the architectures of GGUF; llama.cpp's own word is in tests/interop."""
 
+import contextlib
 import copy
+import functools
 import json
 import subprocess
 import sys
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 import transformers as t
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from quantkit.errors import UserError
@@ -22,6 +26,7 @@ from quantkit.formats.gguf.tensor_names import (
     Place,
     architecture,
     checkpoint_names,
+    extra_tensors,
     gguf_shapes,
     left_out,
     places,
@@ -146,6 +151,7 @@ def linear(**more: Any) -> dict[str, Any]:
         (LLAMA | {"num_key_value_heads": 3}, "num_key_value_heads: 3"),
         (LLAMA | {"is_causal": False}, "is_causal: false"),
         (LLAMA | {"num_attention_heads": 0}, "num_attention_heads: 0"),
+        (LLAMA | {"num_hidden_layers": 1 << 40}, "from 1 to 512"),
         (LLAMA | {"hidden_size": "64"}, "hidden_size: '64'"),
         (LLAMA | {"vocab_size": True}, "vocab_size: True"),
         (LLAMA | {"rope_scaling": "linear"}, "rotary embedding"),
@@ -273,6 +279,7 @@ def test_context_ends_with_a_window_that_llama_cpp_does_not_compute(kind: str) -
     assert not notes(config | {"sliding_window": None})
 
 
+@functools.cache
 def outline(variant: str = "llama") -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     with torch.device("meta"):
         model = t.AutoModelForCausalLM.from_config(VARIANTS[variant]())
@@ -340,6 +347,41 @@ def test_file_of_another_architecture_is_refused() -> None:
     with pytest.raises(UserError, match=r"blk\.0\.ssm_a: unknown tensor"):
         checkpoint_names(config_of(metadata, file), [*file, "blk.0.ssm_a"])
     assert checkpoint_names(config_of(metadata, file), [*file, "blk.0.attn_q.scale"])  # of NVFP4
+
+
+JUNK: Any = (
+    *(None, True, 0, 1, -1, 1 << 40, 7, 0.5, float("nan"), float("inf"), "x", [], [1], {}, {"a": 1}),
+    *({"full_attention": {}}, {"sliding_attention": 3}, {"type": "longrope", "long_factor": 5, "short_factor": [1]}),
+    *({"rope_type": "yarn"}, {"rope_type": "llama3", "factor": 0}, {"rope_type": "linear", "factor": -1}),
+)
+
+
+@given(kind=st.sampled_from(sorted(ARCHITECTURES)), data=st.data())
+@settings(max_examples=200, deadline=None, database=None, derandomize=True)
+def test_junk_in_config_is_refused_or_read(kind: str, data: st.DataObject) -> None:
+    config: dict[str, Any] = DEFAULTS.get(kind, {}) | {"model_type": kind, "norm_topk_prob": True}
+    keys = [*config, "rope_parameters", "rope_scaling", "text_config", "partial_rotary_factor", "num_local_experts"]
+    drawn = data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=2))
+    config |= {key: data.draw(st.sampled_from(JUNK)) for key in drawn}
+    with contextlib.suppress(UserError):
+        for type_, value in model_metadata(config, name="a", vocab_size=9).values():
+            assert type_ != "u32" or 0 <= value < 1 << 32
+            assert type_ != "f32" or 0 < value < 1e30
+        extra_tensors(config)
+        notes(config)
+
+
+@given(variant=st.sampled_from(("llama-yarn", "gemma3-pattern", "phi3", "qwen3")), data=st.data())
+@settings(max_examples=200, deadline=None, database=None, derandomize=True)
+def test_junk_in_keys_is_refused_or_read(variant: str, data: st.DataObject) -> None:
+    config, shapes = outline(variant)
+    shapes = gguf_shapes(config, shapes)
+    metadata = plain(model_metadata(config, name="a", vocab_size=96))
+    more = [f"{architecture(config)}.{key}" for key in ("expert_count", "rope.scale_linear", "rope.scaling.type")]
+    keys = data.draw(st.lists(st.sampled_from([*metadata, *more]), min_size=1, max_size=2))
+    metadata |= {key: data.draw(st.sampled_from(JUNK)) for key in keys}
+    with contextlib.suppress(UserError):
+        checkpoint_names(config_of(metadata, shapes), shapes)
 
 
 def test_no_torch_for_names_and_keys() -> None:

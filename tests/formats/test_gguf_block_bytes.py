@@ -10,20 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quantkit.errors import RunError, UserError
+from quantkit.errors import RunError
 from quantkit.formats.gguf.block_bytes import (
     LAYOUTS,
-    carried,
     dequantize_bytes,
     float_bytes,
     pack,
-    pack_nvfp4,
     unpack,
 )
 from quantkit.ggml_types import GGML_TYPES, QUANTIZED
 from quantkit.grids.block_types import BLOCK_TYPES
 from quantkit.grids.dequantize import dequantize
-from quantkit.grids.elements import encode_float
 from quantkit.types import BlockScales, QuantizedWeight, TensorSpec, block_spec
 
 MXFP4 = TensorSpec(4, 32, element="float", scale_format="e8m0")
@@ -112,70 +109,6 @@ def test_scales_that_are_no_numbers_are_not_written(name: str) -> None:
     q.scale_NG[1, 1] = torch.nan
     with pytest.raises(RunError, match="NaN or Inf"):
         pack(q)
-
-
-def floats(spec: TensorSpec, global_scale: float | None) -> QuantizedWeight:
-    random = torch.Generator().manual_seed(3)
-    codes_NK = torch.empty(2, 128, dtype=torch.uint8)
-    encode_float(torch.randn(2, 128, generator=random).mul_(3), 4, codes_NK)
-    if global_scale is None:
-        scale_NG = 2.0 ** torch.randint(-30, 10, (2, 4), generator=random)
-    else:
-        scale_NG = torch.tensor([[448.0, 1.0, 2**-9, 0.875, 3.5, 13, 240, 9]]).expand(2, 8) * global_scale
-    return QuantizedWeight(codes_NK, scale_NG, None, spec, global_scale)
-
-
-@pytest.mark.parametrize("global_scale", [None, 2.0**-11])
-def test_fp4_codes_and_scales_are_carried_over(global_scale: float | None) -> None:
-    q = floats(MXFP4 if global_scale is None else NVFP4, global_scale)
-    name, data = carried(q)
-    assert name == ("MXFP4" if global_scale is None else "NVFP4")
-    decoded = gguf.quants.dequantize(data.numpy(), gguf.GGMLQuantizationType[name])
-    assert same_bits(dequantize(q), decoded * (global_scale or 1.0))
-    if global_scale is not None:
-        assert pack_nvfp4(q)[1] == global_scale
-
-
-def test_fp4_scales_that_do_not_fit_are_refused() -> None:
-    q = floats(MXFP4, None)
-    q.scale_NG[1, 2] *= 1.5
-    with pytest.raises(UserError, match=r"MXFP4 .* row 1, group 2 .* power of two"):
-        carried(q)
-    q = floats(NVFP4, 1.0)
-    with pytest.raises(UserError, match=r"NVFP4 .* row 0, group 3 .* e4m3"):
-        carried(QuantizedWeight(q.codes_NK, q.scale_NG + torch.eye(8)[3] * 0.01, None, NVFP4, 1.0))
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_integer_codes_are_carried_over(bits: int, dtype: torch.dtype) -> None:
-    random = torch.Generator().manual_seed(bits)
-    codes_NK = torch.randint(0, 2**bits, (3, 64), generator=random, dtype=torch.int32).to(torch.uint8)
-    codes_NK[1, 32:] = 2 ** (bits - 1)  # all zeros, with a scale that only bfloat16 and float32 have
-    scale_NG = torch.randn(3, 2, generator=random).bfloat16().to(dtype)
-    scale_NG[1, 1] = 1e-38
-    q = QuantizedWeight(codes_NK, scale_NG, None, TensorSpec(bits, 32))
-    name, data = carried(q)
-    assert name == {4: "Q4_0", 8: "Q8_0"}[bits]
-    theirs = gguf.quants.dequantize(data.numpy(), gguf.GGMLQuantizationType[name])
-    expected = dequantize(QuantizedWeight(codes_NK, scale_NG.float(), None, TensorSpec(bits, 32)))
-    assert same_bits(expected, theirs)
-
-
-@pytest.mark.parametrize("scale", [1.0001, 70000.0, 2.0**-26, float("nan")])
-def test_integer_scales_that_float16_has_not_are_refused(scale: float) -> None:
-    q = QuantizedWeight(torch.zeros(2, 64, dtype=torch.uint8), torch.ones(2, 2), None, TensorSpec(4, 32))
-    q.scale_NG[1, 0] = scale
-    with pytest.raises(UserError, match=r"Q4_0 .* row 1, group 0 .* float16 number\nhint: --requantize"):
-        carried(q)
-
-
-@pytest.mark.parametrize("spec", [TensorSpec(4, 128), TensorSpec(4, 32, False), TensorSpec(3, 32), TensorSpec(8, -1)])
-def test_other_formats_are_not_carried_over(spec: TensorSpec) -> None:
-    zero = None if spec.symmetric else torch.zeros(2, spec.groups(128), dtype=torch.uint8)
-    q = QuantizedWeight(torch.zeros(2, 128, dtype=torch.uint8), torch.ones(2, spec.groups(128)), zero, spec)
-    with pytest.raises(UserError, match="no GGUF type holds"):
-        carried(q)
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16"])

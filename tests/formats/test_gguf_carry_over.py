@@ -77,6 +77,33 @@ def test_scales_that_float16_does_not_hold() -> None:
         carried_bytes(thirds)
 
 
+@pytest.mark.parametrize("scale", [1.0001, 70000.0, 2.0**-26, float("nan")])
+def test_one_scale_that_float16_has_not(scale: float) -> None:
+    q = QuantizedWeight(torch.zeros(2, 64, dtype=torch.uint8), torch.ones(2, 2), None, INT4)
+    q.scale_NG[1, 0] = scale
+    with pytest.raises(UserError, match="1 of 4 scales are not exact as float16"):
+        carried_bytes(q)
+    q.scale_NG[1, 0] = 2.0**-24
+    assert decoded(q, "Q4_0")[1, 0] == -8 * 2.0**-24
+
+
+def test_mxfp4_scales_that_are_no_powers_of_two() -> None:
+    q = quantized(MXFP4)
+    q.scale_NG[1, 2] *= 1.5
+    with pytest.raises(UserError, match=f"1 of {N * K // 32} scales are not exact as powers of two"):
+        carried_bytes(q)
+
+
+def test_another_tools_global_scale() -> None:
+    """No power of two: the group scales are rounded products, and still the e4m3 numbers they came from."""
+    e4m3_NG = torch.tensor([448.0, 1.0, 2**-9, 0.875, 3.5, 13, 240, 9]).expand(2, 8)
+    whole = 1 / torch.tensor(2688 / 0.37)
+    codes_NK = torch.randint(0, 16, (2, 128), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    q = QuantizedWeight(codes_NK, e4m3_NG * whole, None, NVFP4, float(whole))
+    unit = QuantizedWeight(codes_NK, e4m3_NG.contiguous(), None, NVFP4, 1.0)
+    assert torch.equal(decoded(q, "NVFP4"), dequantize(unit))
+
+
 def test_other_formats_have_no_type() -> None:
     others = [TensorSpec(4, 128), TensorSpec(4, -1), TensorSpec(4, 32, symmetric=False), TensorSpec(3, 32)]
     others += [TensorSpec(8, -1), TensorSpec(8, 128), PRESETS["FP8_BLOCK"].weights, PRESETS["MXFP8"].weights]

@@ -1,5 +1,6 @@
 """Grids of GGUF's blocks: what readers decode, what the reference quantizer writes, and a search by brute force."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gguf
@@ -73,6 +74,13 @@ def test_without_importance_the_reference_bytes(name: str, seed: int, coarse: in
     assert np.array_equal(ours.numpy(), theirs)
 
 
+def test_q8_0_rounds_just_below_a_half_down() -> None:
+    w_NK = torch.zeros(1, 32)
+    w_NK[0, :5] = torch.tensor([127.0, 0.5 - 2**-25, 0.5, -0.5, 1.5])
+    codes_NK = rtn(w_NK, BlockGrid(block_spec("Q8_0"))).codes_NK
+    assert (codes_NK[0, :5].int() - 128).tolist() == [127, 0, 1, -1, 2]
+
+
 def test_q8_0_ignores_an_importance() -> None:
     grid, w_NK = BlockGrid(block_spec("Q8_0")), weight()
     for one, other in zip(grid.fit(w_NK), grid.fit(w_NK, importance()), strict=True):
@@ -91,6 +99,23 @@ def test_rows_are_independent(name: str, weighted: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr("quantkit.grids.kquant_search.CHUNK", 5 * 512)
     for cut, all_ in zip(grid.fit(w_NK, e_K), whole, strict=True):
         assert torch.equal(cut, all_)
+
+
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantkit.grids.kquant_search.CHUNK", 512)
+    grid, w_NK, before = BlockGrid(block_spec("Q4_K")), weight(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = grid.fit(w_NK, importance())
+        torch.set_num_threads(3)
+        several = grid.fit(w_NK, importance())
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(alone, several, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("name", QUANTIZED)

@@ -5,7 +5,8 @@ The tools are looked for in the folder QUANTKIT_LLAMACPP, then on PATH; the bind
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,7 +36,35 @@ def binding() -> ModuleType:
 def logits(path: Path, tokens: Sequence[int]) -> np.ndarray:
     """llama.cpp's logits [T, V], float32, of a file for token ids; its cache of keys and values is float32 too."""
     llama_cpp = binding()
-    llm = llama_cpp.Llama(
+    with plain_buffers(llama_cpp):
+        llm = _model(llama_cpp, path, tokens)
+    try:
+        llm.eval(list(tokens))
+        return np.array(llm.scores[: len(tokens)], np.float32)
+    finally:
+        llm.close()
+
+
+@contextmanager
+def plain_buffers(llama_cpp: ModuleType) -> Iterator[None]:
+    """Models loaded here keep their blocks as they are: layouts for AMX crash where the kernel forbids its tiles."""
+    low = llama_cpp.llama_cpp
+    default = low.llama_model_default_params
+
+    def plain() -> Any:
+        params = default()
+        params.use_extra_bufts = False
+        return params
+
+    low.llama_model_default_params = plain
+    try:
+        yield
+    finally:
+        low.llama_model_default_params = default
+
+
+def _model(llama_cpp: ModuleType, path: Path, tokens: Sequence[int]) -> Any:
+    return llama_cpp.Llama(
         str(path),
         n_ctx=max(256, len(tokens)),
         n_threads=1,
@@ -45,11 +74,6 @@ def logits(path: Path, tokens: Sequence[int]) -> np.ndarray:
         type_v=0,
         flash_attn=False,
     )
-    try:
-        llm.eval(list(tokens))
-        return np.array(llm.scores[: len(tokens)], np.float32)
-    finally:
-        llm.close()
 
 
 def write_f32(path: Path, metadata: Mapping[str, tuple[str, Any]], tensors: Mapping[str, np.ndarray]) -> None:

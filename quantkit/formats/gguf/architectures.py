@@ -206,13 +206,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _SIZES += ("num_key_value_heads", "head_dim", "max_position_embeddings", "num_experts", "num_experts_per_tok")
-_SIZES += ("moe_intermediate_size", "sliding_window", "original_max_position_embeddings")
+_SIZES += ("moe_intermediate_size", "sliding_window", "sliding_window_pattern", "original_max_position_embeddings")
+
+_DERIVED = ("num_key_value_heads", "head_dim", "sliding_window")  # may be null
+_MOST = {"num_hidden_layers": 512, "num_experts": 1024}  # of llama.cpp; of all others: of a u32
 
 
 def find(config: Mapping[str, Any]) -> Architecture:
     """The architecture of a config.json. UserError with the possible ones where it has no table here."""
     kind = config.get("model_type")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise UserError(
             f"model_type {kind!r}: not an architecture that quantkit writes as GGUF\n"
             f"hint: possible are {', '.join(ARCHITECTURES)}; `output: {{format: compressed-tensors}}` takes any model"
@@ -223,17 +226,19 @@ def find(config: Mapping[str, Any]) -> Architecture:
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The language model's part of a config.json with transformers' defaults filled in, head_dim and kv heads too.
 
-    UserError where a size is not a positive integer.
+    UserError where a size is not a positive integer that the file can hold.
     """
     find(config)
     kind = config["model_type"]
     text = dict(config)
     if kind == "gemma3":  # of text and images: its language model alone
-        kind, text = "gemma3_text", dict(config.get("text_config") or {})
+        nested = config.get("text_config")
+        kind, text = "gemma3_text", dict(nested) if isinstance(nested, Mapping) else {}
         if isinstance(tied := config.get("tie_word_embeddings"), bool):
             text["tie_word_embeddings"] = tied
-    if "num_local_experts" in text:  # transformers 5 saves it under this name
-        text.setdefault("num_experts", text["num_local_experts"])
+    for saved, name in (("num_local_experts", "num_experts"), ("_sliding_window_pattern", "sliding_window_pattern")):
+        if saved in text:  # transformers 5 saves them under these names
+            text.setdefault(name, text[saved])
     full: dict[str, Any] = DEFAULTS[kind] | text | {"model_type": kind}
     if full["num_key_value_heads"] is None:
         full["num_key_value_heads"] = full["num_attention_heads"]
@@ -244,11 +249,21 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_sizes(full: Mapping[str, Any]) -> None:
+    """UserError where a number of config.json is none that a file can hold."""
     for key in _SIZES:
-        value = full.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        if key not in full or (full[key] is None and key in _DERIVED):
+            continue
+        value, most = full[key], _MOST.get(key, (1 << 32) - 1)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
             raise UserError(
-                f"config.json: `{key}: {value!r}`, expected a positive integer\n"
+                f"config.json: `{key}: {value!r}`, expected an integer from 1 to {most}\n"
+                "hint: take config.json from the model's source"
+            )
+    for key in ("rms_norm_eps", "final_logit_softcapping"):
+        number = full.get(key) or (1.0 if key == "final_logit_softcapping" else 0.0)
+        if not isinstance(number, int | float) or not 0 < number < 1e30:
+            raise UserError(
+                f"config.json: `{key}: {full.get(key)!r}`, expected a positive number\n"
                 "hint: take config.json from the model's source"
             )
 
@@ -256,19 +271,16 @@ def _check_sizes(full: Mapping[str, Any]) -> None:
 def layer_types(full: Mapping[str, Any]) -> list[str]:
     """Per layer "full_attention" or "sliding_attention", as transformers derives it from complete settings."""
     layers, kind = full["num_hidden_layers"], full["model_type"]
-    if full.get("layer_types"):
-        return list(full["layer_types"])
+    if isinstance(given := full.get("layer_types"), list | tuple) and given:
+        return [str(kind) for kind in given]
     if kind == "gemma3_text":
-        pattern = full.get("_sliding_window_pattern") or full["sliding_window_pattern"]
+        pattern = full["sliding_window_pattern"]
         return ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(layers)]
-    if (
-        not full.get("sliding_window")
-        or (kind.startswith("qwen") and not full["use_sliding_window"])
-        or kind == "llama"
-    ):
+    off = kind == "llama" or (kind.startswith("qwen") and not full["use_sliding_window"])
+    if off or not full["sliding_window"]:
         return ["full_attention"] * layers
     first = full["max_window_layers"] if kind in ("qwen2", "qwen3") else 0
-    return ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+    return ["sliding_attention" if i >= (first or 0) else "full_attention" for i in range(layers)]
 
 
 def window(full: Mapping[str, Any]) -> int | None:

@@ -172,7 +172,7 @@ def _from_six_bits(bytes_MB: Tensor) -> tuple[Tensor, Tensor]:
     return scale_M8, torch.cat([offset & 63, (low >> 4) | (offset >> 6 << 4)], 1)
 
 
-# ---- types that are written from codes of other formats, and read
+# ---- floats, and types that are only read here
 
 
 _TWICE_FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # e2m1 by its bits, doubled
@@ -186,81 +186,6 @@ def _e4m3_halves() -> list[float]:
         value = (1 + fraction / 8) * 2.0 ** (exponent - 7) if exponent else fraction * 2.0**-9
         values.append(0.0 if byte in (0, 127) else value / 2)
     return values
-
-
-def pack_mxfp4(q: QuantizedWeight) -> Tensor:
-    """The bytes (uint8) [N, row bytes] of a weight of the format mxfp4: the same codes and scales.
-
-    UserError where a scale is no power of two from 2^-127 to 2^127.
-    """
-    mantissa, exponent = torch.frexp(q.scale_NG.float())
-    power = exponent - 1 + 127
-    bad = (mantissa != 0.5) | (power < 0) | (power > 254)
-    _refuse(q, bad, "MXFP4", "a power of two from 2^-127 to 2^127")
-    codes_MP = q.codes_NK.reshape(-1, 32)
-    scale_M1 = power.to(torch.uint8).reshape(-1, 1)
-    return torch.cat([scale_M1, merged(codes_MP, _NIBBLES)], 1).reshape(len(q.codes_NK), -1)
-
-
-def pack_nvfp4(q: QuantizedWeight) -> tuple[Tensor, float]:
-    """The bytes (uint8) [N, row bytes] of a weight of the format nvfp4, and what the file's NAME.scale (float32) is.
-
-    The same codes and scales: those of a block are e4m3 numbers, llama.cpp multiplies outputs by NAME.scale, which is
-    our global scale. UserError where a scale over the global one is no positive e4m3 number, or K no multiple of 64.
-    """
-    assert q.global_scale is not None
-    N, K = q.codes_NK.shape
-    _whole_blocks(K, "NVFP4")
-    scale_NG = (q.scale_NG.double() / q.global_scale).float()
-    e4m3_NG = scale_NG.clamp(0, 448).to(torch.float8_e4m3fn)
-    _refuse(q, e4m3_NG.float() != scale_NG, "NVFP4", f"a positive e4m3 number times {q.global_scale:g}")
-    scale_M4 = e4m3_NG.view(torch.uint8).reshape(-1, 4)
-    bytes_MB = torch.cat([scale_M4, merged(q.codes_NK.reshape(-1, 64), Field("codes", 4, 8))], 1)
-    return bytes_MB.reshape(N, -1), q.global_scale
-
-
-def carried(q: QuantizedWeight) -> tuple[str, Tensor]:
-    """The GGUF type that holds exactly these codes and scales, and its bytes (uint8) [N, row bytes].
-
-    int4 with a scale for 32 columns -> Q4_0, int8 -> Q8_0 (symmetric both), mxfp4 -> MXFP4, nvfp4 -> NVFP4 (whose
-    NAME.scale is q.global_scale). UserError for any other format, and where a scale is not exact in the type.
-    """
-    spec = q.spec
-    if spec.element == "block":
-        return spec.block_type, pack(q)
-    if spec.element == "float" and spec.bits == 4 and spec.scale_format == "e8m0":
-        return "MXFP4", pack_mxfp4(q)
-    if spec.element == "float" and spec.bits == 4 and spec.scale_format == "e4m3":
-        return "NVFP4", pack_nvfp4(q)[0]
-    name = {4: "Q4_0", 8: "Q8_0"}.get(spec.bits, "")
-    if spec.element != "int" or not spec.symmetric or spec.group_size != 32 or not name:
-        raise UserError(
-            f"no GGUF type holds the codes and scales of {spec}: only int4 and int8 (symmetric, g32), MXFP4 and NVFP4 "
-            "are carried over"
-        )
-    scale_NG = q.scale_NG.float()
-    # a group of zeros has whatever scale its format allows: nought serves as well
-    zeros_NG = (q.codes_NK.reshape(*scale_NG.shape, 32) == spec.levels // 2).all(2)
-    half_NG = torch.where(zeros_NG, 0, scale_NG.half().float())
-    _refuse(q, ~zeros_NG & (half_NG != scale_NG), name, "a float16 number")
-    ones_NG = torch.ones_like(scale_NG)
-    blocks = BlockScales(torch.zeros_like(scale_NG), ones_NG, ones_NG)
-    return name, pack(QuantizedWeight(q.codes_NK, half_NG, None, block_spec(name), blocks=blocks))
-
-
-def _whole_blocks(K: int, name: str) -> None:
-    if K % GGML_TYPES[name].columns:
-        raise UserError(f"{name} blocks have {GGML_TYPES[name].columns} columns, which does not divide {K}")
-
-
-def _refuse(q: QuantizedWeight, bad_NG: Tensor, name: str, expected: str) -> None:
-    if bad_NG.any():
-        row, group = (bad_NG.nonzero()[0]).tolist()
-        found = q.scale_NG[row, group].item()
-        raise UserError(
-            f"{name} cannot hold the scale {found:g} of row {row}, group {group} exactly: expected {expected}"
-            "\nhint: --requantize rounds the weight anew"
-        )
 
 
 def float_bytes(w: Tensor, type_name: str) -> Tensor:

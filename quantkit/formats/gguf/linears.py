@@ -1,4 +1,4 @@
-"""Quantized linears of a GGUF as a Format: one tensor of blocks each. Names and metadata are made for the whole file."""
+"""Quantized linears of a GGUF as a Format: one tensor of blocks each. Names and keys are made for the whole file."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -115,12 +115,12 @@ def config_of(
     metadata: key -> plain value; shapes: of all its tensors, rows first; divisors: the values of its tensors of
     `rope.TENSORS`, where it has any. UserError for another architecture, missing keys, and values per layer.
     """
-    kind, arch = _model_type(metadata)
+    model_type, arch = _model_type(metadata)
     keys = {
         key.removeprefix(f"{arch.name}."): value for key, value in metadata.items() if key.startswith(f"{arch.name}.")
     }
     table = _KEYS | (_EXPERT_KEYS if arch.experts else {})
-    config: dict[str, Any] = {setting: _number(keys, key, arch) for setting, (key, _) in table.items()}
+    config: dict[str, Any] = {name: _number(keys, key, kind, arch) for name, (key, kind) in table.items()}
     _check_numbers(keys, arch)
     head_dim = keys.get("attention.key_length", config["hidden_size"] // config["num_attention_heads"])
     config["head_dim"] = head_dim
@@ -133,11 +133,11 @@ def config_of(
             "llama.expert_count: a mixture of experts of this architecture cannot be decoded\nhint: give a dense model"
         )
     _check_shapes(config, arch, shapes)
-    config |= {"model_type": kind, "vocab_size": shapes["token_embd.weight"][0]}
+    config |= {"model_type": model_type, "vocab_size": shapes["token_embd.weight"][0]}
     config["tie_word_embeddings"] = "output.weight" not in shapes
     config |= {setting: metadata.get(f"tokenizer.ggml.{key}_token_id") for setting, key in _TOKENS.items()}
     config["rope_parameters"] = rope.rope_parameters(keys, divisors or {}, config["max_position_embeddings"])
-    return {"architectures": [_CLASSES[kind]]} | config | _own_settings(config, keys, arch, shapes)
+    return {"architectures": [_CLASSES[model_type]]} | config | _own_settings(config, keys, arch, shapes)
 
 
 _CLASSES = {
@@ -159,7 +159,7 @@ def _model_type(metadata: Mapping[str, Any]) -> tuple[str, Architecture]:
     raise UserError(f"general.architecture {name!r}: cannot be decoded\nhint: possible are {known}")
 
 
-def _number(keys: Mapping[str, Any], key: str, arch: Architecture) -> Any:
+def _number(keys: Mapping[str, Any], key: str, kind: str, arch: Architecture) -> Any:
     """A key's one number; an array per layer must hold the same one throughout."""
     value = keys.get(key)
     if value is None and key == "attention.head_count_kv":
@@ -168,7 +168,7 @@ def _number(keys: Mapping[str, Any], key: str, arch: Architecture) -> Any:
         if len(set(value)) != 1:
             raise UserError(f"{arch.name}.{key}: differs between layers\nhint: such a model cannot be decoded")
         value = value[0]
-    if not isinstance(value, int | float) or value <= 0:
+    if not isinstance(value, int if kind == "u32" else float) or not 0 < value < 1 << 32:
         found = "missing" if value is None else f"{value!r}"
         raise UserError(f"{arch.name}.{key}: {found}, expected a positive number\nhint: make the file again")
     return value
@@ -178,7 +178,7 @@ def _check_numbers(keys: Mapping[str, Any], arch: Architecture) -> None:
     """UserError where a key that may be left out is there and no positive number."""
     for key in _OPTIONAL:
         value = keys.get(key, 1)
-        if not isinstance(value, int | float) or not value >= (0 if key in _ZERO else 1e-30):
+        if not isinstance(value, int | float) or not (0 if key in _ZERO else 1e-30) <= value < 1e30:
             raise UserError(f"{arch.name}.{key}: {value!r}, expected a number\nhint: make the file again")
 
 
@@ -236,9 +236,9 @@ def _partial_factor(columns: int, head_dim: int) -> float:
 def _gemma3_settings(config: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
     layers, width = config["num_hidden_layers"], keys.get(_WINDOW, 0)
     pattern = keys.get(_PATTERN, _GEMMA3_PATTERN)
-    sliding = _pattern(pattern, layers) if isinstance(pattern, int) else [bool(x) for x in pattern]
-    if len(sliding) != layers:
-        raise UserError(f"gemma3.{_PATTERN}: {len(sliding)} layers, expected {layers}\nhint: make the file again")
+    sliding = _pattern(pattern, layers) if isinstance(pattern, int) else pattern
+    if not isinstance(sliding, list | tuple) or len(sliding) != layers:
+        raise UserError(f"gemma3.{_PATTERN}: {sliding!r}, expected {layers} layers\nhint: make the file again")
     local = {"rope_type": "default", "rope_theta": float(keys.get("rope.freq_base_swa", 10000.0))}
     return {
         "layer_types": ["sliding_attention" if width and slides else "full_attention" for slides in sliding],

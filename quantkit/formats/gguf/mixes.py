@@ -188,6 +188,26 @@ def type_choices(
     return choices
 
 
+def given_types(
+    shapes: Mapping[str, tuple[int, ...]],
+    overrides: Mapping[str, str] | None = None,
+    token_embedding: str | None = None,
+    output: str | None = None,
+) -> dict[str, str]:
+    """The types of the tensors that mixes do not decide on: never quantized ones, and those the user gives a type.
+
+    Arguments and errors are those of type_choices.
+    """
+    one, other = (
+        type_choices(
+            mix, shapes, architecture="", metadata={}, imatrix=False,
+            overrides=overrides, token_embedding=token_embedding, output=output,
+        )
+        for mix in ("Q4_0", "Q8_0")
+    )  # fmt: skip
+    return {name: choice.type for name, choice in one.items() if choice.wanted == other[name].wanted}
+
+
 def _llama_order(name: str) -> tuple[int, str]:
     """The order in which llama.cpp goes through a file's tensors, wherever they lie."""
     return _layer(name), name

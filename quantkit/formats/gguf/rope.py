@@ -16,6 +16,7 @@ from quantkit.errors import UserError
 # Tensors of float32 divisors [rotated columns / 2].
 LLAMA3_TENSOR = "rope_freqs.weight"
 LONG_TENSOR, SHORT_TENSOR = "rope_factors_long.weight", "rope_factors_short.weight"
+_MOST = 1e30  # far beyond any base or factor, and within float32
 TENSORS = (LLAMA3_TENSOR, LONG_TENSOR, SHORT_TENSOR)
 
 
@@ -61,10 +62,14 @@ def local_parameters(full: Mapping[str, Any]) -> dict[str, Any]:
 def read_rope(full: Mapping[str, Any]) -> Rope:
     """The rotary embedding of complete settings. UserError where what its kind needs is missing or no number."""
     try:
-        return _read_rope(full)
+        rope = _read_rope(full)
+        for number in (rope.theta, rope.local_theta or 1.0, rope.factor, rope.attention_factor):
+            if not 0 < number < _MOST:
+                raise ValueError(f"{number} where a positive number is expected")
+        return rope
     except UserError:
         raise
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"config.json: the rotary embedding cannot be read: {error}\nhint: take config.json from the model's source"
         ) from error

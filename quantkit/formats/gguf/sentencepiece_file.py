@@ -1,7 +1,8 @@
 """The tokenizer.model of sentencepiece, read without its library: pieces, scores, kinds, and the settings that count.
 
 The file is one protobuf message (sentencepiece_model.proto): field 1 a piece (1 text, 2 score, 3 kind), 2 the trainer's
-settings (3 model type, 40 to 43 the ids of unk, bos, eos, pad), 3 the normalizer's (3 dummy prefix, 4 whitespace).
+settings (3 model type, 40 to 43 the ids of unk, bos, eos, pad), 3 the normalizer's (2 character map, 3 dummy
+prefix, 4 whitespace).
 """
 
 import struct
@@ -23,6 +24,7 @@ class SentencePieceModel:
     pieces: list[tuple[str, float, int]]
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
+    character_map: bytes  # how characters are replaced first (NFKC); empty where they are not
     special_ids: dict[str, int]  # "unk", "bos", "eos", "pad" -> id, -1 where there is none
 
 
@@ -41,6 +43,7 @@ def _read(data: bytes) -> SentencePieceModel:
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[int, int] = {}
     normalizer: dict[int, int] = {}
+    character_map = b""
     for number, value in _fields(data):
         if number == 1 and isinstance(value, bytes):
             piece = dict(_fields(value))
@@ -50,7 +53,10 @@ def _read(data: bytes) -> SentencePieceModel:
             pieces.append((text.decode("utf-8"), struct.unpack("<f", score)[0], kind))
         elif number in (2, 3) and isinstance(value, bytes):
             settings = trainer if number == 2 else normalizer
-            settings.update((field, entry) for field, entry in _fields(value) if isinstance(entry, int))
+            fields = list(_fields(value))
+            settings.update((field, entry) for field, entry in fields if isinstance(entry, int))
+            if number == 3:
+                character_map = next((entry for field, entry in fields if field == 2 and isinstance(entry, bytes)), b"")
     if not pieces:
         raise ValueError("it has no pieces")
     ids = {name: _signed(trainer.get(40 + i, default)) for i, (name, default) in enumerate(DEFAULT_IDS.items())}
@@ -59,6 +65,7 @@ def _read(data: bytes) -> SentencePieceModel:
         pieces,
         add_dummy_prefix=bool(normalizer.get(3, 1)),
         remove_extra_whitespaces=bool(normalizer.get(4, 1)),
+        character_map=character_map,
         special_ids=ids,
     )
 

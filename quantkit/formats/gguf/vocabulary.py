@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 from transformers import AddedToken as TransformersAddedToken
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -89,17 +89,15 @@ def token_count(folder: Path) -> int:
     if not path.is_file():
         return max(_tokenizers(folder)[1].get_vocab().values()) + 1
     whole = _json(path)
-    _check_model(whole["model"], folder)
-    return max([*whole["model"]["vocab"].values(), *(token["id"] for token in whole.get("added_tokens", []))]) + 1
+    added = [token["id"] for token in whole.get("added_tokens") or []]
+    return max([*_bpe_section(whole, folder)["vocab"].values(), *added], default=-1) + 1
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:
     """The tokenizer of `folder`; UserError where there is none, where it does not load, and where it is no BPE."""
     tokenizer, backend = _tokenizers(folder)
     path = folder / "tokenizer.json"
-    whole = _json(path) if path.is_file() else json.loads(backend.to_str())
-    model = whole["model"]
-    _check_model(model, folder)
+    model = _bpe_section(_json(path) if path.is_file() else json.loads(backend.to_str()), folder)
     spm_file = folder / "tokenizer.model"
     scores = _matching_scores(spm_file, model) if spm_file.is_file() else None
     return Vocabulary(folder, tokenizer, backend, model, scores)
@@ -130,16 +128,21 @@ def _tokenizers(folder: Path) -> tuple[PreTrainedTokenizerBase, Tokenizer]:
     return tokenizer, tokenizer.backend_tokenizer
 
 
-def _check_model(model: Mapping[str, Any], folder: Path) -> None:
-    """UserError for what is not byte-pair encoding, and for marks at pieces' ends that llama.cpp does not know."""
+def _bpe_section(whole: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The model of a tokenizer.json; UserError where it is not BPE or marks pieces' ends in a way llama.cpp lacks."""
+    model = whole.get("model")
+    if not isinstance(model, dict):
+        raise UserError(f"{folder / 'tokenizer.json'}: no model in it\nhint: copy the file of the original model again")
     kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
     if kind != "BPE":
         raise UserError(f"{folder}: a tokenizer of the kind {kind} is not supported\nhint: {BPE_ONLY}")
+    if not isinstance(model.get("vocab"), dict):
+        raise UserError(f"{folder / 'tokenizer.json'}: no vocabulary\nhint: copy the file of the original model again")
     for mark in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(mark):
-            raise UserError(
-                f"{folder}: the tokenizer's {mark} {model[mark]!r} is unknown to llama.cpp\nhint: {BPE_ONLY}"
-            )
+            what = f"the tokenizer's {mark} {model[mark]!r} is unknown to llama.cpp"
+            raise UserError(f"{folder}: {what}\nhint: {BPE_ONLY}")
+    return model
 
 
 def _bpe_pieces(path: Path) -> SentencePieceModel:
@@ -176,7 +179,13 @@ def _from_sentencepiece(folder: Path, spm: SentencePieceModel) -> PreTrainedToke
             byte_fallback=True,
         )
     )
-    steps = [normalizers.Prepend(SPACE)] if spm.add_dummy_prefix and config.get("add_prefix_space", True) else []
+    steps: list[normalizers.Normalizer] = []
+    if spm.character_map:
+        steps.append(normalizers.Precompiled(spm.character_map))
+    if spm.remove_extra_whitespaces:
+        steps.append(normalizers.Replace(Regex(" {2,}"), " "))
+    if spm.add_dummy_prefix and config.get("add_prefix_space", True):
+        steps.append(normalizers.Prepend(SPACE))
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
     backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     _add_tokens(backend, spm, folder, config)

@@ -11,8 +11,8 @@ engines.py        what single engines read
 from pathlib import Path
 from typing import Literal
 
-from quantkit.checkpoint.gguf_file import open_gguf
 from quantkit.checkpoint.gguf_header import GgufFile
+from quantkit.checkpoint.gguf_path import open_found
 from quantkit.checkpoint.gguf_values import check_values
 from quantkit.errors import UserError
 from quantkit.verification.findings import Finding, Verdict, error, info
@@ -25,13 +25,13 @@ _DAMAGED = "the file is damaged, or was quantized wrongly: make it again"
 _MADE_BY = ("quantkit.", "quantize.imatrix.")
 
 
-def open_file(path: Path) -> GgufFile | Finding:
-    """The opened file, or why its header is not believed."""
+def open_file(path: Path) -> GgufFile | Finding | None:
+    """The opened file that a path means, or why its header is not believed; None where the path means none."""
     try:
-        return open_gguf(path)
+        return open_found(path)
     except UserError as problem:
-        message, _, hint = str(problem).removeprefix(f"{path}: ").partition("\nhint: ")
-        return error("gguf", path.name, message, hint or "fetch the file again")
+        message, _, hint = str(problem).partition("\nhint: ")
+        return error("gguf", path.name, message.removeprefix(f"{path}: "), hint or "fetch the file again")
 
 
 def judge_header(file: GgufFile) -> list[Finding]:

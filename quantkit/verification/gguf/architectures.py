@@ -139,6 +139,10 @@ def check_keys(file: GgufFile, architecture: Architecture) -> list[Finding]:
 
 def check_tensors(file: GgufFile, architecture: Architecture) -> list[Finding]:
     """Tensors that are missing, too many or of another shape than the keys say."""
+    key = f"{file.metadata['general.architecture']}.block_count"
+    if _is_count(blocks := file.metadata.get(key)) and blocks > len(file.tensors):  # checked before anything is built
+        message = f"the file has {len(file.tensors)} tensors, and this key says {blocks} blocks"
+        return [error("gguf-tensor-missing", key, message, "give a file with weights, or convert the model again")]
     sizes = list(_sizes(file, architecture))
     if not sizes:
         return []  # keys are missing: said already
@@ -187,7 +191,7 @@ def _sizes(file: GgufFile, architecture: Architecture) -> Iterator[Sizes]:
         return value if _is_count(value) else 0
 
     embed, blocks = get("embedding_length"), get("block_count")
-    if not embed or not get("attention.head_count") or blocks > len(file.tensors):
+    if not embed or not get("attention.head_count"):
         return
     tokens = metadata.get("tokenizer.ggml.tokens")
     vocab = len(tokens) if isinstance(tokens, list) else get("vocab_size")

@@ -60,6 +60,7 @@ def _transformers(file: GgufFile) -> list[Finding]:
         if prefix == name and value != default:
             message = f"it is {value}, transformers does not read it and takes {default}: weights do not fit"
             found.append(error("gguf-config", f"{prefix}.{key}", message, _LLAMA_CPP))
+    found += _phi3_padding(file) + _gemma3_scale(file)
     scaled = [name for name in file.tensors if name.startswith("rope_f")]
     scaled += [f"{prefix}.rope.scaling.type"] if file.metadata.get(f"{prefix}.rope.scaling.type") else []
     if scaled:
@@ -70,6 +71,31 @@ def _transformers(file: GgufFile) -> list[Finding]:
         found.append(warning("gguf-bias", "blk.0.attn_q.bias", message, f"{_LLAMA_CPP} or quantkit.load"))
     message = "transformers dequantizes every weight while loading: it takes the memory of the original model"
     return [*found, info("gguf-dense", "", message, "pass gguf_file= to from_pretrained")]
+
+
+def _phi3_padding(file: GgufFile) -> list[Finding]:
+    """transformers' Phi3 pads with token 32000 where no key names another, and stops where there is no such row."""
+    key, table = "tokenizer.ggml.padding_token_id", file.tensors.get("token_embd.weight")
+    if (
+        file.metadata["general.architecture"] != "phi3"
+        or key in file.metadata
+        or table is None
+        or table.shape[0] > 32000
+    ):
+        return []
+    message = f"there is none, transformers takes 32000, and the embedding has {table.shape[0]} rows: it stops"
+    return [error("gguf-config", key, message, _LLAMA_CPP)]
+
+
+def _gemma3_scale(file: GgufFile) -> list[Finding]:
+    """transformers divides by the root of 256 in attention, whatever the size of heads; llama.cpp's 27B has 168."""
+    metadata, key = file.metadata, "gemma3.attention.key_length"
+    if metadata["general.architecture"] != "gemma3" or (
+        metadata.get(key) == 256 and metadata.get("gemma3.block_count") != 62
+    ):
+        return []
+    message = "transformers scales attention as for heads of 256 features: it loads, with wrong results"
+    return [warning("gguf-config", key, message, f"{_LLAMA_CPP} or quantkit.load")]
 
 
 def _vllm(file: GgufFile) -> list[Finding]:

@@ -1,5 +1,6 @@
 """The tokenizer's keys: what llama.cpp (October 2026) stops at, and what makes it cut text into other tokens."""
 
+from collections import Counter
 from typing import Any
 
 from quantkit.checkpoint.gguf_header import GgufFile
@@ -41,7 +42,12 @@ def check_tokenizer(file: GgufFile) -> list[Finding]:
     tokens = metadata.get("tokenizer.ggml.tokens")
     if file.metadata_types.get("tokenizer.ggml.tokens") != "string[]" or not isinstance(tokens, list):
         return [error("gguf-tokenizer", "tokenizer.ggml.tokens", "there is no list of tokens", _AGAIN)]
-    found = _check_lengths(file, len(tokens)) + _check_special(metadata, len(tokens))
+    found = []
+    if len(set(tokens)) < len(tokens):
+        twice = next(token for token, count in Counter(tokens).items() if count > 1)
+        message = f"{twice!r} is there twice: llama.cpp stops at such a list"
+        found.append(error("gguf-tokenizer", "tokenizer.ggml.tokens", message, _AGAIN))
+    found += _check_lengths(file, len(tokens)) + _check_special(metadata, len(tokens))
     if model in _BYTE_PAIRS:
         found += _check_pairs(file)
     if "tokenizer.chat_template" not in metadata:

@@ -45,7 +45,7 @@ for _number, (_name, _base) in list(MIXES.items()):
 
 
 def matrices(file: GgufFile) -> list[GgufTensor]:
-    """The tensors inputs are multiplied with: not norms and biases, not what chooses experts."""
+    """The tensors that are quantized: not norms and biases, not what chooses experts."""
     return [
         tensor
         for name, tensor in file.tensors.items()
@@ -68,7 +68,11 @@ def check_types(file: GgufFile) -> list[Finding]:
     if wrong:
         message = f"{file.tensors[min(wrong)].type} is no type of weights"
         found.append(error("gguf-type", some(sorted(wrong)), message, "quantize the original model again"))
-    vectors = [name for name, tensor in file.tensors.items() if name not in weights and tensor.type != "F32"]
+    vectors = [
+        name
+        for name, tensor in file.tensors.items()
+        if name not in weights and tensor.type != "F32" and "ffn_gate_inp" not in name
+    ]
     if vectors:
         message = f"it is {file.tensors[vectors[0]].type}, and llama.cpp adds and multiplies vectors in F32 alone"
         found.append(error("gguf-type", some(vectors), message, "convert the model again"))

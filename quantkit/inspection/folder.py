@@ -28,7 +28,7 @@ INPUTS = ("input_scale", "input_zero_point", "input_global_scale")
 KINDS = PAYLOAD | dict.fromkeys(INPUTS, "input ranges") | {"weight_shape": "shapes", "g_idx": "group of each column"}
 
 
-def inspect_folder(path: str | Path) -> dict[str, Any]:
+def inspect_checkpoint(path: str | Path) -> dict[str, Any]:
     """Scheme of every module, sizes by kind of tensor, what is not quantized and why, and the shards.
 
     UserError for a folder that is not a readable checkpoint. A way of quantizing that quantkit cannot read is named

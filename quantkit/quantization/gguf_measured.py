@@ -1,0 +1,96 @@
+"""Measured mixes in a run: the model as a whole, what its linears read, and the types that come of it."""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from quantkit.errors import UserError
+from quantkit.formats.gguf.mixes import given_types, tensor_types
+from quantkit.model.streamed_model import StreamedModel, read_param, set_param
+from quantkit.progress import Progress
+from quantkit.quantization.gguf_allocation import Allocation, allocated_types, byte_budget, check_budget
+from quantkit.quantization.gguf_layout import GgufPlan
+from quantkit.quantization.gguf_weights import model_parts
+from quantkit.quantization.imatrix import gather
+from quantkit.recipe.gguf import MIXES, Gguf, Measured
+
+TOKENS = 4096  # whose output is compared
+KEPT_BYTES = 2 << 30  # of their log-probabilities: fewer tokens for a large vocabulary
+
+
+def measured_types(
+    section: Gguf,
+    plan: GgufPlan,
+    streamed: StreamedModel,
+    ids_ST: Tensor,
+    dense: Iterable[str],
+    bar: Progress,
+) -> Allocation:
+    """The types for `section.mix`'s size; the original model is whole in memory meanwhile.
+
+    ids_ST  calibration tokens (int64); dense: checkpoint tensors that stay as they are stored
+    UserError where the size is too small for the model, before anything is measured.
+    """
+    assert isinstance(section.mix, Measured)
+    if streamed.rewrite is not None:
+        raise UserError(
+            "gguf.mix by measured harm cannot go with a rotation: harms are measured on the model as it is stored\n"
+            "hint: name a mix, or remove the rotation"
+        )
+    fixed = given_types(plan.shapes, section.tensor_types, section.token_embedding, section.output)
+    fixed |= {plan.places[name].tensor: plan.type_of(name) for name in dense if name in plan.places}
+    check_budget(plan.shapes, fixed, byte_budget(plan.shapes, section.mix.bits_per_weight, section.mix.size))
+    vocabulary, seq_len = streamed.model.config.get_text_config().vocab_size, ids_ST.shape[1]
+    few_ST = ids_ST[: max(1, min(TOKENS, KEPT_BYTES // (4 * vocabulary)) // seq_len)]
+    bar.stage(f"measuring what each tensor's type does to the output on {few_ST.numel():,} tokens")
+    entries = gather(streamed, few_ST, plan.places, Progress(False))
+    model = whole_model(streamed)
+    first: dict[int, str] = {}  # of the names of a tied parameter
+    names = {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
+    return allocated_types(
+        model,
+        few_ST,
+        plan.shapes,
+        parts=model_parts(
+            plan.places, {names[name]: pieces for name, pieces in streamed.sources.items() if name in names}
+        ),
+        importance={name: torch.from_numpy(entry.importance()) for name, entry in entries.items()},
+        fixed=fixed,
+        named={mix: named_types(mix, plan, section) | fixed for mix in MIXES},
+        bits_per_weight=section.mix.bits_per_weight,
+        size=section.mix.size,
+    )
+
+
+def named_types(mix: str, plan: GgufPlan, section: Gguf) -> dict[str, str]:
+    """The types of one of llama.cpp's mixes with the recipe's other words on types."""
+    return tensor_types(
+        mix,
+        plan.shapes,
+        architecture=plan.architecture,
+        metadata=plan.metadata,
+        imatrix=True,
+        overrides=section.tensor_types,
+        token_embedding=section.token_embedding,
+        output=section.output,
+    )
+
+
+def whole_model(streamed: StreamedModel) -> PreTrainedModel:
+    """A copy of the model with all its weights as they are stored, in the streamed model's dtype and on its device."""
+    model = copy.deepcopy(streamed.model)
+    owners: dict[int, list[tuple[nn.Module, str, str]]] = {}  # of each parameter: tied ones have several
+    for path, module in model.named_modules():
+        for leaf, param in module.named_parameters(recurse=False):
+            owners.setdefault(id(param), []).append((module, leaf, f"{path}.{leaf}" if path else leaf))
+    for places in owners.values():
+        pieces = next(streamed.sources[name] for _, _, name in places if name in streamed.sources)
+        first, leaf, _ = places[0]
+        value = read_param(streamed.checkpoint, pieces, first.get_parameter(leaf).shape, streamed.dtype)
+        set_param(first, leaf, value.to(streamed.device))
+        for module, name, _ in places[1:]:
+            setattr(module, name, first.get_parameter(leaf))
+    return model

@@ -1,0 +1,99 @@
+"""Tensors of a GGUF in a model: where their matrices lie, and the model with some of them rounded to types.
+
+Shapes: N = rows, K = columns of a matrix.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.algorithms.rtn import rtn
+from quantkit.formats.gguf.tensor_names import Place
+from quantkit.grids import RangeSearch, make_grid
+from quantkit.grids.dequantize import dequantize
+from quantkit.model.weight_sources import Index, TensorSlice
+from quantkit.types import block_spec
+
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SAMPLE = 1 << 19  # weights of a tensor whose errors in a type stand for all
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPart:
+    """One matrix of a GGUF tensor in the model: parameter[where], [K, N] if transposed; matrix: which expert."""
+
+    parameter: str
+    where: Index = ()
+    transposed: bool = False
+    matrix: int = 0
+
+    def view(self, model: nn.Module) -> Tensor:
+        """The live data [N, K] (or [E, N, K]): writing to it changes the model."""
+        data = model.get_parameter(self.parameter).data[self.where]
+        return data.mT if self.transposed else data
+
+
+Parts = Mapping[str, Sequence[WeightPart]]
+
+
+def model_parts(
+    places: Mapping[str, Place], sources: Mapping[str, Sequence[TensorSlice]]
+) -> dict[str, list[WeightPart]]:
+    """Where each GGUF tensor's matrices lie in the model, from where its checkpoint's tensors do."""
+    parts: dict[str, list[WeightPart]] = {}
+    for parameter, pieces in sources.items():
+        for piece in pieces:
+            if (place := places.get(piece.name)) is not None:
+                part = WeightPart(parameter, piece.where, piece.transposed, place.expert or 0)
+                parts.setdefault(place.tensor, []).append(part)
+    return parts
+
+
+def sampled_error(model: nn.Module, parts: Sequence[WeightPart], type_: str, importance: Tensor | None) -> float:
+    """Sum of E[x^2] times the squared errors of some rows in a type."""
+    total = 0.0
+    for w_NK, e_K in _matrices(model, parts, importance):
+        rows = max(1, SAMPLE // (len(parts) * w_NK.shape[1]))
+        w_nK = w_NK[:: -(-len(w_NK) // rows)]
+        square_nK = (rounded(w_nK, type_, e_K) - w_nK.float()).double().square()
+        total += float((square_nK if e_K is None else square_nK * e_K).sum())
+    return total
+
+
+def rounded(w_NK: Tensor, type_: str, importance_K: Tensor | None) -> Tensor:
+    """A weight [N, K] of any float dtype as a GGUF type holds it, float32."""
+    if type_ in FLOATS:
+        return w_NK.to(FLOATS[type_]).float()
+    return dequantize(
+        rtn(w_NK, make_grid(block_spec(type_), torch.float32, RangeSearch(), signed=True), importance_K=importance_K)
+    )
+
+
+def _matrices(
+    model: nn.Module, parts: Sequence[WeightPart], importance: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Each matrix [N, K] of a tensor, live, and what it reads, E[x^2] [K]."""
+    for part in parts:
+        view = part.view(model)
+        for i, w_NK in enumerate(view if view.dim() == 3 else [view]):
+            yield w_NK, None if importance is None else importance[part.matrix + i].to(w_NK.device)
+
+
+@contextmanager
+def with_rounded(
+    model: nn.Module, tensors: Iterable[tuple[Sequence[WeightPart], str, Tensor | None]]
+) -> Iterator[None]:
+    """Inside, these tensors hold what their types can."""
+    kept: list[tuple[Tensor, Tensor]] = []
+    try:
+        for parts, type_, importance in tensors:
+            for w_NK, e_K in _matrices(model, parts, importance):
+                kept.append((w_NK, w_NK.clone()))
+                w_NK.copy_(rounded(w_NK, type_, e_K))
+        yield
+    finally:
+        for w_NK, original_NK in reversed(kept):
+            w_NK.copy_(original_NK)
