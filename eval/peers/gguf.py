@@ -28,11 +28,12 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [*(place for place in sys.path if place != str(HERE)), str(HERE), str(HERE.parent)]
 
 from gguf import GGUFReader  # noqa: E402
-from gguf_files import ROUNDING, Bench, Entry  # noqa: E402
+from gguf_files import Bench, Entry  # noqa: E402
 from llamacpp import LlamaCpp  # noqa: E402
 
 MIXES = ("Q4_K_M", "Q3_K_M", "Q2_K", "Q4_0", "IQ4_XS", "Q6_K")
 BUDGETS = (4.5, 3.5)
+ROUNDING = ("calibration=null", "weights.algorithm=rtn")
 STOCK, OURS, AUTOROUND = "llama-quantize", "quantkit", "AutoRound"
 
 
