@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from quantkit_kernels.cpu.attention import cpu_paged_attention
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -37,7 +38,7 @@ class Step:
 
     slots    [T] block * P + place in it, of each token
     singles  how many tokens, the first ones, attend each for itself: tables [singles, n] and lengths [singles] say to
-             what; the others lie in chunks
+             what, the longest of them `longest`; the others lie in chunks
     windows  tokens that a layer sees, where its configuration says so; 0: all
     """
 
@@ -46,6 +47,7 @@ class Step:
     singles: int
     tables: Tensor
     lengths: Tensor
+    longest: int
     chunks: list[Chunk]
     windows: dict[int, int]
     _rows: dict[int, Tensor] = field(default_factory=dict)
@@ -118,6 +120,11 @@ class _Rule:
     softcap: float | None
     sinks: Tensor | None
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is scores and a softmax, and no more."""
+        return self.softcap is None and self.sinks is None
+
     def shares(self, scores: Tensor, seen: Tensor) -> Tensor:
         """The softmax of scores [.., H, Q, n, L] in float32 over the tokens that are seen."""
         scores = scores.float() * self.scale
@@ -133,6 +140,8 @@ class _Rule:
 def _attend_singles(query_BHD: Tensor, keys: Pages, values: Pages, step: Step, rule: _Rule) -> Tensor:
     """Each query over its own sequence: [B, Hq, D]."""
     B, Hq, D = query_BHD.shape
+    if rule.plain and (out := _by_kernel(query_BHD, keys, values, step, rule)) is not None:
+        return out
     k_BHLD, v_BHLD = keys.read(step.tables), values.read(step.tables)
     place = torch.arange(k_BHLD.shape[2], device=query_BHD.device)
     seen = place < step.lengths[:, None]
@@ -142,6 +151,26 @@ def _attend_singles(query_BHD: Tensor, keys: Pages, values: Pages, step: Step, r
     scores = q @ k_BHLD.mT[:, :, None]
     shares = rule.shares(scores, seen[:, None, None, None])
     return (shares.to(v_BHLD.dtype) @ v_BHLD[:, :, None]).reshape(B, Hq, D)
+
+
+def _by_kernel(query_BHD: Tensor, keys: Pages, values: Pages, step: Step, rule: _Rule) -> Tensor | None:
+    """The same by the CPU's kernel, which reads codes where they lie; None where it cannot."""
+    k, v = keys.kernel, values.kernel
+    if k is None or v is None:
+        return None
+    query_BHD = _times(query_BHD, keys.static)
+    out = cpu_paged_attention(
+        query_BHD, k, v, step.tables, step.lengths, step.longest, scale=rule.scale, window=rule.window
+    )
+    return None if out is None else _times(out, values.static)
+
+
+def _times(x_BHD: Tensor, static: Tensor | None) -> Tensor:
+    """Times a static scale, which each key/value head may have one of."""
+    if static is None:
+        return x_BHD
+    heads = static.reshape(-1, 1, 1)
+    return (x_BHD.unflatten(1, (len(heads), -1)) * heads).flatten(1, 2).to(x_BHD.dtype)
 
 
 def _attend_chunk(query_nHD: Tensor, keys: Pages, values: Pages, chunk: Chunk, rule: _Rule) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from quantkit_kernels.cpu.attention import Paged
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -71,19 +72,27 @@ class Pages:
             self.codes = torch.zeros(*shape, head_size, dtype=dtype, device=device)
             return
         _check(spec, heads, self.static)
-        groups = 1 if spec.group_size == -1 else -(-head_size // spec.group_size)
+        self.group = head_size if spec.group_size == -1 else spec.group_size
+        groups = -(-head_size // self.group)
         self.nibbles = spec.bits <= 4
         self.half = 32 if head_size % 64 == 0 else head_size // 2  # columns from a byte's low code to its high one
         if self.nibbles and head_size % 2:
             raise UserError(f"a {spec} cache packs two codes in a byte, and heads have {head_size} features: take int8")
         element = torch.uint8 if self.nibbles or not spec.symmetric else torch.int8
         element = torch.float8_e4m3fn if spec.element == "float" else element
-        self.offset = 2 ** (spec.bits - 1) if self.nibbles and spec.symmetric else 0
+        self.offset = 8 if self.nibbles and spec.symmetric else 0
         self.codes = torch.zeros(*shape, head_size // 2 if self.nibbles else head_size, dtype=element, device=device)
         if spec.per == "token":
             self.scale = torch.zeros(*shape, groups, dtype=torch.float32, device=device)
         if not spec.symmetric:
             self.shift = torch.zeros(*shape, groups, dtype=torch.float32, device=device)
+
+    @property
+    def kernel(self) -> Paged | None:
+        """What the CPU's attention reads, but for a static scale; None where it has no kernel for this."""
+        if self.codes.device.type != "cpu" or (self.scale is not None and self.scale.shape[-1] > 1):
+            return None
+        return Paged(self.codes, self.scale, self.shift, self.spec is not None and self.nibbles)
 
     @property
     def nbytes(self) -> int:
@@ -117,9 +126,7 @@ class Pages:
             bytes_ = codes.unflatten(-1, (-1, 1, self.half))
             codes = torch.cat([bytes_ & 15, bytes_ >> 4], -2).flatten(-3)
         values = codes.float()
-        groups = 1 if self.scale is None else self.scale.shape[-1]
-        size = -(-self.head_size // groups)
-        values = pad(values, (0, groups * size - self.head_size)).unflatten(-1, (groups, size))
+        values = pad(values, (0, -self.head_size % self.group)).unflatten(-1, (-1, self.group))
         if self.shift is not None:
             values -= self._gather(self.shift, blocks)[..., None]
         elif self.offset:

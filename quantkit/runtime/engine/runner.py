@@ -77,6 +77,7 @@ class Runner:
             singles,
             torch.tensor([row + [0] * (width - len(row)) for row in tables], dtype=torch.int64, device=device),
             position_ids[0, :singles] + 1,
+            max(positions[:singles], default=-1) + 1,
             chunks,
             self.windows,
         )
