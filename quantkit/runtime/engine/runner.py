@@ -85,7 +85,7 @@ class Runner:
         return self._forward(torch.tensor([tokens], device=device), position_ids, step, rows)
 
     def _forward(self, input_ids: Tensor, position_ids: Tensor, step: Step | Probe, rows: list[int]) -> Tensor:
-        keep = torch.tensor(rows, device=self.device)
+        keep = torch.tensor(rows, dtype=torch.int64, device=self.device)
         options = {"logits_to_keep": keep} if self._selects else {}
         out = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False, step=step, **options)
         logits = out.logits[0] if self._selects else out.logits[0, keep]
