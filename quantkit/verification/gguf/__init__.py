@@ -64,7 +64,7 @@ def judge(path: Path, file: GgufFile | Finding, engine: str, shared: list[Findin
 
 
 def judge_llama(engine: str) -> tuple[list[Finding], dict[str, str]]:
-    """What an engine says of a plain Llama in one GGUF file, before there is one, and what each machine does with it."""
+    """What an engine says of a plain Llama in one GGUF file, and what each machine does with that."""
     file = GgufFile(Path("model.gguf"), 3, 32, {"general.architecture": "llama"}, {}, {})
     return check_engine(file, engine), hardware_of(engine)
 
