@@ -77,6 +77,7 @@ def _print_table(found: "list[RecipeRow]", named: str | None) -> None:
     model = found[0].measured.model
     lines = [
         f"fast GPUs: where {engine} has a kernel that computes in it (--engine, --for)",
+        "bits: of the quantized linears; of gguf-*, of all tensors, embedding and head included",
         f"KL: nats from the original on {model}, lower is closer",
         "`quantkit recipes show NAME` prints one; `--set KEY=VALUE` changes a key of it",
     ]

@@ -8,6 +8,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidatorFunctionWrapHandler,
+    WithJsonSchema,
     WrapValidator,
     model_serializer,
     model_validator,
@@ -74,6 +75,8 @@ def _types(value: Any) -> Any:
 
 
 TypeName = Annotated[str, BeforeValidator(_type)]
+_SIZE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]}
+Size = Annotated[int, BeforeValidator(_bytes), WithJsonSchema(_SIZE_SCHEMA)]
 
 
 class Measured(Strict):
@@ -81,7 +84,7 @@ class Measured(Strict):
 
     bits_per_weight: float | None = Field(default=None, ge=2, le=16)
     """Of all tensors of the file together."""
-    size: Annotated[int, BeforeValidator(_bytes)] | None = None
+    size: Size | None = None
     """Of the file's tensors, in bytes; text like 3.6MB or 4GiB is read too."""
 
     @model_validator(mode="after")
