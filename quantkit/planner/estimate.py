@@ -26,6 +26,7 @@ from quantkit.planner.run_time import seconds
 from quantkit.planner.this_machine import Machine, measure
 from quantkit.quantization.early_checks import check_plan, check_planned
 from quantkit.quantization.engine_check import check_engine
+from quantkit.quantization.gguf_importance import recipe_imatrix, run_importance
 from quantkit.quantization.targets import kv_spec
 from quantkit.recipe import load as recipes
 from quantkit.recipe.recipe import Recipe
@@ -78,7 +79,7 @@ def estimate(
     `quantize` refuses too: an unknown architecture, patterns without effect, a scheme that the format or the engine
     does not take, a missing calibration file.
     """
-    check_planned(config_folder, recipe.calibration is not None)
+    check_planned(recipe, config_folder)
     inventory = take_inventory(config_folder, trust_remote_code=trust_remote_code)
     target = target or Path()
     text = calibration_size(recipe, inventory)
@@ -86,6 +87,8 @@ def estimate(
     config = read_json(config_folder / "config.json", "")
     gguf = planned_gguf(recipe, inventory, config)
     jobs, found = resolved(recipe, inventory, gguf)
+    if gguf is not None:
+        run_importance(recipe_imatrix(recipe), gguf, found.linears)
     planned = planned_targets(recipe, inventory, found)
     warnings = check_engine(recipe, planned, inventory.tensors, config)
     machine = machine or measure(target)
