@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.gguf_writer import KeyValue
+from quantkit.checkpoint.model_folder import TOKENIZERS
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.gguf.imatrix import Imatrix, used_keys
 from quantkit.formats.gguf.metadata import origin
 from quantkit.formats.gguf.mixes import file_type, file_type_of
-from quantkit.formats.gguf.tokenizer import tokenizer_metadata
+from quantkit.formats.gguf.tokenizer import check_tokenizer, tokenizer_metadata
 from quantkit.quantization.gguf_importance import Importance, importance_remarks
 from quantkit.quantization.gguf_layout import GgufPlan, Tensors, plan_before
 from quantkit.recipe.recipe import Recipe
@@ -25,6 +26,12 @@ def tokenizer_keys(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, KeyValue
         return {}
     plan = plan_before(recipe, checkpoint.config, checkpoint.tensors)
     return tokenizer_metadata(checkpoint.folder, plan.vocabulary, pre=recipe.gguf.pre)
+
+
+def check_planned_tokenizer(recipe: Recipe, folder: Path, plan: GgufPlan) -> None:
+    """UserError where `tokenizer_keys` would refuse the tokenizer in `folder`; a folder may have none yet."""
+    if recipe.gguf is not None and any((folder / name).is_file() for name in TOKENIZERS):
+        check_tokenizer(folder, plan.vocabulary, pre=recipe.gguf.pre)
 
 
 def file_metadata(
