@@ -26,6 +26,7 @@ from quantkit.planner.run_time import seconds
 from quantkit.planner.this_machine import Machine, measure
 from quantkit.quantization.early_checks import check_plan, check_planned
 from quantkit.quantization.engine_check import check_engine
+from quantkit.quantization.gguf_checks import check_gguf
 from quantkit.quantization.gguf_importance import recipe_imatrix, run_importance
 from quantkit.quantization.gguf_keys import check_planned_tokenizer
 from quantkit.quantization.targets import kv_spec
@@ -87,6 +88,8 @@ def estimate(
     target = target or Path()
     config = read_json(config_folder / "config.json", "")
     gguf = planned_gguf(recipe, inventory, config)
+    if not inventory.from_headers:
+        check_gguf(recipe, config, inventory.tensors)
     if gguf is not None and not run_follows:
         check_planned_tokenizer(recipe, config_folder, gguf)
     text = calibration_size(recipe, inventory)

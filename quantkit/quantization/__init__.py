@@ -10,6 +10,7 @@ block_files.py       the output's tensors: copied, written, read back
 linear_quantizer.py  the linears that share one input
 dense_modules.py     what stays dense, by the checkpoint's names
 output_layout.py     what the output will hold
+gguf_budget.py       the bytes that a measured mix may take
 gguf_checks.py       what is refused of a GGUF recipe before torch is imported
 gguf_importance.py   the importance matrix that a GGUF recipe names
 gguf_keys.py         all keys of a GGUF file

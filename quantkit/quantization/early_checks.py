@@ -17,6 +17,7 @@ from quantkit.checkpoint.quantization_config import refuse_quantized
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.device_names import check_device_name
 from quantkit.errors import UserError
+from quantkit.formats.gguf.tensor_names import architecture
 from quantkit.quantization.calibration.sources import check_reachable, check_sources
 from quantkit.quantization.gguf_checks import check_gguf
 from quantkit.recipe.recipe import Recipe
@@ -68,7 +69,10 @@ def check_planned(recipe: Recipe, folder: Path) -> None:
         check_folder(recipe, folder, recipe.calibration is not None)
     else:
         check_causal(folder)
-        refuse_quantized(Checkpoint(folder, read_json(folder / "config.json", "give a model folder"), {}))
+        config = read_json(folder / "config.json", "give a model folder")
+        refuse_quantized(Checkpoint(folder, config, {}))
+        if recipe.gguf is not None:
+            architecture(config)
 
 
 def has_weights(folder: Path) -> bool:

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quantkit.formats.gguf.imatrix import ImatrixEntry
-from quantkit.formats.gguf.mixes import given_types, tensor_types
+from quantkit.formats.gguf.mixes import tensor_types
 from quantkit.model.streamed_model import StreamedModel, read_param, set_param
 from quantkit.progress import Progress
-from quantkit.quantization.gguf_allocation import Allocation, allocated_types, byte_budget, check_budget
+from quantkit.quantization.gguf_allocation import Allocation, allocated_types
+from quantkit.quantization.gguf_budget import check_section
 from quantkit.quantization.gguf_importance import Importance
 from quantkit.quantization.gguf_layout import GgufPlan
 from quantkit.quantization.gguf_weights import model_parts
@@ -38,9 +39,8 @@ def measured_types(
     UserError where the size is too small for the model, before anything is measured.
     """
     assert isinstance(section.mix, Measured)
-    fixed = given_types(plan.shapes, section.tensor_types, section.token_embedding, section.output)
-    fixed |= {plan.places[name].tensor: plan.type_of(name) for name in dense if name in plan.places}
-    check_budget(plan.shapes, fixed, byte_budget(plan.shapes, section.mix.bits_per_weight, section.mix.size))
+    stored = {plan.places[name].tensor: plan.type_of(name) for name in dense if name in plan.places}
+    fixed = check_section(section, plan.shapes, stored)
     vocabulary, seq_len = streamed.model.config.get_text_config().vocab_size, ids_ST.shape[1]
     few_ST = ids_ST[: max(1, min(TOKENS, KEPT_BYTES // (4 * vocabulary)) // seq_len)]
     bar.stage(f"measuring what each tensor's type does to the output on {few_ST.numel():,} tokens")
