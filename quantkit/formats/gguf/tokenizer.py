@@ -12,7 +12,7 @@ from quantkit.formats.gguf import pre as pre_tokenizer
 from quantkit.formats.gguf.pre_probe import PROBE
 from quantkit.formats.gguf.special_tokens import chat_templates, special_tokens
 from quantkit.formats.gguf.spm_scores import llama_tokens, scores_of_merges
-from quantkit.formats.gguf.token_list import TokenList, token_list
+from quantkit.formats.gguf.token_list import TokenList, check_rows, token_list
 from quantkit.formats.gguf.vocabulary import BPE_ONLY, SPACE, Vocabulary, load_vocabulary
 
 
@@ -29,6 +29,24 @@ def tokenizer_metadata(folder: Path, vocab_size: int, *, pre: str | None = None)
     tokens = token_list(vocabulary, vocab_size)
     kind = _byte_level(vocabulary, tokens, pre) if vocabulary.byte_level else _sentencepiece(vocabulary, tokens, pre)
     return kind | special_tokens(vocabulary, vocab_size) | chat_templates(vocabulary)
+
+
+def check_tokenizer(folder: Path, vocab_size: int, *, pre: str | None = None) -> None:
+    """UserError where `tokenizer_metadata` refuses how the tokenizer cuts, merges or counts; much faster.
+
+    Neither transformers' tokenizer is loaded nor what it puts around a text judged.
+    """
+    try:
+        vocabulary = load_vocabulary(folder)
+        check_rows(vocabulary, vocab_size)
+        added = {i: token.content for i, token in vocabulary.backend.get_added_tokens_decoder().items()}
+        if not vocabulary.byte_level:
+            texts = {i: text for text, i in vocabulary.model["vocab"].items()} | added
+            _sentencepiece(vocabulary, TokenList([texts.get(i, "") for i in range(vocab_size)], []), pre)
+        elif pre is None:
+            pre_tokenizer.find_pre(vocabulary.backend, vocabulary.model, set(added.values()), folder)
+    except UserError:
+        tokenizer_metadata(folder, vocab_size, pre=pre)  # which may know more tokens, and has the last word
 
 
 def _byte_level(vocabulary: Vocabulary, tokens: TokenList, pre: str | None) -> dict[str, KeyValue]:
