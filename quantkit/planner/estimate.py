@@ -26,7 +26,7 @@ from quantkit.planner.run_time import seconds
 from quantkit.planner.this_machine import Machine, measure
 from quantkit.quantization.early_checks import check_plan, check_planned
 from quantkit.quantization.engine_check import check_engine
-from quantkit.quantization.targets import kv_spec
+from quantkit.quantization.targets import cache_spec
 from quantkit.recipe import load as recipes
 from quantkit.recipe.recipe import Recipe
 from quantkit.report.plan import Plan
@@ -97,7 +97,7 @@ def estimate(
     disk = int(size + needed.spilled)
     weights = sum(job.matrix.numel for job in jobs)
     stages = seconds(recipe, inventory, jobs, machine, _per_weight(jobs), inventory.stored + size, text)
-    kv = kv_spec(recipe.kv_cache)
+    kv = cache_spec(recipe.kv_cache)
     problems = []
     if needed.peak > machine.free_memory:
         problems.append(f"memory: needs about {needed.peak / GB:.1f} GB, {machine.free_memory / GB:.1f} GB are free")

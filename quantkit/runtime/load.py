@@ -19,14 +19,16 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from quantkit.cache_spec import CacheSpec
 from quantkit.checkpoint.gguf_path import find_gguf
 from quantkit.checkpoint.hub import locate_model
-from quantkit.checkpoint.quantization_config import INLINE_KEYS, quantization_config
+from quantkit.checkpoint.quantization_config import CHANNEL_NAMES, INLINE_KEYS, quantization_config
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.device_names import torch_device
 from quantkit.errors import RunError, UserError
+from quantkit.formats.described_folder import DescribedFolder
 from quantkit.formats.quantized_folder import QuantizedFolder
-from quantkit.grids.activations import KVRange
+from quantkit.grids.activations import KVRange, stored_scale
 from quantkit.library_output import quiet_libraries
 from quantkit.model.meta_model import build_meta_model, find_blocks, read_config
 from quantkit.model.ties import settle_ties
@@ -160,21 +162,10 @@ def _rounding(
 
 def _simulate_cache(model: PreTrainedModel, folder: QuantizedFolder) -> None:
     """Make the model round what enters its cache as its folder describes, whichever cache it runs on."""
-    checkpoint, spec = folder.checkpoint, folder.own_cache or folder.kv
+    checkpoint, spec = folder.checkpoint, folder.cache
     if spec is None:
         return
-    ranges: dict[int, KVRange] = {}
-    if spec.per != "token":
-        assert folder.form.KV_NAMES is not None, "a cache of static scales was read from them"
-        k_name, v_name = folder.form.KV_NAMES
-        for name in (name for name in checkpoint.tensors if name.endswith(f".{k_name}")):
-            layer = next(int(part) for part in name.split(".") if part.isdigit())
-            names = (name, f"{name.removesuffix(k_name)}{v_name}")
-            ranges[layer] = KVRange(*(checkpoint.read(n).float().reshape(-1).squeeze().to(model.device) for n in names))
-        if not ranges:
-            raise UserError(
-                f"{checkpoint.folder}: config.json describes a {spec} KV cache, but there are no {k_name} tensors"
-            )
+    ranges = cache_ranges(folder, spec)
 
     def use_cache(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         return args, kwargs | {"use_cache": True}  # without a cache nothing would be rounded
@@ -192,6 +183,29 @@ def _simulate_cache(model: PreTrainedModel, folder: QuantizedFolder) -> None:
     model.register_forward_pre_hook(use_cache, with_kwargs=True)
     for block in find_blocks(model)[1]:
         block.register_forward_pre_hook(round_cache, with_kwargs=True)
+
+
+def cache_ranges(folder: DescribedFolder, spec: CacheSpec) -> dict[int, KVRange]:
+    """What calibration found for the cache of each layer, on the CPU; empty where the spec needs nothing.
+
+    UserError where the folder holds none of it.
+    """
+    found: dict[int, list[Tensor | None]] = {}
+    for at, side in enumerate((spec.keys, spec.values)):
+        if side is None or not side.calibrated:
+            continue
+        names = CHANNEL_NAMES if side.channels else folder.described.KV_NAMES
+        assert names is not None, "a cache of static scales was read from them"
+        own = [name for name in folder.checkpoint.tensors if name.endswith(f".{names[at]}")]
+        if not own:
+            raise UserError(
+                f"{folder.checkpoint.folder}: config.json describes a {spec} KV cache, but there are no "
+                f"{names[at]} tensors"
+            )
+        for name in own:
+            layer = next(int(part) for part in name.split(".") if part.isdigit())
+            found.setdefault(layer, [None, None])[at] = stored_scale(folder.checkpoint.read(name))
+    return {layer: KVRange(*pair) for layer, pair in found.items()}
 
 
 def _fill(
