@@ -27,6 +27,7 @@ from quantkit.errors import RunError, UserError
 from quantkit.formats.gguf.block_bytes import float_bytes, pack
 from quantkit.formats.gguf.carry_over import carried_bytes, carried_type
 from quantkit.formats.gguf.metadata import model_metadata
+from quantkit.formats.gguf.remarks import file_remarks
 from quantkit.formats.gguf.tensor_names import Place, architecture, extra_tensors, gguf_shapes, places, row_order
 from quantkit.formats.gguf.tokenizer import tokenizer_metadata
 from quantkit.ggml_types import GGML_TYPES, QUANTIZED
@@ -98,7 +99,7 @@ def convert_to_gguf(source: Path, output: Path, choices: Choices) -> ConversionR
         versions=versions(),
         files={path.name: file_hash(path) for path in written},
         requantized=choices.requantize,
-        notes=tuple(remarks(folder, types, shapes, choices)),
+        notes=(*file_remarks(config, folder.shapes), *remarks(folder, types, shapes, choices)),
     )
 
 

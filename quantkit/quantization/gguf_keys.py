@@ -10,6 +10,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.gguf.imatrix import Imatrix, used_keys
 from quantkit.formats.gguf.metadata import origin
 from quantkit.formats.gguf.mixes import file_type, file_type_of
+from quantkit.formats.gguf.remarks import file_remarks
 from quantkit.formats.gguf.tokenizer import check_tokenizer, tokenizer_metadata
 from quantkit.quantization.gguf_importance import Importance, importance_remarks
 from quantkit.quantization.gguf_layout import GgufPlan, Tensors, plan_before
@@ -58,4 +59,5 @@ def gguf_remarks(
     importance: Importance,
 ) -> list[str]:
     """What a user should know of the file, for the report. config, tensors: of the model the file is made of."""
-    return [] if imatrix is None else importance_remarks(*imatrix, importance, plan)
+    given = [] if imatrix is None else importance_remarks(*imatrix, importance, plan)
+    return file_remarks(config, tensors) + given

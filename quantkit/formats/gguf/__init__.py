@@ -19,6 +19,7 @@ block_bytes.py    bytes of blocks and floats, packed and read
 linears.py        quantized linears as tensors of blocks: the interface of formats
 described_file.py  a file as the checkpoint it was made from: config.json and names of tensors
 carry_over.py     codes and scales of other formats as blocks, unchanged
+remarks.py        what a user should know of a file
 imatrix.py        importance matrices of llama.cpp's tools, read and written
 mixes.py          which type each tensor has, by the names llama-quantize knows
 """
