@@ -108,6 +108,29 @@ def test_cancelling_frees_at_once() -> None:
     assert idle(llm)
 
 
+def test_callbacks_may_cancel_and_add() -> None:
+    """Themselves, others of the same step, and after the end; what they add runs."""
+    llm = tiny()
+    ids: list[str] = []
+    added: list[str] = []
+
+    def act(output: RequestOutput) -> None:
+        if len(output.outputs[0].token_ids) == 2:
+            llm.cancel(ids[0])
+            llm.cancel(ids[2])
+            added.append(llm.add([9], GREEDY))
+        if output.finished:
+            assert not llm.cancel(output.request_id)
+
+    ids += [llm.add([5 + i], GREEDY, on_output=act if i == 0 else None) for i in range(4)]
+    done = {}
+    while llm.unfinished:
+        done |= {output.request_id: output for output in llm.step()}
+    assert sorted(done) == sorted([ids[1], ids[3], *added])
+    assert all(output.error is None for output in done.values())
+    assert idle(llm)
+
+
 def test_an_exception_of_a_step_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     llm = tiny()
     llm.generate([[5] * 20], GREEDY)
@@ -269,7 +292,7 @@ def test_keys_and_values_each_of_their_own() -> None:
     mixed, eight, four = (tiny(kv_cache=each).score(tokens)[0] for each in ("keys=int8,values=int4", "int8", "int4"))
     plain = tiny().score(tokens)[0]
     assert (eight - plain).abs().max() < (mixed - plain).abs().max() < 2 * (four - plain).abs().max()
-    with pytest.raises(UserError, match="expected keys and values"):
+    with pytest.raises(UserError, match="did you mean `keys`"):
         tiny(kv_cache={"key": "int8"})
 
 
