@@ -159,7 +159,8 @@ class LLM(Engine):
         results = [torch.zeros(max(len(tokens) - 1, 0)) for tokens in token_lists]
 
         def keep(index: int, start: int, logits_RV: Tensor) -> None:
-            targets = torch.tensor(token_lists[index][start + 1 : start + 1 + len(logits_RV)], device=logits_RV.device)
+            targets = torch.as_tensor(token_lists[index][start + 1 : start + 1 + len(logits_RV)]).long()
+            targets = targets.to(logits_RV.device)
             rows_RV = logits_RV[: len(targets)]
             losses = torch.nn.functional.cross_entropy(rows_RV, targets, reduction="none")
             results[index][start : start + len(targets)] = -losses.cpu()
