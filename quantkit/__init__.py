@@ -32,14 +32,18 @@ if TYPE_CHECKING:
     from quantkit.errors import RunError, UserError
     from quantkit.recipe.recipe import Recipe
     from quantkit.report.records import Report
+    from quantkit.runtime.engine.llm import LLM
+    from quantkit.runtime.engine.request import SamplingParams
     from quantkit.runtime.load import load
 
     __version__: str
 
 __all__ = [
+    "LLM",
     "Recipe",
     "Report",
     "RunError",
+    "SamplingParams",
     "UserError",
     "__version__",
     "convert",
@@ -57,9 +61,11 @@ __all__ = [
 
 _API = ("convert", "imatrix", "inspect", "plan", "quantize", "quantize_module", "save", "verify")
 _HOMES = {name: ("quantkit.api", name) for name in _API} | {
+    "LLM": ("quantkit.runtime.engine.llm", "LLM"),
     "Recipe": ("quantkit.recipe.recipe", "Recipe"),
     "Report": ("quantkit.report.records", "Report"),
     "RunError": ("quantkit.errors", "RunError"),
+    "SamplingParams": ("quantkit.runtime.engine.request", "SamplingParams"),
     "UserError": ("quantkit.errors", "UserError"),
     "evaluate": ("quantkit_eval.evaluation", "evaluate"),
     "load": ("quantkit.runtime.load", "load"),

@@ -37,7 +37,7 @@ from quantkit.runtime.gguf_model import load_gguf
 from quantkit.runtime.quant_linear import QuantLinear, is_linear
 from quantkit.runtime.quantized_cache import round_entries
 from quantkit.runtime.save import Origin, remember
-from quantkit.types import ActivationRange, ActivationSpec
+from quantkit.types import ActivationRange, ActivationSpec, KVSpec
 
 if TYPE_CHECKING:
 
@@ -55,12 +55,14 @@ def load(
     device: str | torch.device = "cpu",
     *,
     trust_remote_code: bool = False,
+    simulate_cache: bool = True,
 ) -> CausalLM:
     """The model of a folder, a Hub id or a GGUF file, ready for generate and evaluation.
 
     dtype   what the model computes in and keeps its unquantized weights in (None: as its config says; of a GGUF file,
             which is decoded whole, float32)
     device  cpu, cuda, cuda:1 ..., or auto: a GPU where there is one
+    simulate_cache  round what enters the model's cache as a checkpoint with a quantized cache says
 
     A model that is not quantized loads as it is. Packed weights stay packed where a plain linear uses them. Those of
     fused experts do not: transformers runs all
@@ -75,7 +77,9 @@ def load(
     place = torch_device(str(device))
     if (file := find_gguf(os.fspath(path))) is not None:
         return cast(CausalLM, load_gguf(file, place, wanted))
-    return load_quantized(locate_model(os.fspath(path)), place, wanted, trust_remote_code=trust_remote_code)
+    return load_quantized(
+        locate_model(os.fspath(path)), place, wanted, trust_remote_code=trust_remote_code, simulate_cache=simulate_cache
+    )
 
 
 def _dtype(dtype: Any) -> torch.dtype | None:
@@ -94,6 +98,7 @@ def load_quantized(
     *,
     trust_remote_code: bool = False,
     owner: Any = None,
+    simulate_cache: bool = True,
 ) -> CausalLM:
     """`load` of a folder. owner: what keeps a temporary one alive, for as long as the model lives."""
     checkpoint = Checkpoint.open(path)
@@ -116,7 +121,10 @@ def load_quantized(
     plain = {name: pieces[0].name for name, pieces in sources.items() if pieces == [TensorSlice(pieces[0].name)]}
     plain = {name: tensor for name, tensor in plain.items() if not folder.is_packed(tensor)}
     _fill(model, folder, sources, dtype, device)
-    _simulate_cache(model, folder)
+    own_cache = _own_cache(folder, model.device)
+    if own_cache is not None and simulate_cache:
+        _simulate_cache(model, folder, *own_cache)
+    vars(model)["quantkit_cache"] = own_cache  # what the paged engine keeps its cache as
     model.name_or_path = config._name_or_path = str(checkpoint.folder)
     if (checkpoint.folder / "generation_config.json").exists() and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
@@ -158,11 +166,11 @@ def _rounding(
     return found
 
 
-def _simulate_cache(model: PreTrainedModel, folder: QuantizedFolder) -> None:
-    """Make the model round what enters its cache as its folder describes, whichever cache it runs on."""
+def _own_cache(folder: QuantizedFolder, device: torch.device) -> tuple[KVSpec, dict[int, KVRange]] | None:
+    """The format of the checkpoint's cache and, where it is static, the scales by layer; None: it has no such."""
     checkpoint, spec = folder.checkpoint, folder.own_cache or folder.kv
     if spec is None:
-        return
+        return None
     ranges: dict[int, KVRange] = {}
     if spec.per != "token":
         assert folder.form.KV_NAMES is not None, "a cache of static scales was read from them"
@@ -170,11 +178,17 @@ def _simulate_cache(model: PreTrainedModel, folder: QuantizedFolder) -> None:
         for name in (name for name in checkpoint.tensors if name.endswith(f".{k_name}")):
             layer = next(int(part) for part in name.split(".") if part.isdigit())
             names = (name, f"{name.removesuffix(k_name)}{v_name}")
-            ranges[layer] = KVRange(*(checkpoint.read(n).float().reshape(-1).squeeze().to(model.device) for n in names))
+            ranges[layer] = KVRange(*(checkpoint.read(n).float().reshape(-1).squeeze().to(device) for n in names))
         if not ranges:
             raise UserError(
                 f"{checkpoint.folder}: config.json describes a {spec} KV cache, but there are no {k_name} tensors"
             )
+    return spec, ranges
+
+
+def _simulate_cache(model: PreTrainedModel, folder: QuantizedFolder, spec: KVSpec, ranges: dict[int, KVRange]) -> None:
+    """Make the model round what enters its cache, whichever cache it runs on."""
+    checkpoint = folder.checkpoint
 
     def use_cache(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         return args, kwargs | {"use_cache": True}  # without a cache nothing would be rounded
