@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner
 
 import quantkit
+from quantkit.checkpoint.gguf_file import read_gguf
 from quantkit.cli.main import app
 from quantkit.formats.gguf import tokenizer, vocabulary
 from quantkit.planner import estimate as planner
@@ -199,3 +200,15 @@ def test_what_the_file_lacks_is_said_by_every_verb(tmp_path: Path, monkeypatch: 
     ):
         result = CliRunner().invoke(app, arguments, env={"COLUMNS": "400"})
         assert window in " ".join(result.output.split()), (arguments, result.output)
+
+
+def test_a_name_that_llama_cpp_would_take_for_phi3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By quantize and convert: llama.cpp would not load the file by the folder's name. The report says so."""
+    model = tiny("llama", tmp_path / "tiny-Phi-3", monkeypatch)
+    report = quantkit.quantize(
+        model, {"gguf": "q4_0", "calibration": None}, tmp_path / "o", device="cpu", progress=False
+    )
+    notes = quantkit.convert(model, tmp_path / "f.gguf", requantize="q8_0").notes
+    for path, said in ((tmp_path / "o/model.gguf", report.warnings), (tmp_path / "f.gguf", notes)):
+        assert read_gguf(path).metadata["general.name"] == "tiny-Phi_3"
+        assert any(line.startswith("general.name is 'tiny-Phi_3': by 'tiny-Phi-3', llama.cpp would") for line in said)
