@@ -389,3 +389,23 @@ def test_the_model_itself_says_it_is_the_engine_s() -> None:
     LLM(model, num_blocks=4)
     with pytest.raises(UserError, match="paged engine"):
         model(torch.tensor([[1, 2]]))
+
+
+@pytest.mark.parametrize("option", [{"tensor_parallel_size": 2}, {"quantisation": "awq"}])
+def test_what_the_engine_does_not_do_is_named(option: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(option))):
+        tiny(**option)
+
+
+def test_chat(bundled: LLM) -> None:
+    talk = [{"role": "user", "content": "def f("}]
+    assert bundled.tokenizer is not None
+    with pytest.raises(UserError, match="no chat template"):
+        bundled.chat(talk)
+    bundled.tokenizer.chat_template = "{% for m in messages %}<{{ m['content'] }}{% endfor %}"
+    try:
+        found = bundled.chat([talk, talk], GREEDY)
+    finally:
+        bundled.tokenizer.chat_template = None
+    assert len(found) == 2
+    assert found[0].outputs[0].token_ids == bundled.generate("<def f(", GREEDY)[0].outputs[0].token_ids
