@@ -32,7 +32,7 @@ Sample = tuple[float, float]  # seconds of the processor, of the clock
 def timed(run: Callable[[], Any]) -> Sample:
     busy, clock = time.process_time(), time.perf_counter()
     run()
-    return time.process_time() - busy, time.perf_counter() - clock
+    return round(time.process_time() - busy, 5), round(time.perf_counter() - clock, 5)
 
 
 def interleaved(runs: dict[str, Callable[[], Any]], repeat: int) -> dict[str, list[Sample]]:
@@ -73,10 +73,12 @@ def step(folder: str, repeat: int) -> dict[str, Any]:
         cache, found = DynamicCache(config=model.config), []
         with torch.inference_mode():
             chosen = model(torch.tensor(every), cache=cache).logits[:, -1:].argmax(-1)
-            for _ in range(64):
-                began = time.process_time(), time.perf_counter()
+
+            def once() -> None:
+                nonlocal chosen
                 chosen = model(chosen, cache=cache).logits[:, -1:].argmax(-1)
-                found.append((time.process_time() - began[0], time.perf_counter() - began[1]))
+
+            found += [timed(once) for _ in range(64)]
         return found
 
     def ours() -> list[Sample]:
@@ -98,13 +100,14 @@ def step(folder: str, repeat: int) -> dict[str, Any]:
 def mixed(folder: str, repeat: int, new: int = 64) -> dict[str, Any]:
     """32 requests of 8 to 128 tokens."""
     model, llm = load(folder, dtype="float32"), LLM(folder, dtype="float32", enable_prefix_caching=False)
+    eight = LLM(folder, dtype="float32", enable_prefix_caching=False, max_num_seqs=8)
     paged = {"dtype": torch.float32, "attn_implementation": "paged|eager"}
     batched = AutoModelForCausalLM.from_pretrained(folder, **paged).eval()
     every = prompts(32, 8, 128, llm.vocabulary)
     found: dict[str, list[list[int]]] = {}
 
-    def ours() -> None:
-        found["LLM"] = [output.outputs[0].token_ids for output in llm.generate(every, greedy(new))]
+    def ours(name: str, llm: LLM) -> None:
+        found[name] = [output.outputs[0].token_ids for output in llm.generate(every, greedy(new))]
 
     def padded() -> None:
         found["generate"] = []
@@ -125,10 +128,12 @@ def mixed(folder: str, repeat: int, new: int = 64) -> dict[str, Any]:
         out = batched.generate_batch(every, generation_config=settings, progress_bar=False)
         found["generate_batch"] = [answer.generated_tokens for answer in out.values()]
 
-    samples = interleaved({"LLM": ours, "generate": padded, "generate_batch": continuous}, repeat)
+    runs = {"LLM": lambda: ours("LLM", llm), "LLM, 8 at a time": lambda: ours("LLM, 8 at a time", eight)}
+    samples = interleaved(runs | {"generate": padded, "generate_batch": continuous}, repeat)
     tokens = new * len(every)
     return {
         "generate in padded batches of 8 over LLM": ratio(samples, "generate", "LLM"),
+        "the same over LLM with 8 at a time": ratio(samples, "generate", "LLM, 8 at a time"),
         "generate_batch over LLM": ratio(samples, "generate_batch", "LLM"),
         "tokens per second": {n: round(tokens / statistics.median(t for _, t in s)) for n, s in samples.items()},
         "same tokens": {name: sorted(out) == sorted(found["generate"]) for name, out in found.items()},
@@ -181,7 +186,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--only", help="one of step, mixed, prefix, cache")
-    parser.add_argument("--json", type=Path, help="where raw samples go")
+    parser.add_argument("--json", type=Path, help="where raw samples go; parts that are there already stay")
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -200,7 +205,8 @@ def main() -> None:
                     print(f"{name}: {what}: {value}", flush=True)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(results, indent=1))
+        before = json.loads(options.json.read_text()) if options.json.exists() else {}
+        options.json.write_text(json.dumps(before | results) + "\n")
 
 
 if __name__ == "__main__":
