@@ -2,6 +2,7 @@
 
 evaluation.py         both, for a model and its original
 results.py            what was found, as dataclasses that become JSON once
+cached_model.py       a model with a quantized cache
 early_checks.py       refusals before torch is imported
 texts.py              files and named texts
 llama_cpp_library.py  a GGUF file run by llama.cpp

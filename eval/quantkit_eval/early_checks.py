@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from quantkit.cache_spec import cache_named
 from quantkit.checkpoint.gguf_header import GgufFile
 from quantkit.checkpoint.gguf_path import open_found
 from quantkit.checkpoint.header import read_json
@@ -34,6 +35,7 @@ def check_before_torch(
     device: str = "auto",
     bos: str = "auto",
     engine: str | None = None,
+    kv_cache: str | None = None,
 ) -> tuple[Path, Path | None]:
     """The folders (of GGUF: the files) of the model and of its original; UserError for what names and JSON show.
 
@@ -57,6 +59,12 @@ def check_before_torch(
         )
     if bos not in BOS:
         raise UserError(f"bos is {bos!r}; expected {', '.join(BOS[:-1])} or {BOS[-1]}")
+    if kv_cache is not None:
+        if not isinstance(kv_cache, str):
+            raise UserError(f"kv_cache: found {type(kv_cache).__name__}, expected a name like int8")
+        cache_named(kv_cache)
+        if engine == "llama.cpp":
+            raise UserError("llama.cpp has a cache of its own\nhint: leave out --kv-cache, or leave out --engine")
     check_device_name(device)
     names = [model] if ref is None else [model, ref]
     opened = [open_found(name) for name in names]

@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from quantkit.cache_spec import cache_named
 from quantkit.device_names import torch_device
 from quantkit.errors import RunError, UserError
 from quantkit.progress import Mode, check_mode
 from quantkit_eval import bootstrap
+from quantkit_eval.cached_model import CachedModel
 from quantkit_eval.divergence import compare
 from quantkit_eval.early_checks import check_before_torch
 from quantkit_eval.folders import bos_token, check_tokenizers, load_model, load_tokenizer, remarks
@@ -59,6 +61,7 @@ def evaluate(
     device: str = "auto",
     bos: Literal["auto", "always", "never"] = "auto",
     engine: str | None = None,
+    kv_cache: str | None = None,
     trust_remote_code: bool = False,
     progress: Mode = True,
 ) -> Evaluation:
@@ -73,6 +76,8 @@ def evaluate(
     bos         whether windows begin with the tokenizer's begin-of-sequence token. auto: where the tokenizer itself
                 puts it before a text. Only tokens of the text are predicted and counted, never the token itself.
     engine      llama.cpp: `model` is a GGUF file, and llama-cpp-python runs it; None: transformers runs all models
+    kv_cache    the format of the model's cached keys and values, int8 or keys=int8,values=int4 (see `cache_named`),
+                whatever its folder says; none: as computed; None: as its folder says
     progress    a bar, where stderr is a terminal, unless plain, off or False
 
     Losses are in nats, intervals are 95 % by a bootstrap over windows. Raises UserError for bad input (texts, folders,
@@ -82,7 +87,7 @@ def evaluate(
     bar = check_mode(progress) == "auto"
     names = list(text) if isinstance(text, Sequence) and not isinstance(text, str) else [text]
     folder, ref_folder = check_before_torch(
-        model, ref, names, context=context, tokens=tokens, device=device, bos=bos, engine=engine
+        model, ref, names, context=context, tokens=tokens, device=device, bos=bos, engine=engine, kv_cache=kv_cache
     )
     sources = [read_text(name) for name in names]
     where = torch_device(device)
@@ -100,6 +105,7 @@ def evaluate(
     started = time.perf_counter()
     LOG.info("loading %s", model)
     loaded = load_model(folder, where, trust_remote_code) if engine is None else LlamaCppModel(folder, context)
+    run = loaded if kv_cache is None else CachedModel(loaded, str(model), cache_named(kv_cache))
     reference = None
     if ref_folder is not None:
         LOG.info("loading %s", ref)
@@ -107,7 +113,7 @@ def evaluate(
     results = []
     for source, windows in zip(sources, cuts, strict=True):
         LOG.info("evaluating on %s: %d windows of %d tokens", source.name, len(windows.ids_WT), context)
-        scores = score(loaded, reference, windows, progress=bar, names=(str(model), str(ref)))
+        scores = score(run, reference, windows, progress=bar, names=(str(model), str(ref)))
         results.append(summarize(scores, source, windows))
     return Evaluation(
         model=str(model),
@@ -120,6 +126,7 @@ def evaluate(
         seconds=time.perf_counter() - started,
         versions=_versions() if engine is None else _versions() | {"llama-cpp-python": loaded.version},
         engine=engine,
+        kv_cache=kv_cache,
         notes=(*notes, *remarks(folder, engine)),
     )
 

@@ -35,6 +35,15 @@ def evaluate(
     engine: Annotated[
         str | None, typer.Option(help="llama.cpp: let llama-cpp-python run a GGUF file, rounding of inputs included.")
     ] = None,
+    kv_cache: Annotated[
+        str | None,
+        typer.Option(
+            "--kv-cache",
+            "--kv",
+            help="Round cached keys and values: int8, int4-asym-g32, fp8, none, or keys=int8,values=int4.",
+            metavar="NAME|keys=NAME,values=NAME",
+        ),
+    ] = None,
     trust_remote_code: Trust = False,
     progress: ProgressMode = "auto",
     quiet: Quiet = False,
@@ -48,7 +57,9 @@ def evaluate(
     mode, texts = start_log(progress, quiet, verbose), text or ["general"]
     from quantkit_eval.early_checks import check_before_torch
 
-    check_before_torch(model, ref, texts, context=context, tokens=tokens, device=device, bos=bos, engine=engine)
+    check_before_torch(
+        model, ref, texts, context=context, tokens=tokens, device=device, bos=bos, engine=engine, kv_cache=kv_cache
+    )
     with no_garbage_collection():
         from quantkit_eval import evaluate as run
         from quantkit_eval import render
@@ -62,6 +73,7 @@ def evaluate(
         device=device,
         bos=bos,  # type: ignore[arg-type]
         engine=engine,
+        kv_cache=kv_cache,
         trust_remote_code=trust_remote_code,
         progress=mode,
     )

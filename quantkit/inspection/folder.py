@@ -43,7 +43,7 @@ def inspect_checkpoint(path: str | Path) -> dict[str, Any]:
         except UserError as error:
             note = str(error)
     modules = {} if folder is None else {name: _module(folder, name) for name in folder.schemes}
-    cache = None if folder is None else folder.kv or folder.own_cache
+    cache = None if folder is None else folder.cache
 
     rest = [name for name in tensors if _owner(name) not in modules or name.endswith(".bias")]
     weights = sum(prod(module["shape"]) for module in modules.values())

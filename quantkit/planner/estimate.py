@@ -28,8 +28,8 @@ from quantkit.quantization.early_checks import check_plan, check_planned
 from quantkit.quantization.engine_check import check_engine
 from quantkit.quantization.gguf_checks import check_gguf
 from quantkit.quantization.gguf_importance import recipe_imatrix, run_importance
-from quantkit.quantization.gguf_keys import check_planned_tokenizer
-from quantkit.quantization.targets import kv_spec
+from quantkit.quantization.gguf_keys import check_planned_tokenizer, gguf_remarks
+from quantkit.quantization.targets import cache_spec
 from quantkit.recipe import load as recipes
 from quantkit.recipe.recipe import Recipe
 from quantkit.report.plan import Plan
@@ -95,8 +95,11 @@ def estimate(
     text = calibration_size(recipe, inventory)
     check_text(recipe, inventory, config_folder, trust_remote_code)
     jobs, found = resolved(recipe, inventory, gguf)
+    remarks: list[str] = []
     if gguf is not None:
-        run_importance(recipe_imatrix(recipe), gguf, found.linears)
+        given = recipe_imatrix(recipe)
+        importance = run_importance(given, gguf, found.linears)
+        remarks = gguf_remarks(gguf, config, inventory.tensors, given, importance)
     planned = planned_targets(recipe, inventory, found)
     warnings = check_engine(recipe, planned, inventory.tensors, config)
     machine = machine or measure(target)
@@ -108,7 +111,7 @@ def estimate(
     disk = int(size + needed.spilled)
     weights = sum(job.matrix.numel for job in jobs)
     stages = seconds(recipe, inventory, jobs, machine, _per_weight(jobs), inventory.stored + size, text)
-    kv = kv_spec(recipe.kv_cache)
+    kv = cache_spec(recipe.kv_cache)
     problems = []
     if needed.peak > machine.free_memory:
         problems.append(f"memory: needs about {needed.peak / GB:.1f} GB, {machine.free_memory / GB:.1f} GB are free")
@@ -138,7 +141,7 @@ def estimate(
         machine=f"{machine.cores} cores, {machine.flops / 1e9:.0f} GFLOP/s, {machine.disk_rate / 1e9:.2f} GB/s",
         problems=tuple(problems),
         advice=tuple(advice(recipe, inventory, machine, target)) if problems else (),
-        warnings=(*warnings, *found.notes),
+        warnings=(*warnings, *remarks, *found.notes),
     )
 
 

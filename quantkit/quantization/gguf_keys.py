@@ -10,6 +10,8 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.gguf.imatrix import Imatrix, used_keys
 from quantkit.formats.gguf.metadata import origin
 from quantkit.formats.gguf.mixes import file_type, file_type_of
+from quantkit.formats.gguf.model_name import name_remarks
+from quantkit.formats.gguf.remarks import file_remarks
 from quantkit.formats.gguf.tokenizer import check_tokenizer, tokenizer_metadata
 from quantkit.quantization.gguf_importance import Importance, importance_remarks
 from quantkit.quantization.gguf_layout import GgufPlan, Tensors, plan_before
@@ -18,14 +20,15 @@ from quantkit.report.records import CalibrationRecord
 
 
 def tokenizer_keys(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, KeyValue]:
-    """The keys of the checkpoint's tokenizer; none for a recipe that makes no GGUF.
+    """The keys of the checkpoint's tokenizer, and the model's name; none for a recipe that makes no GGUF.
 
     UserError where llama.cpp has no such tokenizer: asked before any work.
     """
     if recipe.gguf is None:
         return {}
     plan = plan_before(recipe, checkpoint.config, checkpoint.tensors)
-    return tokenizer_metadata(checkpoint.folder, plan.vocabulary, pre=recipe.gguf.pre)
+    name = plan.metadata["general.name"][1]
+    return tokenizer_metadata(checkpoint.folder, plan.vocabulary, pre=recipe.gguf.pre, name=name)
 
 
 def check_planned_tokenizer(recipe: Recipe, folder: Path, plan: GgufPlan) -> None:
@@ -56,6 +59,13 @@ def gguf_remarks(
     tensors: Tensors,
     imatrix: tuple[Path, Imatrix] | None,
     importance: Importance,
+    tokenizer: Mapping[str, KeyValue] | None = None,
 ) -> list[str]:
-    """What a user should know of the file, for the report. config, tensors: of the model the file is made of."""
-    return [] if imatrix is None else importance_remarks(*imatrix, importance, plan)
+    """What a user should know of the file, for the report.
+
+    config, tensors: of the model the file is made of; tokenizer: its keys where they are known
+    """
+    name = plan.metadata["general.name"]
+    named = name_remarks(name[1], (tokenizer or {}).get("general.name", name)[1])
+    given = [] if imatrix is None else importance_remarks(*imatrix, importance, plan)
+    return file_remarks(config, tensors) + named + given

@@ -132,7 +132,7 @@ def _run(
         dense = [f"{name}.weight" for name, _ in targets.skipped]
         plan = plan.with_dense(dense, stored)
         importance = run_importance(given_imatrix, plan, targets.linears)
-        advice += gguf_remarks(plan, config, stored, given_imatrix, importance)
+        advice += gguf_remarks(plan, config, stored, given_imatrix, importance, tokenizer)
         if isinstance(recipe.gguf.mix, Measured):
             assert tokens is not None, "measured mixes require calibration (validated in the recipe)"
             measured = measured_types(recipe.gguf, plan, streamed, tokens.ids_ST, dense, bar, importance)

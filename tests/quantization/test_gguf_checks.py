@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
+from typer.testing import CliRunner
 
 import quantkit
+from quantkit.checkpoint.gguf_file import read_gguf
+from quantkit.cli.main import app
 from quantkit.formats.gguf import tokenizer, vocabulary
 from quantkit.planner import estimate as planner
 from quantkit.quantization import pipeline
@@ -171,3 +176,39 @@ def test_transformers_loads_the_tokenizer_once_in_a_run(
     assert len(loaded) == 1
     tokenizer.check_tokenizer(model, 4096)
     assert len(loaded) == 1
+
+
+def test_what_the_file_lacks_is_said_by_every_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sliding window that llama.cpp does not compute, tensors without a place: in plan, in the reports, on screen."""
+    model = tiny("mistral-window", tmp_path / "model", monkeypatch)
+    tensors = load_file(model / "model.safetensors")
+    extra = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(2)}
+    save_file(tensors | extra, model / "model.safetensors", {"format": "pt"})
+    recipe = {"gguf": "q4_0", "calibration": None}
+    window = "llama.cpp computes no sliding window for llama: the file's context is the window, 256 tokens, not 512"
+    lost = "not in the file: model.layers.0.self_attn.rotary_emb.inv_freq and 1 more: computed from config.json"
+    assert {window, lost} <= set(quantkit.plan(model, recipe).warnings)
+    report = quantkit.quantize(model, recipe, tmp_path / "out", device="cpu", progress=False)
+    assert {window, lost} <= set(report.warnings)
+    assert {window, lost} <= set(quantkit.convert(model, tmp_path / "f.gguf", requantize="q8_0").notes)
+    file = tmp_path / "recipe.yaml"
+    file.write_text("gguf: q8_0\n")
+    for arguments in (
+        ["quantize", str(model), "-r", str(file), "-o", str(tmp_path / "other")],
+        ["convert", str(model), str(tmp_path / "g.gguf"), "--requantize", "q8_0"],
+        ["plan", str(model), "-r", str(file)],
+    ):
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "400"})
+        assert window in " ".join(result.output.split()), (arguments, result.output)
+
+
+def test_a_name_that_llama_cpp_would_take_for_phi3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By quantize and convert: llama.cpp would not load the file by the folder's name. The report says so."""
+    model = tiny("llama", tmp_path / "tiny-Phi-3", monkeypatch)
+    report = quantkit.quantize(
+        model, {"gguf": "q4_0", "calibration": None}, tmp_path / "o", device="cpu", progress=False
+    )
+    notes = quantkit.convert(model, tmp_path / "f.gguf", requantize="q8_0").notes
+    for path, said in ((tmp_path / "o/model.gguf", report.warnings), (tmp_path / "f.gguf", notes)):
+        assert read_gguf(path).metadata["general.name"] == "tiny-Phi_3"
+        assert any(line.startswith("general.name is 'tiny-Phi_3': by 'tiny-Phi-3', llama.cpp would") for line in said)

@@ -19,6 +19,7 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
+SPECIAL = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)  # looked for before a text is cut
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 

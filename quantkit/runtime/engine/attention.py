@@ -89,7 +89,10 @@ def paged_attention(
     softcap: scores are cap * tanh(scores / cap); s_aux: [Hq] logits of a sink that takes attention and gives nothing
     """
     if step is None:
-        raise RuntimeError("a model of the paged engine was called without a step")
+        raise UserError(
+            f"{type(module).__name__} got no step of the paged engine: its model is in an engine's hands, or does not "
+            "hand keywords through to its attention\nhint: quantkit.load(...).generate(...) runs it"
+        )
     layer: int = module.layer_idx  # type: ignore[assignment]
     if isinstance(step, Probe):
         if key.shape != value.shape or position_bias is not None:
