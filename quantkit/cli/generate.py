@@ -21,7 +21,8 @@ Kv = Annotated[
         "--kv-cache",
         "--kv",
         metavar="NAME|keys=NAME,values=NAME",
-        help="Keep the cache as int8, int4, fp8 or auto (as computed), or keys=int8,values=int4; as the model says.",
+        help="Keep the cache as int8, int4-asym-g32, fp8, none (as computed), or keys=int8,values=int4; else as the "
+        "model says.",
     ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as the model's config says.")]
@@ -75,7 +76,9 @@ def generate(
         max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, seed=seed,
     )  # fmt: skip
     _check_input(prompt, file, chat, as_json)
-    check_engine_options(model, device=device, dtype=dtype, draft=draft, speculate=speculate, chat=chat)
+    check_engine_options(
+        model, device=device, dtype=dtype, draft=draft, speculate=speculate, kv_cache=kv_cache, chat=chat
+    )
     text = None if chat and prompt is None and file is None else _prompt(prompt, file)
     with no_garbage_collection():
         from quantkit.runtime.engine.llm import LLM

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from quantkit.cache_spec import cache_named
 from quantkit.checkpoint.gguf_path import open_found
 from quantkit.checkpoint.header import read_json
 from quantkit.checkpoint.hub import locate_model
@@ -24,6 +25,7 @@ def check_engine_options(
     dtype: str = "auto",
     draft: str | None = None,
     speculate: str | None = None,
+    kv_cache: str | None = None,
     chat: bool = False,
 ) -> None:
     """UserError for what names, paths and JSON files show to be wrong.
@@ -37,6 +39,8 @@ def check_engine_options(
         raise unknown("speculation", speculate, SPECULATIONS)
     if speculate is not None and draft is not None:
         raise UserError("--speculate and --draft are both given\nhint: guesses come from one of them")
+    if kv_cache not in (None, "auto"):
+        cache_named(kv_cache)
     names = [model] if draft is None else [model, draft]
     for name in [name for name in names if not _check_here(name, chat and name is model)]:
         _check_folder(name, locate_model(name), chat and name is model)

@@ -243,6 +243,8 @@ def test_options_are_frozen() -> None:
                 "--device",
                 "--engine",
                 "--json",
+                "--kv",
+                "--kv-cache",
                 "--progress",
                 "--quiet",
                 "--ref",
