@@ -10,6 +10,7 @@ from torch import nn
 
 from quantkit.runtime.engine.llm import LLM
 from quantkit.runtime.engine.speculation import DraftModel
+from quantkit.runtime.quant_linear import QuantLinear
 
 SIDE = 1024  # of the square matrices whose product is the peak
 COPIED = 128 << 20  # bytes
@@ -93,16 +94,18 @@ def _matrices(model: nn.Module) -> tuple[float, float, int]:
     experts = next((getattr(config, name) for name in EXPERTS if getattr(config, name, None)), 1)
     share = (getattr(config, "num_experts_per_tok", None) or experts) / experts
     for module in model.modules():
-        own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-        shape = getattr(module, "in_features", None), getattr(module, "out_features", None)
         if isinstance(module, nn.Embedding):
             continue
-        if None not in shape:
-            count = float(math.prod(shape))  # type: ignore[arg-type]
+        if isinstance(module, QuantLinear):
+            shape = module.out_features, module.in_features
+            layout = module.format.layout(shape, module.scheme, torch.float16)
+            count, size = math.prod(shape), sum(d.itemsize * math.prod(dims) for d, dims in layout.values())
         else:
-            count = sum(p.numel() * (share if p.dim() == 3 else 1) for p in module.parameters(False) if p.dim() > 1)
+            own = [param for param in module.parameters(recurse=False) if param.dim() > 1]
+            count = sum(param.numel() * (share if param.dim() == 3 else 1) for param in own)
+            size = sum(param.nbytes for param in own)
         flops[module is output] += 2 * count
-        weights += sum(tensor.nbytes for tensor in own.values()) if count else 0
+        weights += size
     return flops[0], flops[1], weights
 
 

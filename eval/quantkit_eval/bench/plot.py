@@ -25,7 +25,7 @@ def write_plot(result: Benchmark, path: Path) -> None:
             lines[name] = speeds
         text = svg(f"{result.model}: tokens a second", "sequences at a time", "tokens/s", lines)
     else:
-        only = result.scenarios[0]
+        only = next(iter(result.scenarios))
         lines = {"engine": _ended([sample.requests for sample in only.samples])}
         lines |= {compared.name: _ended([compared.sample.requests]) for compared in only.baselines}
         text = svg(f"{result.model}: requests ended", "seconds from arrival", "share of requests", lines)

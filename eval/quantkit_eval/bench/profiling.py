@@ -25,8 +25,7 @@ OTHER, OUTSIDE = "other operators", "outside torch's operators: Python, and kern
 
 def kind_of(name: str) -> str:
     """The kind of an operator by its name, like aten::addmm."""
-    short = name.rpartition("::")[2].lower()
-    return next((kind for kind, parts in KINDS.items() if any(part in short for part in parts)), OTHER)
+    return next((kind for kind, parts in KINDS.items() if any(part in name.lower() for part in parts)), OTHER)
 
 
 def by_kind(operators: Iterable[tuple[str, float]], total: float) -> tuple[KindOfWork, ...]:

@@ -41,7 +41,8 @@ def _speeds(result: Benchmark, scenario: Measured) -> Table:
     s = scenario.scenario
     rate = result.options.get("rate")
     arrivals = "" if rate is None else f", {rate:g} a second"
-    title = f"{result.model}: {s.requests} requests{arrivals}, {s.input} tokens in, {s.output} out"
+    many = "" if s.requests == 1 else "s"
+    title = f"{result.model}: {s.requests} request{many}{arrivals}, {s.input} tokens in, {s.output} out"
     table = Table(title=escape(title), title_justify="left")
     table.add_column("", overflow="fold")
     for column in ("tokens/s", "engine over it", "same outputs"):
@@ -87,4 +88,7 @@ def _regime(phase: str, found: Regime) -> str:
         return f"{phase}: no step of it"
     shares = ", ".join(f"{share} {getattr(found, share):.0%}" for share in SHARES)
     milliseconds = found.seconds / found.steps * 1e3
-    return f"{phase}: limited by {found.name} ({shares}; {found.steps} steps of {milliseconds:.2f} ms)"
+    return (
+        f"{phase}: {found.tokens / found.seconds:.0f} tokens/s, {found.steps} steps of {milliseconds:.2f} ms, "
+        f"limited by {found.name} ({shares})"
+    )
