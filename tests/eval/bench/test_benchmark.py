@@ -110,7 +110,7 @@ def test_kinds_of_work() -> None:
     kinds = {
         "aten::addmm": "products", "aten::scaled_dot_product_attention": "attention", "aten::_softmax": "attention",
         "aten::index_copy_": "cache and copies", "aten::mul": "elementwise", "aten::argmax": "choice of tokens",
-        "aten::view": OTHER, "quantkit::w4a16": "products",
+        "aten::view": OTHER, "quantkit::linear": "products",
     }  # fmt: skip
     for name, kind in kinds.items():
         assert kind_of(name) == kind, name
