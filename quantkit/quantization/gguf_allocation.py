@@ -20,7 +20,7 @@ from quantkit.errors import UserError
 from quantkit.formats.gguf.mixes import bytes_of
 from quantkit.ggml_types import GGML_TYPES, QUANTIZED
 from quantkit.model.meta_model import find_blocks
-from quantkit.quantization.gguf_weights import Parts, WeightPart, sampled_error, with_rounded
+from quantkit.quantization.gguf_weights import Parts, Rounding, sampled_error, with_rounded
 from quantkit.quantization.knapsack import allocate
 from quantkit.quantization.output_divergence import OutputDivergence
 
@@ -82,6 +82,7 @@ def allocated_types(
     importance: Importance,
     fixed: Types,
     named: Mapping[str, Types],
+    left: Mapping[str, float] | None = None,
     bits_per_weight: float | None = None,
     size: int | None = None,
 ) -> Allocation:
@@ -92,6 +93,7 @@ def allocated_types(
     importance  E[x^2] of what each tensor's matrices read; tensors that are not in it count their columns alike
     fixed       tensors that are not free, with their types: vectors, norms and what the user has named
     named       llama.cpp's mixes with their types
+    left        of tensors whose codes are chosen better than by rounding: the share of its squared error that is left
     size        of all tensors in bytes, or else bits_per_weight: of all tensors together
     UserError where the types of least bytes are larger than that.
     """
@@ -100,26 +102,39 @@ def allocated_types(
     candidates = {name: _candidates(shape) for name, shape in shapes.items() if name not in fixed}
     check_budget(shapes, fixed, budget)
     meter = OutputDivergence(model, ids_ST)
-    harms = measure_harms(meter, parts, candidates, importance, 8 * budget / weights)
+    left = left or {}
+    harms = measure_harms(meter, parts, candidates, importance, 8 * budget / weights, left)
     table = HarmTable(shapes, fixed, harms)
-    trial = Trial(meter, parts, importance)
+    trial = Trial(meter, parts, importance, left)
     meter.rewind()
     return _verified(table, trial, named, budget)
 
 
 def measure_harms(
-    meter: OutputDivergence, parts: Parts, candidates: Mapping[str, Sequence[str]], importance: Importance, bits: float
+    meter: OutputDivergence,
+    parts: Parts,
+    candidates: Mapping[str, Sequence[str]],
+    importance: Importance,
+    bits: float,
+    left: Mapping[str, float] | None = None,
 ) -> Harms:
     """The KL of the model's output, in nats per token, with one tensor alone rounded to each of its candidate types.
 
-    bits: about what weights will have; the two types that are measured lie below and above. The meter ends at the last
-    block, the model as it was.
+    bits: about what weights will have; the two types that are measured lie below and above. left: as in
+    allocated_types. The meter ends at the last block, the model as it was.
     """
     model, harms = meter.model, {}
     path, blocks = find_blocks(model)
     for names in _by_block(parts, candidates, path, len(blocks)):
         for name in names:
-            harms[name] = _tensor_harms(meter, parts[name], candidates[name], importance.get(name), bits)
+            harms[name] = _tensor_harms(
+                meter,
+                [
+                    Rounding(parts[name], type_, importance.get(name), (left or {}).get(name, 1.0))
+                    for type_ in candidates[name]
+                ],
+                bits,
+            )
         if meter.block < len(blocks):
             meter.advance()
     return {name: harms[name] for name in candidates}
@@ -135,15 +150,15 @@ def _by_block(parts: Parts, names: Iterable[str], path: str, blocks: int) -> lis
     return found
 
 
-def _tensor_harms(
-    meter: OutputDivergence, parts: Sequence[WeightPart], types: Sequence[str], importance: Tensor | None, bits: float
-) -> dict[str, float]:
-    errors = {type_: sampled_error(meter.model, parts, type_, importance) for type_ in types}
+def _tensor_harms(meter: OutputDivergence, choices: Sequence[Rounding], bits: float) -> dict[str, float]:
+    """The harm of one tensor in each of the types it may have."""
+    model, by_type = meter.model, {choice.type: choice for choice in choices}
+    errors = {type_: sampled_error(model, one.parts, type_, one.importance) for type_, one in by_type.items()}
     found: dict[str, float] = {}
-    for type_ in _two(types, bits):
-        with with_rounded(meter.model, [(parts, type_, importance)]):
+    for type_ in _two([*by_type], bits):
+        with with_rounded(model, [by_type[type_]]):
             found[type_] = meter.measure()
-    return {type_: found.get(type_, _scaled(errors, found, type_)) for type_ in types}
+    return {type_: found.get(type_, _scaled(errors, found, type_)) for type_ in by_type}
 
 
 def _two(types: Sequence[str], bits: float) -> list[str]:
@@ -201,11 +216,14 @@ class Trial:
     meter: OutputDivergence
     parts: Parts
     importance: Importance
+    left: Mapping[str, float]
 
     def divergence(self, types: Types) -> float:
         """Nats per token from the model as it is."""
         tensors = (
-            (self.parts[name], type_, self.importance.get(name)) for name, type_ in types.items() if type_ != "F32"
+            Rounding(self.parts[name], type_, self.importance.get(name), self.left.get(name, 1.0))
+            for name, type_ in types.items()
+            if type_ != "F32"
         )
         with with_rounded(self.meter.model, tensors):
             return self.meter.measure()

@@ -3,6 +3,7 @@
 Shapes: N = rows, K = columns of a matrix.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,20 @@ class WeightPart:
 
 
 Parts = Mapping[str, Sequence[WeightPart]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """A tensor and what is done to it.
+
+    importance  E[x^2] of what its matrices read, float32 [matrices, K]; None counts columns alike
+    left        the share of rounding's squared error that a better choice of codes leaves; 1: it is rounded
+    """
+
+    parts: Sequence[WeightPart]
+    type: str
+    importance: Tensor | None = None
+    left: float = 1.0
 
 
 def model_parts(
@@ -83,16 +98,14 @@ def _matrices(
 
 
 @contextmanager
-def with_rounded(
-    model: nn.Module, tensors: Iterable[tuple[Sequence[WeightPart], str, Tensor | None]]
-) -> Iterator[None]:
-    """Inside, these tensors hold what their types can."""
+def with_rounded(model: nn.Module, tensors: Iterable[Rounding]) -> Iterator[None]:
+    """Inside, these tensors hold what their types can, or something nearer to the original."""
     kept: list[tuple[Tensor, Tensor]] = []
     try:
-        for parts, type_, importance in tensors:
-            for w_NK, e_K in _matrices(model, parts, importance):
+        for tensor in tensors:
+            for w_NK, e_K in _matrices(model, tensor.parts, tensor.importance):
                 kept.append((w_NK, w_NK.clone()))
-                w_NK.copy_(rounded(w_NK, type_, e_K))
+                w_NK.lerp_(rounded(w_NK, tensor.type, e_K).to(w_NK.dtype), math.sqrt(tensor.left))
         yield
     finally:
         for w_NK, original_NK in reversed(kept):

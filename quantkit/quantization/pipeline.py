@@ -130,7 +130,8 @@ def _run(
         plan = plan.with_dense(dense, stored)
         if isinstance(recipe.gguf.mix, Measured):
             assert tokens is not None, "measured mixes require calibration (validated in the recipe)"
-            measured = measured_types(recipe.gguf, plan, streamed, tokens.ids_ST, dense, bar)
+            gptq = recipe.weights.algorithm == "gptq"
+            measured = measured_types(recipe.gguf, plan, streamed, tokens.ids_ST, dense, bar, gptq=gptq)
             plan = plan.with_types(measured.types)
             targets = resolve_targets(recipe, graphs, streamed, extra, candidate_types(plan))
     key = run_key(recipe, checkpoint, None if tokens is None else tokens.ids_ST, streamed.device)
