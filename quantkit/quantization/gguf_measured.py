@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from quantkit.algorithms.gptq import factor, share_left
 from quantkit.errors import UserError
 from quantkit.formats.gguf.mixes import given_types, tensor_types
 from quantkit.model.streamed_model import StreamedModel, read_param, set_param
 from quantkit.progress import Progress
+from quantkit.quantization.calibration.statistics import Statistic
 from quantkit.quantization.gguf_allocation import Allocation, allocated_types, byte_budget, check_budget
 from quantkit.quantization.gguf_layout import GgufPlan
 from quantkit.quantization.gguf_weights import model_parts
@@ -18,9 +20,6 @@ from quantkit.quantization.imatrix import gather
 from quantkit.recipe.gguf import MIXES, Gguf, Measured
 
 TOKENS = 4096  # whose output is compared
-# The share of rounding's squared error that GPTQ with the re-fit leaves: of the output errors of all k-quants of the
-# bundled model .37 to .52, of ffn_down .64 to .78; of the KL of whole models a fifth less than of the errors.
-GPTQ_LEAVES, GPTQ_LEAVES_DOWN = 0.35, 0.55
 KEPT_BYTES = 2 << 30  # of their log-probabilities: fewer tokens for a large vocabulary
 
 
@@ -52,7 +51,9 @@ def measured_types(
     vocabulary, seq_len = streamed.model.config.get_text_config().vocab_size, ids_ST.shape[1]
     few_ST = ids_ST[: max(1, min(TOKENS, KEPT_BYTES // (4 * vocabulary)) // seq_len)]
     bar.stage(f"measuring what each tensor's type does to the output on {few_ST.numel():,} tokens")
-    entries = gather(streamed, few_ST, plan.places, Progress(False))
+    left = _Left()
+    text_ST = ids_ST if gptq else few_ST  # what GPTQ gains depends on how many tokens it knows
+    entries = gather(streamed, text_ST, plan.places, Progress(False), left.observe if gptq else None)
     model = whole_model(streamed)
     first: dict[int, str] = {}  # of the names of a tied parameter
     names = {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
@@ -66,14 +67,27 @@ def measured_types(
         importance={name: torch.from_numpy(entry.importance()) for name, entry in entries.items()},
         fixed=fixed,
         named={mix: named_types(mix, plan, section) | fixed for mix in MIXES},
-        left={name: _left(name) for name in plan.shapes if name.startswith("blk.")} if gptq else {},
+        left=left.means(),
         bits_per_weight=section.mix.bits_per_weight,
         size=section.mix.size,
     )
 
 
-def _left(name: str) -> float:
-    return GPTQ_LEAVES_DOWN if "ffn_down" in name else GPTQ_LEAVES
+class _Left:
+    """What GPTQ leaves of the squared errors of rounding, by GGUF tensor: a mean over its matrices."""
+
+    def __init__(self) -> None:
+        self.shares: dict[str, list[float]] = {}
+        self._last: tuple[Statistic, float] | None = None  # linears that share an input share its Hessian
+
+    def observe(self, name: str, statistic: Statistic) -> None:
+        if self._last is None or self._last[0] is not statistic:
+            assert statistic.hessian_KK is not None
+            self._last = statistic, share_left(factor(statistic.hessian_KK, tokens=statistic.count))
+        self.shares.setdefault(name, []).append(self._last[1])
+
+    def means(self) -> dict[str, float]:
+        return {name: sum(shares) / len(shares) for name, shares in self.shares.items()}
 
 
 def named_types(mix: str, plan: GgufPlan, section: Gguf) -> dict[str, str]:
