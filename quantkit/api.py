@@ -276,7 +276,7 @@ def convert(
     output      a new folder, or a new file NAME.gguf
     format      compressed-tensors, awq, gptq, gptq_v2, fp8, fp8_tensor or modelopt; gguf, or None, for NAME.gguf
     requantize  let scales be rounded to numbers that the format can hold; the report says how far. For GGUF the name
-                of a mix or of F32, F16 or BF16: all weights are decoded and rounded anew (True: the mix of about as
+                of a mix or of F32, F16 or BF16: all weights are decoded and rounded again (True: the mix of about as
                 many bits as the folder has). Without it int4 and int8 in symmetric groups of 32, MXFP4 and NVFP4 keep
                 their codes, and dense tensors their dtype; a folder that is not quantized is dense
     token_embedding, output_type  GGUF types of the embedding table and of the head; None: as stored

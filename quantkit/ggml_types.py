@@ -66,6 +66,9 @@ TYPE_NAMES = {type_.number: name for name, type_ in GGML_TYPES.items()}
 # What quantkit can choose codes for; F16, BF16 and F32 are written too, MXFP4 and NVFP4 only carried over.
 QUANTIZED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 
+STORED = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}  # type of a dense tensor by safetensors' dtype
+SHORT_MIXES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's own short names
+
 FILE_TYPES: dict[str, int] = {  # general.file_type by the name of the mix
     "F32": 0,
     "F16": 1,

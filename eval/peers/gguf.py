@@ -15,6 +15,7 @@ weights instead. Exit code 1 if one of our files is missing or differs.
 import argparse
 import json
 import math
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,11 +28,12 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [*(place for place in sys.path if place != str(HERE)), str(HERE), str(HERE.parent)]
 
 from gguf import GGUFReader  # noqa: E402
-from gguf_files import ROUNDING, Bench, Entry  # noqa: E402
+from gguf_files import Bench, Entry  # noqa: E402
 from llamacpp import LlamaCpp  # noqa: E402
 
 MIXES = ("Q4_K_M", "Q3_K_M", "Q2_K", "Q4_0", "IQ4_XS", "Q6_K")
 BUDGETS = (4.5, 3.5)
+ROUNDING = ("calibration=null", "weights.algorithm=rtn")
 STOCK, OURS, AUTOROUND = "llama-quantize", "quantkit", "AutoRound"
 
 
@@ -164,6 +166,8 @@ def speed(tools: LlamaCpp, work: Path, options: argparse.Namespace) -> int:
     model = work / "random-1B"
     if not (model / "config.json").exists():
         random_model("1B", model)
+        for file in ("tokenizer.json", "tokenizer_config.json"):  # any will do
+            shutil.copy(HERE.parents[1] / "examples" / "tiny-llama" / file, model)
     bench = Bench(model, work, tools, options)
     weights = sum(math.prod(map(int, t.shape)) for t in GGUFReader(bench.original()).tensors)
     print(f"{weights / 1e6:,.0f} M weights, {tools.threads} threads, seconds with reading and writing")

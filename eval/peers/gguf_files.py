@@ -16,7 +16,6 @@ from llamacpp import Divergence, LlamaCpp, ToolError
 from tokenizers import Tokenizer
 
 HERE = Path(__file__).resolve().parent
-ROUNDING = ("calibration=null", "weights.algorithm=rtn")
 SIZE_TOLERANCE = 1e-3
 
 
@@ -62,8 +61,8 @@ class Bench:
 
     def original(self) -> Path:
         """The model's weights as F32 in a GGUF file."""
-        sets = [*ROUNDING, "gguf={mix: q8_0, tensor_types: {'.': f32}, token_embedding: f32, output: f32}"]
-        return self._made("original", lambda path: self.quantkit(path, self.options.recipe, sets))[0]
+        make = lambda path: self._command(["convert", self.model, path, "--requantize", "f32"])  # noqa: E731
+        return self._made("original", make)[0]
 
     def imatrix(self, calibration: Path) -> Path:
         text = self.calibration(calibration)
@@ -98,14 +97,14 @@ class Bench:
         return [f"calibration.data={text}", f"calibration.seq_len={context}", f"calibration.samples={samples}"]
 
     def carried(self, calibration: Path) -> tuple[Path, float]:
-        """The codes of a folder of symmetric int4 in groups of 32, written as Q4_0."""
+        """The codes of a folder of symmetric int4 in groups of 32, written as Q4_0; the embedding rounded to Q6_K."""
 
         def make(path: Path) -> float:
             with tempfile.TemporaryDirectory(dir=self.work) as scratch:
                 folder = Path(scratch) / "folder"
                 sets = [f"--set={item}" for item in self.calibrated(calibration)]
                 command = ["quantize", self.model, "--recipe", "gptq-w4a16-g32", "--output", folder, *sets]
-                return self._command(command) + self._command(["convert", folder, path])
+                return self._command(command) + self._command(["convert", folder, path, "--token-embedding", "q6_k"])
 
         return self._made(f"carried-{calibration.stem}", make)
 

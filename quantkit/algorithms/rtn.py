@@ -8,12 +8,12 @@ from torch import Tensor
 
 from quantkit.algorithms.interface import Evidence, Needs, Quantized
 from quantkit.errors import RunError
-from quantkit.grids import Grid
+from quantkit.grids import BlockGrid, Grid
 from quantkit.grids.dequantize import (
     dequantize,
 )
 from quantkit.grids.integer import CHUNK
-from quantkit.types import QuantizedWeight, TensorSpec
+from quantkit.types import QuantizedWeight, TensorSpec, block_spec
 
 MEASURED = 1 << 22  # elements whose error is measured, about
 LARGEST_BLOCK = 256  # columns of a group whose range can look at its own part of the Hessian
@@ -47,6 +47,11 @@ def rtn(weight_NK: Tensor, grid: Grid, *, importance_K: Tensor | None = None) ->
     if not all(torch.isfinite(t.sum(dtype=torch.float32)) for t in fitted):  # NaN and Inf in the weight reach them
         raise RunError("the weight holds NaN or Inf")
     return grid.weight(grid.encode(weight_NK, fitted), fitted)
+
+
+def round_to_type(weight_NK: Tensor, name: str, importance_K: Tensor | None = None) -> QuantizedWeight:
+    """A weight of any float dtype rounded to a quantized GGUF type, by its name; as `rtn` otherwise."""
+    return rtn(weight_NK, BlockGrid(block_spec(name)), importance_K=importance_K)
 
 
 def relative_error(weight_NK: Tensor, q: QuantizedWeight, importance_K: Tensor | None = None) -> float:

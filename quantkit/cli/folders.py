@@ -36,7 +36,7 @@ def convert(
         typer.Option(
             "--requantize",
             metavar="[MIX]",
-            help="Let scales be rounded to the format's numbers; GGUF: round all weights anew onto q4_k_m, f16 ...",
+            help="Let scales be rounded to the format's numbers; GGUF: round all weights again, onto q4_k_m, f16 ...",
         ),
     ] = None,
     token_embedding: Annotated[

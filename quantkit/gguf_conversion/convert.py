@@ -1,4 +1,4 @@
-"""A model folder as a GGUF file: a quantized one with the very same codes and scales, or rounded anew on request.
+"""A model folder as a GGUF file: a quantized one with the very same codes and scales, or rounded again on request.
 
 int4 and int8 in symmetric groups of 32, MXFP4 and NVFP4 have a GGUF type that holds their codes and scales exactly. A
 folder with any other format is refused, unless a mix is named: its weights are then decoded and rounded onto the mix's
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from quantkit.algorithms.rtn import round_to_type
 from quantkit.checkpoint.gguf_writer import GgufLayout, GgufWriter
 from quantkit.checkpoint.journal import Journal, read_key
 from quantkit.checkpoint.output_folder import file_hash, versions
@@ -32,23 +33,24 @@ from quantkit.ggml_types import GGML_TYPES, QUANTIZED
 from quantkit.gguf_conversion.choices import Choices, check_gguf_conversion
 from quantkit.gguf_conversion.source import SourceFolder
 from quantkit.gguf_conversion.types import EMBEDDING, choose_types, file_type, parts_of, remarks
-from quantkit.grids import make_grid
 from quantkit.paths import user_path
 from quantkit.report.conversion_record import ConversionReport, RoundedScales
-from quantkit.types import block_spec
 
 PART = 1 << 22  # elements of a tensor that are rounded, and of a dense one read, at a time
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """The file to be written: what each tensor is made of, its type, its shape, rows first; anew: all is rounded."""
+    """The file to be written: what each tensor is made of, its type, its shape (rows first).
+
+    requantized  whether all of it is rounded again
+    """
 
     source: SourceFolder
     parts: Mapping[str, list[tuple[str, Place]]]
     shapes: Mapping[str, tuple[int, ...]]
     types: Mapping[str, str]
-    anew: bool
+    requantized: bool
 
 
 def convert_to_gguf(source: Path, output: Path, choices: Choices) -> ConversionReport:
@@ -147,7 +149,7 @@ def _carried(file: _File, tensor: str, name: str, place: Place, start: int, writ
     """Put a packed weight at its place, codes and scales as they are, and NVFP4's global scales at theirs.
 
     False, with nothing written, where its type is not the one that holds it. UserError where a scale is not exact in
-    it, unless the folder is rounded anew.
+    it, unless the folder is rounded again.
     """
     scheme = file.source.scheme(name)
     if scheme is None or carried_type(scheme.weights) != file.types[tensor]:
@@ -156,7 +158,7 @@ def _carried(file: _File, tensor: str, name: str, place: Place, start: int, writ
     try:
         bytes_NB = carried_bytes(q)
     except UserError:
-        if file.anew:
+        if file.requantized:
             return False
         raise
     writer.write_at(tensor, start, bytes_NB[_order(place, len(bytes_NB))])
@@ -172,10 +174,7 @@ def _rounded(w_NK: Tensor, type_: str) -> Tensor:
     """The bytes [N, bytes of a row] of weights rounded to a type, every column of the same importance."""
     if type_ not in QUANTIZED:
         return float_bytes(w_NK, type_)
-    grid = make_grid(block_spec(type_), torch.float32, None, signed=True)
-    w_NK = w_NK.float()
-    parameters = grid.fit(w_NK)
-    return pack(grid.weight(grid.encode(w_NK, parameters), parameters))
+    return pack(round_to_type(w_NK, type_))
 
 
 def _order(place: Place, N: int) -> Tensor:
@@ -191,7 +190,7 @@ def _naming(file: _File, name: str) -> Iterator[None]:
     except (UserError, RunError) as error:
         text = str(error) if name in str(error) else f"{file.source.checkpoint.folder}: {name}: {error}"
         if isinstance(error, UserError) and "hint:" not in text and "exact" in text:
-            text += "\nhint: pass --requantize q4_k_m, or another mix, to decode the weights and round them anew"
+            text += "\nhint: pass --requantize q4_k_m, or another mix, to decode the weights and round them again"
         raise type(error)(text) from error
 
 

@@ -10,9 +10,11 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from quantkit.checkpoint.gguf_writer import KeyValue
 from quantkit.checkpoint.quantization_config import quantization_config, quantized_tensor, without_quantization
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
+from quantkit.formats.gguf.metadata import origin
 from quantkit.formats.quantized_folder import QuantizedFolder
 from quantkit.grids.dequantize import dequantize
 from quantkit.model.streamed_model import check_finite
@@ -60,18 +62,15 @@ class SourceFolder:
         """Scheme of each quantized module."""
         return {} if self.quantized is None else self.quantized.schemes
 
-    def made_by(self) -> dict[str, tuple[str, str]]:
-        """Keys that tell how a folder of ours was made: its recipe and its calibration, without places, as JSON."""
+    def made_by(self) -> dict[str, KeyValue]:
+        """The keys `origin` makes of a folder's report; none where the folder is not ours, or was converted."""
         try:
             report = json.loads((self.checkpoint.folder / REPORT).read_text(encoding="utf-8"))
             recipe, calibration = report["recipe"], report.get("calibration")
             settings = {key: value for key, value in recipe.items() if key not in ("model", "calibration")}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # another tool's, or converted
             return {}
-        found = {"quantkit.recipe": ("string", json.dumps(settings, sort_keys=True))}
-        if calibration is not None:
-            found["quantkit.calibration"] = ("string", json.dumps(calibration, sort_keys=True))
-        return found
+        return origin(settings, calibration)
 
     def scheme(self, name: str) -> Scheme | None:
         """The scheme of a plain tensor that is stored packed; None for any other."""

@@ -7,13 +7,12 @@ from quantkit.errors import UserError
 from quantkit.formats.gguf.carry_over import carried_type
 from quantkit.formats.gguf.mixes import bytes_of, file_type_of, fitting_type, quantizable, tensor_types
 from quantkit.formats.gguf.tensor_names import Place
-from quantkit.ggml_types import FILE_TYPES, GGML_TYPES
+from quantkit.ggml_types import FILE_TYPES, GGML_TYPES, STORED
 from quantkit.gguf_conversion.choices import Choices
 from quantkit.gguf_conversion.source import SourceFolder
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-STORED = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}  # GGUF type of a dense tensor's dtype
-ROUND = "hint: pass --requantize q4_k_m, or another mix, to decode the weights and round them anew"
+ROUND = "hint: pass --requantize q4_k_m, or another mix, to decode the weights and round them again"
 CARRIED = "int4 and int8 in symmetric groups of 32, MXFP4 and NVFP4"
 
 Parts = Mapping[str, list[tuple[str, Place]]]  # GGUF tensor -> the checkpoint's tensors that make it

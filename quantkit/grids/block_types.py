@@ -158,7 +158,10 @@ def spread(t_NS: Tensor, span: int) -> Tensor:
 
 
 def decode_blocks(codes_NK: Tensor, parameters: BlockParameters, type_: BlockType) -> Tensor:
-    """The weights [N, K] (float32) of codes (uint8) [N, K]: equal to the last bit to what readers compute."""
+    """The weights [N, K] (float32) of codes (uint8) [N, K]: equal to the last bit to what readers compute.
+
+    d and offset are float16 numbers already, or what a damaged file has in their place: its Inf stays one.
+    """
     N, K = codes_NK.shape
     scale_NS, offset_NS = sub_blocks(parameters, type_)
     shape = (N, K // type_.span, type_.span)
@@ -170,10 +173,8 @@ def decode_blocks(codes_NK: Tensor, parameters: BlockParameters, type_: BlockTyp
     return (value_NSg.sub_(offset_NS[..., None]) if type_.sub_offset else value_NSg).reshape(N, K)
 
 
-def sub_blocks(parameters: BlockParameters, type_: BlockType, *, stored: bool = True) -> tuple[Tensor, Tensor]:
-    """Scale and offset [N, S] (float32) of every sub-block; `stored`: with d and offset rounded to float16."""
+def sub_blocks(parameters: BlockParameters, type_: BlockType) -> tuple[Tensor, Tensor]:
+    """Scale and offset [N, S] (float32) of every sub-block."""
     scale_NG, offset_NG, sub_scale_NS, sub_offset_NS = parameters
-    if stored:
-        scale_NG, offset_NG = half(scale_NG), half(offset_NG)
     repeat = type_.columns // type_.span
     return spread(scale_NG, repeat) * sub_scale_NS, spread(offset_NG, repeat) * sub_offset_NS

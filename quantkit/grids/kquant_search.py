@@ -5,7 +5,7 @@ For fixed codes the error is quadratic in a sub-block's scale and offset, so
 1. each sub-block on its own tries a few ranges; the codes of each give the best scale (and offset) in closed form;
 2. the sums of the best make the error of any other scale and offset (with the same codes) a formula: for a few block
    scales d (and d of the offsets) the integers nearest to what the sub-blocks want, and d by least squares again;
-3. with the integers found the codes are chosen anew and 2 is repeated; what has the least error in the end stays.
+3. with the integers found the codes are chosen again and 2 is repeated; what has the least error in the end stays.
 
 Every operation is elementwise or a sum over a leading dimension, in blocks of ALIGNED columns: a block's result is the
 same whatever rows are beside it, on every processor and with any number of threads.

@@ -63,7 +63,7 @@ class BlockGrid:
         """Codes (uint8) [N, K] of the nearest numbers of each block."""
         N, K = w_NK.shape
         codes_NK = torch.empty(N, K, dtype=torch.uint8, device=w_NK.device)
-        scale_NS, offset_NS = sub_blocks(parameters, self.type_, stored=False)
+        scale_NS, offset_NS = sub_blocks(parameters, self.type_)
         inverse_NS = (1 / scale_NS).nan_to_num_(0.0, 0.0, 0.0)
         rows = max(1, CHUNK // K)
         for start in range(0, N, rows):
@@ -76,7 +76,8 @@ class BlockGrid:
 
     def decode(self, codes_NK: Tensor, parameters: BlockParameters) -> Tensor:
         """The numbers [N, K] (float32) that codes stand for."""
-        return decode_blocks(codes_NK, parameters, self.type_)
+        stored = parameters._replace(scale_NG=half(parameters.scale_NG), offset_NG=half(parameters.offset_NG))
+        return decode_blocks(codes_NK, stored, self.type_)
 
     def weight(self, codes_NK: Tensor, parameters: BlockParameters) -> QuantizedWeight:
         """Codes and parameters, d and offset rounded to float16."""

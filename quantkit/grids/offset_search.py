@@ -13,7 +13,7 @@ from quantkit.grids.block_types import TINY, BlockType, inverse, least_of, store
 RANGES = 11  # tried for each sub-block
 WIDEST, NARROWEST = {2: -1.0, 4: -2.5, 5: -3.0}, 1.0  # codes the greatest weight gets beyond the last one, by bits
 BELOW = (0.0, 1.0, 2.0)  # the greatest scale of a block becomes so much less than the greatest integer
-AGAIN, ROUNDS = 1, 1  # of codes chosen anew: with free scales, then with integers
+AGAIN, ROUNDS = 1, 1  # of codes chosen again: with free scales, then with integers
 SINGULAR = 1e-6  # a determinant below this part of its product: all codes (nearly) alike
 
 

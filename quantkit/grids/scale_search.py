@@ -14,7 +14,7 @@ NEAR = {3: (-0.6, 1.8, 7), 4: (-1.5, 1.5, 7), 5: (-3.0, 1.0, 7), 6: (-5.0, 1.0, 
 FAR = {3: (-1.0, 1.0, 4), 4: (-1.5, 1.0, 4), 5: (-2.0, 0.0, 4), 6: (-4.0, 0.0, 4)}
 NEAR_BOOK, FAR_BOOK = (-18.0, 6.0, 7), (-18.0, 0.0, 4)
 TOPS = (0.0, 1.0)  # the same for the integer of the extreme scale of a block, at both ends
-AGAIN, ROUNDS = 1, 1  # of codes chosen anew: with free scales, then with integers
+AGAIN, ROUNDS = 1, 1  # of codes chosen again: with free scales, then with integers
 
 
 def scale_only(

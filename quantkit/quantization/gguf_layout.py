@@ -3,7 +3,6 @@
 Shapes are in numpy's order (rows first), as in the checkpoint.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from quantkit.checkpoint.gguf_writer import GgufLayout, KeyValue
 from quantkit.checkpoint.header import TensorInfo, TensorLayout
 from quantkit.errors import UserError
-from quantkit.formats.gguf.metadata import model_metadata
+from quantkit.formats.gguf.metadata import model_metadata, origin
 from quantkit.formats.gguf.mixes import bytes_of, file_type, file_type_of, size_by_type, tensor_types
 from quantkit.formats.gguf.tensor_names import Place, architecture, extra_tensors, gguf_shapes, places
 from quantkit.formats.gguf.tokenizer import tokenizer_metadata
-from quantkit.ggml_types import QUANTIZED
+from quantkit.ggml_types import QUANTIZED, STORED
 from quantkit.quantization.early_checks import recipe_settings
 from quantkit.recipe.gguf import Gguf
 from quantkit.recipe.recipe import Recipe
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 Tensors = Mapping[str, TensorInfo | TensorLayout]
-STORED = {"F32": "F32", "F16": "F16", "BF16": "BF16"}  # a checkpoint's dtype -> the type that holds it exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +145,6 @@ def file_metadata(
     section = recipe.gguf
     assert section is not None
     number = file_type(section.mix) if isinstance(section.mix, str) else file_type_of(plan.types, plan.shapes)
-    made: dict[str, KeyValue] = {
-        "general.quantization_version": ("u32", 2),
-        "general.file_type": ("u32", number),
-        "quantkit.recipe": ("string", json.dumps(recipe_settings(recipe), sort_keys=True)),
-    }
-    if calibration is not None:
-        made["quantkit.calibration"] = ("string", json.dumps(calibration.to_json(), sort_keys=True))
-    vocabulary = plan.shapes["token_embd.weight"][0]
-    return plan.metadata | tokenizer_metadata(folder, vocabulary, pre=section.pre) | made
+    keys = plan.metadata | tokenizer_metadata(folder, plan.shapes["token_embd.weight"][0], pre=section.pre)
+    made = origin(recipe_settings(recipe), None if calibration is None else calibration.to_json())
+    return keys | {"general.file_type": ("u32", number)} | made

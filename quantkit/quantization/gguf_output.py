@@ -15,14 +15,13 @@ from torch import Tensor
 from quantkit.checkpoint.gguf_writer import GgufWriter, KeyValue
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import RunError
-from quantkit.formats.gguf.block_bytes import unpack
+from quantkit.formats.gguf.block_bytes import FLOATS, unpack
 from quantkit.formats.gguf.tensor_names import Place, row_order
 from quantkit.ggml_types import GGML_TYPES, QUANTIZED
 from quantkit.grids.dequantize import dequantize
 from quantkit.quantization.gguf_layout import GgufPlan
 from quantkit.types import block_spec
 
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CHUNK = 64 << 20  # bytes of a tensor that are copied at a time
 
 

@@ -12,18 +12,16 @@ import torch
 from torch import Tensor
 
 from quantkit.algorithms.rotation import apply_columns
-from quantkit.algorithms.rtn import relative_error, rtn
+from quantkit.algorithms.rtn import relative_error, round_to_type
 from quantkit.errors import RunError
 from quantkit.formats.gguf.block_bytes import pack
 from quantkit.ggml_types import QUANTIZED
-from quantkit.grids import RangeSearch, make_grid
 from quantkit.model.model_ends import Head, head_inputs, head_tensor
 from quantkit.model.streamed_model import StreamedModel, check_finite, release
 from quantkit.quantization.calibration.hidden_states import HiddenStates
 from quantkit.quantization.gguf_output import GgufOutput
 from quantkit.quantization.run_context import RunContext
 from quantkit.report.block_records import LinearRecord
-from quantkit.types import block_spec
 
 HEAD_TOKENS = 8192  # of calibration text that show what the head reads
 CHUNK = 16 << 20  # elements of a table that are quantized at a time
@@ -92,10 +90,10 @@ def _head_importance(run: RunContext, ids_ST: Tensor) -> Tensor | None:
 
 def _write_table(run: RunContext, output: GgufOutput, name: str, importance_H: Tensor | None) -> LinearRecord:
     kind = output.plan.type_of(name)
-    grid, lost, energy = make_grid(block_spec(kind), torch.float32, RangeSearch(), signed=True), 0.0, 0.0
+    lost = energy = 0.0
     for start, rows in _rows(run, name):
         try:
-            q = rtn(rows, grid, importance_K=importance_H)
+            q = round_to_type(rows, kind, importance_H)
         except RunError as error:
             raise RunError(f"{name}: {error}") from error
         output.write_rows(name, start, pack(q))

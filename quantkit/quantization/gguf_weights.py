@@ -8,17 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from quantkit.algorithms.rtn import rtn
+from quantkit.algorithms.rtn import round_to_type
+from quantkit.formats.gguf.block_bytes import FLOATS
 from quantkit.formats.gguf.tensor_names import Place
-from quantkit.grids import RangeSearch, make_grid
 from quantkit.grids.dequantize import dequantize
 from quantkit.model.weight_sources import Index, TensorSlice
-from quantkit.types import block_spec
 
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SAMPLE = 1 << 19  # weights of a tensor whose errors in a type stand for all
 
 
@@ -82,9 +79,7 @@ def rounded(w_NK: Tensor, type_: str, importance_K: Tensor | None) -> Tensor:
     """A weight [N, K] of any float dtype as a GGUF type holds it, float32."""
     if type_ in FLOATS:
         return w_NK.to(FLOATS[type_]).float()
-    return dequantize(
-        rtn(w_NK, make_grid(block_spec(type_), torch.float32, RangeSearch(), signed=True), importance_K=importance_K)
-    )
+    return dequantize(round_to_type(w_NK, type_, importance_K))
 
 
 def _matrices(

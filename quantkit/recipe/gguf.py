@@ -13,13 +13,12 @@ from pydantic import (
     model_validator,
 )
 
-from quantkit.ggml_types import FILE_TYPES, QUANTIZED
+from quantkit.ggml_types import FILE_TYPES, QUANTIZED, SHORT_MIXES
 from quantkit.recipe.algorithms import Strict
 from quantkit.suggestions import nearest
 
 FLOATS = ("F32", "F16", "BF16")
 MIXES = tuple(name for name in FILE_TYPES if name not in (*FLOATS, "MXFP4_MOE", "NVFP4"))
-SHORT = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # as llama-quantize reads them
 TYPES = (*QUANTIZED, *FLOATS)
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 ELSEWHERE = re.compile(r"IQ[1-3]_\w+|TQ\d_\d|IQ\d_\w+|Q\d_\w+|MXFP4\w*|NVFP4|\w+_R[48]")
@@ -30,7 +29,7 @@ def _name(value: Any, known: tuple[str, ...], what: str) -> str:
         raise ValueError(f"must be the name of a {what}")
     wanted = value.upper().replace("-", "_")
     if what == "mix":
-        wanted = SHORT.get(wanted, wanted)
+        wanted = SHORT_MIXES.get(wanted, wanted)
     if wanted in known:
         return wanted
     near = nearest(wanted, known)

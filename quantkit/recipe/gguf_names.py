@@ -3,11 +3,12 @@
 import re
 from collections.abc import Collection
 
-from quantkit.recipe.gguf import MIXES, SHORT
+from quantkit.ggml_types import SHORT_MIXES
+from quantkit.recipe.gguf import MIXES
 from quantkit.suggestions import plain
 
 NEAREST = "gguf-q4_k_m"  # what a setting of the mix is added to
-_MIXES = {plain(name): mix.lower() for name, mix in ({name: name for name in MIXES} | SHORT).items()}
+_MIXES = {plain(name): mix.lower() for name, mix in ({name: name for name in MIXES} | SHORT_MIXES).items()}
 _PREFIX = re.compile(r"gguf[:-]")
 _TYPE = re.compile(r"(?:ud-)?(?:i?q|tq)([1-8])(?:-[0-9a-z]+)*")
 _BITS = re.compile(r"\d+(?:\.\d+)?(?=-?bpw$)")

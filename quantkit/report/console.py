@@ -100,7 +100,7 @@ def render_conversion(report: ConversionReport, console: Console) -> None:
         console.print(note, markup=False)
     rounded = report.rounded
     if report.requantized is not None:
-        console.print(f"all weights rounded anew onto {report.requantized}")
+        console.print(f"all weights rounded again, onto {report.requantized}")
     elif rounded.scales:
         console.print(f"{rounded.scales} scales rounded, by up to {rounded.largest_change:.1e} of their size")
     elif report.modules:
@@ -189,7 +189,7 @@ def _render_gguf(found: dict[str, Any], console: Console) -> None:
     """What a GGUF file holds: types, keys, and what is odd."""
     bits, share = found["bits_per_weight"], 100 * found["bytes"] / max(1, found["bf16_bytes"])
     said = f"GGUF v{found['version']}, {found['mix'] or 'no mix named'}"
-    console.print(f"{found['path']}: {found['architecture']}, {said}", markup=False, highlight=False)
+    console.print(f"{found['path']}: {found['architecture']}, {said}", markup=False, highlight=False, soft_wrap=True)
     size = f"{size_text(found['bytes'])} of tensors, {share:.1f} % of {size_text(found['bf16_bytes'])} in bf16"
     model = "" if bits["model"] is None else f"; {bits['model']:.3f} bits per parameter"
     console.print(f"{size}{model}")

@@ -19,7 +19,7 @@ class ConversionReport:
 
     source_format, format  before and after; schemes: how many modules (of a GGUF file: tensors) each has
     files                  sha256 by name
-    requantized            the mix that all weights were rounded anew onto; None where codes and scales are the same
+    requantized            the mix that all weights were rounded again onto; None where codes and scales are the same
     notes                  what the result does not hold, and what could be smaller
     """
 

@@ -1,4 +1,4 @@
-"""Folders as GGUF files: the same codes and scales, weights rounded anew on request, or one refusal and no file."""
+"""Folders as GGUF files: the same codes and scales, weights rounded again on request, or one refusal and no file."""
 
 import json
 import shutil
@@ -305,7 +305,7 @@ def test_requantize_alone_takes_the_mix_of_as_many_bits(tmp_path: Path, order: s
 
 
 def test_what_has_its_type_already_is_carried_over(tmp_path: Path) -> None:
-    """Rounding anew would choose other scales."""
+    """Rounding again would choose other scales."""
     weights = write(tmp_path / "folder", INT4)
     quantkit.convert(tmp_path / "folder", tmp_path / "out.gguf", requantize="q4_0")
     found = decoded(tmp_path / "out.gguf")["blk.1.attn_v.weight"]

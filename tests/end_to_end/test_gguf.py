@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import quantkit
-from quantkit.quantization.block_quantizer import BlockQuantizer
 from quantkit.report.records import Report
 from tests import gguf_models
 from tests.gguf_models import VARIANTS
+from tests.killed_run import killed_at
 
 SAMPLES, SEQ = 8, 48
-TOKENIZER = Path(__file__).parents[2] / "examples/tiny-llama"
+MODEL = Path(__file__).parents[2] / "examples/tiny-llama"
 GPTQ: dict[str, Any] = {"weights": {"algorithm": {"gptq": {"sweeps": 1}}}}
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
 
@@ -36,7 +36,7 @@ def tiny(variant: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes:
         patch.setitem(gguf_models.VARIANTS, "wanted", config)
         gguf_models.make("wanted", folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((TOKENIZER / name).read_bytes())
+        (folder / name).write_bytes((MODEL / name).read_bytes())
     return folder
 
 
@@ -118,8 +118,17 @@ def test_k_quants_of_wide_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     said = json.loads(bytes(reader.fields["quantkit.recipe"].parts[-1]).decode())
     assert said["gguf"]["mix"] == "Q4_K_M"
     assert "quantkit.calibration" in reader.fields
-    rounded = run(model, tmp_path / "rtn", {"gguf": "q4_k_m"})
-    assert rounded.held_out is not None
+
+
+def test_gptq_is_far_better_than_rounding_on_the_bundled_model(tmp_path: Path) -> None:
+    kl = {}
+    for algorithm in ("gptq", "rtn"):
+        calibration = {"data": str(MODEL / "calibration.txt"), "samples": 32, "seq_len": 128}
+        recipe = {"gguf": "q4_k_m", "weights": {"algorithm": algorithm}, "calibration": calibration}
+        report = quantkit.quantize(MODEL, recipe, tmp_path / algorithm, device="cpu", progress=False)
+        assert report.held_out is not None
+        kl[algorithm] = report.held_out.kl
+    assert kl["gptq"] < 0.6 * kl["rtn"]
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen3_moe"])
@@ -127,17 +136,8 @@ def test_is_the_same_after_a_kill(variant: str, tmp_path: Path, monkeypatch: pyt
     model = tiny(variant, tmp_path / "model", monkeypatch)
     recipe = GPTQ | {"gguf": "q4_k_m"}
     whole = run(model, tmp_path / "whole", recipe)
-    real = BlockQuantizer.quantize_block
-
-    def killed(self: BlockQuantizer, index: int, note: Any) -> Any:
-        if index == 1:
-            raise KeyboardInterrupt
-        return real(self, index, note)
-
-    monkeypatch.setattr(BlockQuantizer, "quantize_block", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(1):
         run(model, tmp_path / "out", recipe)
-    monkeypatch.setattr(BlockQuantizer, "quantize_block", real)
     resumed = run(model, tmp_path / "out", recipe)
     assert resumed.held_out == whole.held_out
     assert resumed.gguf == whole.gguf

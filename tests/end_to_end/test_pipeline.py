@@ -33,11 +33,11 @@ from quantkit.model.streamed_model import (
 )
 from quantkit.model.weight_sources import weight_sources
 from quantkit.quantization import pipeline
-from quantkit.quantization.block_quantizer import BlockQuantizer
 from quantkit.recipe import load as recipe
 from quantkit.report.records import Report
 from quantkit.runtime.load import load
 from quantkit.types import QuantizedWeight, TensorSpec
+from tests.killed_run import killed_at
 from tests.tiny_models import CONFIGS, random_tokens, tiny_model
 
 GROUPS = [["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], ["self_attn.o_proj"]]
@@ -223,38 +223,22 @@ def test_propagating_the_original_ignores_quantized_blocks(llama: Path, ids: Ten
     "recipe_data", [{"transforms": ["awq"]}, {"weights": {"group_size": 16, "algorithm": "gptq"}}], ids=["awq", "gptq"]
 )
 def test_goes_on_where_it_stopped(
-    llama: Path, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, recipe_data: dict[str, Any]
+    llama: Path, ids: Tensor, tmp_path: Path, stop: int, recipe_data: dict[str, Any]
 ) -> None:
     quantize(llama, tmp_path / "whole", ids, **recipe_data)
-    plain = BlockQuantizer.quantize_block
-
-    def dies(self: BlockQuantizer, index: int, note: Any) -> Any:
-        if index == stop:
-            raise KeyboardInterrupt
-        return plain(self, index, note)
-
-    monkeypatch.setattr(BlockQuantizer, "quantize_block", dies)
     if stop < 2:
-        with pytest.raises(KeyboardInterrupt):
+        with killed_at(stop):
             quantize(llama, tmp_path / "out", ids, **recipe_data)
         assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(BlockQuantizer, "quantize_block", plain)
     report = quantize(llama, tmp_path / "out", ids, **recipe_data)
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
     whole = json.loads((tmp_path / "whole" / "quantkit-report.json").read_text())
     assert report.to_json()["linears"] == whole["linears"]
 
 
-def test_refuses_to_go_on_with_another_recipe(
-    llama: Path, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def dies(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BlockQuantizer, "quantize_block", dies)
-        with pytest.raises(KeyboardInterrupt):
-            quantize(llama, tmp_path / "out", ids)
+def test_refuses_to_go_on_with_another_recipe(llama: Path, ids: Tensor, tmp_path: Path) -> None:
+    with killed_at(0):
+        quantize(llama, tmp_path / "out", ids)
     with pytest.raises(UserError, match=r"bits.*--restart|--restart"):
         quantize(llama, tmp_path / "out", ids, weights={"group_size": 16, "bits": 8})
     with pytest.raises(UserError, match="calibration"):

@@ -24,11 +24,11 @@ from quantkit.formats.compressed_tensors import tensors as ct
 from quantkit.grids.activations import fake_quantize
 from quantkit.grids.dequantize import dequantize
 from quantkit.quantization import pipeline
-from quantkit.quantization.block_quantizer import BlockQuantizer
 from quantkit.recipe import load as recipe
 from quantkit.runtime.load import load
 from quantkit.runtime.quant_linear import QuantLinear
 from quantkit.types import PRESETS, ActivationRange, QuantizedWeight
+from tests.killed_run import killed_at
 from tests.tiny_models import random_tokens, tiny_model
 
 FUSED = [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]
@@ -378,29 +378,16 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("case", RUNS)
-def test_again_and_after_a_kill_the_same_bytes(
-    llama: Path, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
+def test_again_and_after_a_kill_the_same_bytes(llama: Path, ids: Tensor, tmp_path: Path, case: str) -> None:
     for name in ("one", "two"):
         quantize(llama, tmp_path / name, ids, **RUNS[case])
     assert digest(tmp_path / "one") == digest(tmp_path / "two")
-    done: list[int] = []
-    plain = BlockQuantizer.quantize_block
-
-    def dies(self: BlockQuantizer, index: int, note: Callable[[str], None]) -> dict[str, Any]:
-        if index == 1 and not done:
-            done.append(index)
-            raise KeyboardInterrupt
-        return plain(self, index, note)
-
-    monkeypatch.setattr(BlockQuantizer, "quantize_block", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(1):
         quantize(llama, tmp_path / "out", ids, **RUNS[case])
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.partial").exists()
     quantize(llama, tmp_path / "out", ids, **RUNS[case])
     assert digest(tmp_path / "out") == digest(tmp_path / "one")
-    assert done == [1]
 
 
 # Refusals: one message, nothing written

@@ -16,9 +16,11 @@ MODEL = ROOT / "examples" / "tiny-llama"
 @pytest.mark.interop
 def test_one_mix_by_both(tmp_path: Path) -> None:
     folder = tool("llama-perplexity").parent
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{calibration: {}, weights: {algorithm: gptq}, gguf: q4_k_m}")
     texts = ["--calibration", MODEL / "calibration.txt", "--evaluation", MODEL / "eval.txt"]
     few = ["--calibration-bytes", 20_000, "--evaluation-bytes", 20_000, "--mixes", "Q4_K_M", "--budgets", ""]
-    output = ["--json", tmp_path / "figures.json", "--work", tmp_path / "work", "--threads", 1]
+    output = ["--json", tmp_path / "figures.json", "--work", tmp_path / "work", "--threads", 1, "--recipe", recipe]
     command = [sys.executable, ROOT / "eval" / "peers" / "gguf.py", "--llamacpp", folder, "--model", MODEL]
     done = subprocess.run([str(part) for part in [*command, *texts, *few, *output]], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 import quantkit
-from quantkit.quantization.block_quantizer import BlockQuantizer
 from quantkit.quantization.held_out import MOST_TOKENS, windows_for
 from quantkit.report.records import HeldOutRecord, Report
+from tests.killed_run import killed_at
 from tests.tiny_models import tiny_model
 
 SAMPLES, SEQ = 8, 48  # few tokens would let one input that rounds the other way show
@@ -83,21 +83,12 @@ def test_unseen_text_does_not_change_the_result(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", [W4, W4 | {"propagate": "original", "kv_cache": "fp8"}, {"scheme": "FP8"}])
-def test_is_the_same_after_a_kill(recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_the_same_after_a_kill(recipe: dict[str, Any], tmp_path: Path) -> None:
     tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "model")
     tokens = torch.randint(3, 90, (SAMPLES + 1, SEQ), generator=torch.Generator().manual_seed(1))
     whole = run(tmp_path / "model", tmp_path / "whole", tokens, recipe)
-    real = BlockQuantizer.quantize_block
-
-    def killed(self: BlockQuantizer, index: int, note: Any) -> Any:
-        if index == 1:
-            raise KeyboardInterrupt
-        return real(self, index, note)
-
-    monkeypatch.setattr(BlockQuantizer, "quantize_block", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(1):
         run(tmp_path / "model", tmp_path / "out", tokens, recipe)
-    monkeypatch.setattr(BlockQuantizer, "quantize_block", real)
     resumed = run(tmp_path / "model", tmp_path / "out", tokens, recipe)
     assert resumed.held_out == whole.held_out
     assert Report.load(tmp_path / "out").held_out == whole.held_out

@@ -1,5 +1,6 @@
 """The keys of a GGUF that describe the model, from its config.json, and a config.json from a file's keys. No torch."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,14 @@ def model_metadata(config: Mapping[str, Any], *, name: str, vocab_size: int) -> 
         "general.quantization_version": ("u32", 2),
     }
     return general | {f"{arch.name}.{key}": value for key, value in keys.items()}
+
+
+def origin(recipe: Mapping[str, Any], calibration: Mapping[str, Any] | None) -> "dict[str, KeyValue]":
+    """Keys that tell how the weights were made: a recipe without places, and what it was calibrated on, as JSON."""
+    found: dict[str, KeyValue] = {"quantkit.recipe": ("string", json.dumps(recipe, sort_keys=True))}
+    if calibration is not None:
+        found["quantkit.calibration"] = ("string", json.dumps(calibration, sort_keys=True))
+    return found
 
 
 def _attention_keys(full: Mapping[str, Any], arch: Architecture) -> "dict[str, KeyValue]":

@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from quantkit.errors import UserError
-from quantkit.ggml_types import FILE_TYPES, GGML_TYPES, QUANTIZED
+from quantkit.ggml_types import FILE_TYPES, GGML_TYPES, QUANTIZED, SHORT_MIXES
 from quantkit.suggestions import nearest
 
 _BASE = {  # the type of the tensors that a mix says nothing else about
@@ -22,7 +22,6 @@ _BASE = {  # the type of the tensors that a mix says nothing else about
     "Q5_K_S": "Q5_K", "Q5_K_M": "Q5_K", "Q6_K": "Q6_K", "IQ4_NL": "IQ4_NL", "IQ4_XS": "IQ4_XS",
 }  # fmt: skip
 MIXES = tuple(_BASE)
-_ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's own short names
 TYPES = (*QUANTIZED, "F16", "BF16", "F32")  # what a tensor can be given by name
 
 # Rows that a block of 256 does not divide have blocks of 32 instead, about as large.
@@ -57,7 +56,7 @@ class _Model:
 
 def mix_name(name: str) -> str:
     """A mix's name in MIXES, from any case and from llama-quantize's short names; UserError where there is none."""
-    upper = _ALIASES.get(name.strip().upper(), name.strip().upper())
+    upper = SHORT_MIXES.get(name.strip().upper(), name.strip().upper())
     if upper in _BASE:
         return upper
     if _NOT_OURS.match(upper):
@@ -87,7 +86,7 @@ def file_type_of(types: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
     for name, type_ in types.items():
         weights[type_] = weights.get(type_, 0) + prod(shapes[name])
     most = max(weights, key=lambda type_: weights[type_])
-    return FILE_TYPES[_ALIASES.get(most, most)]
+    return FILE_TYPES[SHORT_MIXES.get(most, most)]
 
 
 def quantizable(name: str, shape: tuple[int, ...]) -> bool:
