@@ -1,9 +1,11 @@
 """Measured mixes of GGUF: every tensor's type by what it does to the model's output, for a size.
 
-1. The harm of a tensor in a type is the KL of the model's output with that tensor alone rounded to it. Two types of
-   each tensor are measured; the others follow by their weighted errors, to which harm is nearly proportional.
+1. The harm of a tensor in a type is the KL of the model's output with that tensor alone in it: rounded, or where GPTQ
+   will choose its codes as much nearer to the original as GPTQ is expected to come. Two types of each tensor are
+   measured; the others follow by their weighted errors, to which harm is nearly proportional.
 2. Harms are taken to add up; the exact knapsack chooses the types whose bytes fit.
-3. The whole of it is measured, all tensors rounded, and so are the best of llama.cpp's mixes that fit: the best stays.
+3. The whole of it is measured, all tensors in their types, and so are the best of llama.cpp's mixes that fit: the best
+   stays.
 
 Shapes: N = rows, K = columns of a matrix, S = samples, T = tokens of one.
 """
@@ -16,13 +18,15 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from quantkit.checkpoint.gguf_header import ALIGNMENT, align
 from quantkit.errors import UserError
 from quantkit.formats.gguf.mixes import bytes_of
 from quantkit.ggml_types import GGML_TYPES, QUANTIZED
 from quantkit.model.meta_model import find_blocks
-from quantkit.quantization.gguf_weights import Parts, Rounding, sampled_error, with_rounded
+from quantkit.quantization.gguf_weights import TensorParts, sampled_error, with_types
 from quantkit.quantization.knapsack import allocate
 from quantkit.quantization.output_divergence import OutputDivergence
+from quantkit.recipe.gguf import Measured
 
 FREE = (*QUANTIZED, "F16")  # the types a tensor may get
 CHECKED = 2  # of llama.cpp's mixes that fit, by what is expected of them, beside which the choice is measured
@@ -30,7 +34,7 @@ APART = 1.0  # bits per weight between the average wanted and the two types that
 
 Shapes = Mapping[str, tuple[int, ...]]
 Types = Mapping[str, str]
-Importance = Mapping[str, Tensor]  # GGUF name -> E[x^2], float32 [matrices, K]
+Tensors = Mapping[str, TensorParts]
 Harms = dict[str, dict[str, float]]  # GGUF name -> type -> nats per token
 
 
@@ -65,12 +69,9 @@ class Allocation:
         return {"bytes": self.nbytes, "kl": self.divergence, "kl_expected": self.expected, "beside": beside}
 
 
-def byte_budget(shapes: Shapes, bits_per_weight: float | None, size: int | None) -> int:
-    """Bytes that all tensors together may have: of the average over all weights, or as given."""
-    if size is not None:
-        return size
-    assert bits_per_weight is not None
-    return int(bits_per_weight * sum(math.prod(shape) for shape in shapes.values()) / 8)
+def padded_bytes(type_: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a file that a tensor takes up."""
+    return align(bytes_of(type_, shape), ALIGNMENT)
 
 
 def allocated_types(
@@ -78,87 +79,62 @@ def allocated_types(
     ids_ST: Tensor,
     shapes: Shapes,
     *,
-    parts: Parts,
-    importance: Importance,
+    tensors: Tensors,
     fixed: Types,
     named: Mapping[str, Types],
-    left: Mapping[str, float] | None = None,
-    bits_per_weight: float | None = None,
-    size: int | None = None,
+    budget: int,
 ) -> Allocation:
-    """The types for all tensors of `shapes` (GGUF's, rows first) with which the file is at most as large as asked.
+    """The types for all tensors of `shapes` (GGUF's, rows first) that together have at most `budget` bytes in the file.
 
     model       whole in memory, float32 on a CPU; it is as before afterwards
     ids_ST      int64 [S, T]: a few thousand tokens
-    importance  E[x^2] of what each tensor's matrices read; tensors that are not in it count their columns alike
+    tensors     where they lie in the model, by GGUF name
     fixed       tensors that are not free, with their types: vectors, norms and what the user has named
     named       llama.cpp's mixes with their types
-    left        of tensors whose codes are chosen better than by rounding: the share of its squared error that is left
-    size        of all tensors in bytes, or else bits_per_weight: of all tensors together
-    UserError where the types of least bytes are larger than that.
     """
-    budget = byte_budget(shapes, bits_per_weight, size)
     weights = sum(math.prod(shape) for shape in shapes.values())
     candidates = {name: _candidates(shape) for name, shape in shapes.items() if name not in fixed}
-    check_budget(shapes, fixed, budget)
     meter = OutputDivergence(model, ids_ST)
-    left = left or {}
-    harms = measure_harms(meter, parts, candidates, importance, 8 * budget / weights, left)
-    table = HarmTable(shapes, fixed, harms)
-    trial = Trial(meter, parts, importance, left)
+    harms = measure_harms(meter, tensors, candidates, 8 * budget / weights)
     meter.rewind()
-    return _verified(table, trial, named, budget)
+    return _verified(HarmTable(shapes, fixed, harms), Trial(meter, tensors), named, budget)
 
 
 def measure_harms(
-    meter: OutputDivergence,
-    parts: Parts,
-    candidates: Mapping[str, Sequence[str]],
-    importance: Importance,
-    bits: float,
-    left: Mapping[str, float] | None = None,
+    meter: OutputDivergence, tensors: Tensors, candidates: Mapping[str, Sequence[str]], bits: float
 ) -> Harms:
-    """The KL of the model's output, in nats per token, with one tensor alone rounded to each of its candidate types.
+    """The KL of the model's output, in nats per token, with one tensor alone in each of its candidate types.
 
-    bits: about what weights will have; the two types that are measured lie below and above. left: as in
-    allocated_types. The meter ends at the last block, the model as it was.
+    bits: about what weights will have; the two types that are measured lie below and above. The meter ends at the last
+    block, the model as it was.
     """
     model, harms = meter.model, {}
     path, blocks = find_blocks(model)
-    for names in _by_block(parts, candidates, path, len(blocks)):
+    for names in _by_block(tensors, candidates, path, len(blocks)):
         for name in names:
-            harms[name] = _tensor_harms(
-                meter,
-                [
-                    Rounding(parts[name], type_, importance.get(name), (left or {}).get(name, 1.0))
-                    for type_ in candidates[name]
-                ],
-                bits,
-            )
+            harms[name] = _tensor_harms(meter, tensors[name], candidates[name], bits)
         if meter.block < len(blocks):
             meter.advance()
     return {name: harms[name] for name in candidates}
 
 
-def _by_block(parts: Parts, names: Iterable[str], path: str, blocks: int) -> list[list[str]]:
+def _by_block(tensors: Tensors, names: Iterable[str], path: str, blocks: int) -> list[list[str]]:
     """The tensors to measure before each step to the next block: the embedding before the first, the head at last."""
     found: list[list[str]] = [[] for _ in range(blocks + 1)]
     for name in names:
-        first = parts[name][0].parameter
+        first = tensors[name].parts[0].parameter
         number = first.removeprefix(f"{path}.").split(".")[0] if first.startswith(f"{path}.") else ""
         found[int(number) if number else (blocks if name == "output.weight" else 0)].append(name)
     return found
 
 
-def _tensor_harms(meter: OutputDivergence, choices: Sequence[Rounding], bits: float) -> dict[str, float]:
-    """The harm of one tensor in each of the types it may have."""
-    model, by_type = meter.model, {choice.type: choice for choice in choices}
-    errors = {type_: sampled_error(model, one.parts, type_, one.importance) for type_, one in by_type.items()}
+def _tensor_harms(meter: OutputDivergence, tensor: TensorParts, types: Sequence[str], bits: float) -> dict[str, float]:
+    errors = {type_: sampled_error(meter.model, tensor, type_) for type_ in types}
     found: dict[str, float] = {}
-    for type_ in _two([*by_type], bits):
-        with with_rounded(model, [by_type[type_]]):
+    for type_ in _two(types, bits):
+        with with_types(meter.model, [(tensor, type_)]):
             found[type_] = meter.measure()
-    return {type_: found.get(type_, _scaled(errors, found, type_)) for type_ in by_type}
+    return {type_: found.get(type_, _scaled(errors, found, type_)) for type_ in types}
 
 
 def _two(types: Sequence[str], bits: float) -> list[str]:
@@ -188,7 +164,7 @@ class HarmTable:
     harms: Harms
 
     def nbytes(self, types: Types) -> int:
-        return sum(bytes_of(types[name], shape) for name, shape in self.shapes.items())
+        return sum(padded_bytes(types[name], shape) for name, shape in self.shapes.items())
 
     def expected(self, types: Types) -> float:
         """The sum of the harms; of types that were no candidates infinite."""
@@ -206,26 +182,20 @@ class HarmTable:
         return {name: self.fixed[name] if name in self.fixed else chosen[name] for name in self.shapes}
 
     def _bytes(self, name: str, type_: str) -> int:
-        return bytes_of(type_, self.shapes[name])
+        return padded_bytes(type_, self.shapes[name])
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Measures a model with all its tensors rounded."""
+    """Measures a model with all its tensors in their types."""
 
     meter: OutputDivergence
-    parts: Parts
-    importance: Importance
-    left: Mapping[str, float]
+    tensors: Tensors
 
     def divergence(self, types: Types) -> float:
         """Nats per token from the model as it is."""
-        tensors = (
-            Rounding(self.parts[name], type_, self.importance.get(name), self.left.get(name, 1.0))
-            for name, type_ in types.items()
-            if type_ != "F32"
-        )
-        with with_rounded(self.meter.model, tensors):
+        chosen = ((self.tensors[name], type_) for name, type_ in types.items() if type_ != "F32")
+        with with_types(self.meter.model, chosen):
             return self.meter.measure()
 
 
@@ -255,16 +225,23 @@ def _candidates(shape: tuple[int, ...]) -> list[str]:
     return [type_ for type_ in FREE if shape[-1] % GGML_TYPES[type_].columns == 0]
 
 
-def check_budget(shapes: Shapes, fixed: Types, budget: int) -> None:
-    """UserError where the free tensors' smallest types and the fixed ones are larger than `budget` bytes together."""
+def checked_budget(mix: Measured, shapes: Shapes, fixed: Types, headers: int = 0) -> int:
+    """Bytes that the tensors may have together; headers: bytes of the file beside them.
+
+    UserError where the free tensors' smallest types and the fixed ones are larger.
+    """
+    weights = sum(math.prod(shape) for shape in shapes.values())
+    budget = int(mix.bits_per_weight * weights / 8) if mix.size is None else mix.size - headers
     least = sum(
-        min(bytes_of(type_, shape) for type_ in ([fixed[name]] if name in fixed else _candidates(shape)))
+        min(padded_bytes(type_, shape) for type_ in ([fixed[name]] if name in fixed else _candidates(shape)))
         for name, shape in shapes.items()
     )
     if least > budget:
-        weights = sum(math.prod(shape) for shape in shapes.values())
+        beside = f" beside {headers:,} bytes of keys and vocabulary" if mix.size is not None and headers else ""
         raise UserError(
-            f"gguf.mix: {budget:,} bytes ({8 * budget / weights:.3g} bits per weight) are too few for this model: the "
-            f"smallest types that fit its rows need {least:,}\n"
+            f"gguf.mix: {max(0, budget):,} bytes for tensors{beside} are too few for this model: the smallest types that "
+            f"fit its rows need {least:,}\n"
             f"hint: ask for at least {math.ceil(800 * least / weights) / 100:g} bits per weight"
+            + (f", a size of {least + headers:,}" if mix.size is not None else "")
         )
+    return budget

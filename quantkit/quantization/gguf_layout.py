@@ -144,7 +144,12 @@ def file_metadata(
     """All keys of the file: the model's, the tokenizer's in `folder`, and how the file was made."""
     section = recipe.gguf
     assert section is not None
-    number = file_type(section.mix) if isinstance(section.mix, str) else file_type_of(plan.types, plan.shapes)
     keys = plan.metadata | tokenizer_metadata(folder, plan.shapes["token_embd.weight"][0], pre=section.pre)
     made = origin(recipe_settings(recipe), None if calibration is None else calibration.to_json())
-    return keys | {"general.file_type": ("u32", number)} | made
+    return keys | file_type_key(section, plan) | made
+
+
+def file_type_key(section: Gguf, plan: GgufPlan) -> dict[str, KeyValue]:
+    """general.file_type: the mix's, or for measured types the one that most weights have."""
+    number = file_type(section.mix) if isinstance(section.mix, str) else file_type_of(plan.types, plan.shapes)
+    return {"general.file_type": ("u32", number)}

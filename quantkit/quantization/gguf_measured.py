@@ -13,9 +13,9 @@ from quantkit.formats.gguf.mixes import given_types, tensor_types
 from quantkit.model.streamed_model import StreamedModel, read_param, set_param
 from quantkit.progress import Progress
 from quantkit.quantization.calibration.statistics import Statistic
-from quantkit.quantization.gguf_allocation import Allocation, allocated_types, byte_budget, check_budget
+from quantkit.quantization.gguf_allocation import Allocation, allocated_types, checked_budget
 from quantkit.quantization.gguf_layout import GgufPlan
-from quantkit.quantization.gguf_weights import model_parts
+from quantkit.quantization.gguf_weights import TensorParts, model_parts
 from quantkit.quantization.imatrix import gather
 from quantkit.recipe.gguf import MIXES, Gguf, Measured
 
@@ -32,11 +32,13 @@ def measured_types(
     bar: Progress,
     *,
     gptq: bool,
+    headers: int = 0,
 ) -> Allocation:
     """The types for `section.mix`'s size; the original model is whole in memory meanwhile.
 
-    ids_ST  calibration tokens (int64); dense: checkpoint tensors that stay as they are stored
-    gptq    whether the blocks' codes are chosen by GPTQ, not by rounding
+    ids_ST   calibration tokens (int64); dense: checkpoint tensors that stay as they are stored
+    gptq     whether the blocks' codes are chosen by GPTQ, not by rounding
+    headers  bytes of the file that are no tensor's
     UserError where the size is too small for the model, before anything is measured.
     """
     assert isinstance(section.mix, Measured)
@@ -45,11 +47,9 @@ def measured_types(
             "gguf.mix by measured harm cannot go with a rotation: harms are measured on the model as it is stored\n"
             "hint: name a mix, or remove the rotation"
         )
-    fixed = given_types(plan.shapes, section.tensor_types, section.token_embedding, section.output)
-    fixed |= {plan.places[name].tensor: plan.type_of(name) for name in dense if name in plan.places}
-    check_budget(plan.shapes, fixed, byte_budget(plan.shapes, section.mix.bits_per_weight, section.mix.size))
-    vocabulary, seq_len = streamed.model.config.get_text_config().vocab_size, ids_ST.shape[1]
-    few_ST = ids_ST[: max(1, min(TOKENS, KEPT_BYTES // (4 * vocabulary)) // seq_len)]
+    fixed = fixed_types(section, plan, dense)
+    budget = checked_budget(section.mix, plan.shapes, fixed, headers)
+    few_ST = ids_ST[: compared_samples(streamed.model.config.get_text_config().vocab_size, ids_ST.shape[1])]
     bar.stage(f"measuring what each tensor's type does to the output on {few_ST.numel():,} tokens")
     left = _Left()
     text_ST = ids_ST if gptq else few_ST  # what GPTQ gains depends on how many tokens it knows
@@ -57,20 +57,32 @@ def measured_types(
     model = whole_model(streamed)
     first: dict[int, str] = {}  # of the names of a tied parameter
     names = {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
+    parts = model_parts(
+        plan.places, {names[name]: pieces for name, pieces in streamed.sources.items() if name in names}
+    )
+    importance = {name: torch.from_numpy(entry.importance()) for name, entry in entries.items()}
     return allocated_types(
         model,
         few_ST,
         plan.shapes,
-        parts=model_parts(
-            plan.places, {names[name]: pieces for name, pieces in streamed.sources.items() if name in names}
-        ),
-        importance={name: torch.from_numpy(entry.importance()) for name, entry in entries.items()},
+        tensors={
+            name: TensorParts(found, importance.get(name), left.of(name)) for name, found in parts.items()
+        },
         fixed=fixed,
         named={mix: named_types(mix, plan, section) | fixed for mix in MIXES},
-        left=left.means(),
-        bits_per_weight=section.mix.bits_per_weight,
-        size=section.mix.size,
+        budget=budget,
     )
+
+
+def fixed_types(section: Gguf, plan: GgufPlan, dense: Iterable[str]) -> dict[str, str]:
+    """The types that are not chosen: never quantized tensors, those the user names, and those that stay as stored."""
+    given = given_types(plan.shapes, section.tensor_types, section.token_embedding, section.output)
+    return given | {plan.places[name].tensor: plan.type_of(name) for name in dense if name in plan.places}
+
+
+def compared_samples(vocabulary: int, seq_len: int) -> int:
+    """Windows of the calibration text whose output is compared."""
+    return max(1, min(TOKENS, KEPT_BYTES // (4 * vocabulary)) // seq_len)
 
 
 class _Left:
@@ -86,8 +98,10 @@ class _Left:
             self._last = statistic, share_left(factor(statistic.hessian_KK, tokens=statistic.count))
         self.shares.setdefault(name, []).append(self._last[1])
 
-    def means(self) -> dict[str, float]:
-        return {name: sum(shares) / len(shares) for name, shares in self.shares.items()}
+    def of(self, name: str) -> float:
+        """1 where GPTQ does not choose the codes."""
+        shares = self.shares.get(name, [1.0])
+        return sum(shares) / len(shares)
 
 
 def named_types(mix: str, plan: GgufPlan, section: Gguf) -> dict[str, str]:

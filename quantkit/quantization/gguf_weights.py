@@ -38,15 +38,15 @@ Parts = Mapping[str, Sequence[WeightPart]]
 
 
 @dataclass(frozen=True, slots=True)
-class Rounding:
-    """A tensor and what is done to it.
+class TensorParts:
+    """What is known of a GGUF tensor before its type is chosen.
 
-    importance  E[x^2] of what its matrices read, float32 [matrices, K]; None counts columns alike
-    left        the share of rounding's squared error that a better choice of codes leaves; 1: it is rounded
+    parts       where its matrices lie
+    importance  E[x^2] of what they read, float32 [matrices, K]; None: columns count alike
+    left        the share of rounding's squared error that a better choice of codes leaves; 1: codes are rounded
     """
 
     parts: Sequence[WeightPart]
-    type: str
     importance: Tensor | None = None
     left: float = 1.0
 
@@ -64,11 +64,11 @@ def model_parts(
     return parts
 
 
-def sampled_error(model: nn.Module, parts: Sequence[WeightPart], type_: str, importance: Tensor | None) -> float:
-    """Sum of E[x^2] times the squared errors of some rows in a type."""
+def sampled_error(model: nn.Module, tensor: TensorParts, type_: str) -> float:
+    """Sum of E[x^2] times the squared errors of some rows, rounded to a type."""
     total = 0.0
-    for w_NK, e_K in _matrices(model, parts, importance):
-        rows = max(1, SAMPLE // (len(parts) * w_NK.shape[1]))
+    for w_NK, e_K in _matrices(model, tensor):
+        rows = max(1, SAMPLE // (len(tensor.parts) * w_NK.shape[1]))
         w_nK = w_NK[:: -(-len(w_NK) // rows)]
         square_nK = (rounded(w_nK, type_, e_K) - w_nK.float()).double().square()
         total += float((square_nK if e_K is None else square_nK * e_K).sum())
@@ -82,25 +82,24 @@ def rounded(w_NK: Tensor, type_: str, importance_K: Tensor | None) -> Tensor:
     return dequantize(round_to_type(w_NK, type_, importance_K))
 
 
-def _matrices(
-    model: nn.Module, parts: Sequence[WeightPart], importance: Tensor | None
-) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _matrices(model: nn.Module, tensor: TensorParts) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Each matrix [N, K] of a tensor, live, and what it reads, E[x^2] [K]."""
-    for part in parts:
+    importance = tensor.importance
+    for part in tensor.parts:
         view = part.view(model)
         for i, w_NK in enumerate(view if view.dim() == 3 else [view]):
             yield w_NK, None if importance is None else importance[part.matrix + i].to(w_NK.device)
 
 
 @contextmanager
-def with_rounded(model: nn.Module, tensors: Iterable[Rounding]) -> Iterator[None]:
-    """Inside, these tensors hold what their types can, or something nearer to the original."""
+def with_types(model: nn.Module, tensors: Iterable[tuple[TensorParts, str]]) -> Iterator[None]:
+    """Inside, these tensors are as far from the original as quantized to these types."""
     kept: list[tuple[Tensor, Tensor]] = []
     try:
-        for tensor in tensors:
-            for w_NK, e_K in _matrices(model, tensor.parts, tensor.importance):
+        for tensor, type_ in tensors:
+            for w_NK, e_K in _matrices(model, tensor):
                 kept.append((w_NK, w_NK.clone()))
-                w_NK.lerp_(rounded(w_NK, tensor.type, e_K).to(w_NK.dtype), math.sqrt(tensor.left))
+                w_NK.lerp_(rounded(w_NK, type_, e_K).to(w_NK.dtype), math.sqrt(tensor.left))
         yield
     finally:
         for w_NK, original_NK in reversed(kept):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantkit.checkpoint.gguf_writer import header_bytes
 from quantkit.checkpoint.journal import Journal
 from quantkit.checkpoint.model_folder import TOKENIZERS
 from quantkit.checkpoint.output_folder import versions
@@ -41,7 +42,7 @@ from quantkit.quantization.calibration.given import Given, GivenTokens, given
 from quantkit.quantization.calibration.widest import widest_input
 from quantkit.quantization.early_checks import check_before_torch, check_given, partial_folder, recipe_settings
 from quantkit.quantization.engine_check import check_engine, check_result
-from quantkit.quantization.gguf_layout import candidate_types, file_metadata, plan_for
+from quantkit.quantization.gguf_layout import candidate_types, file_metadata, file_type_key, plan_for
 from quantkit.quantization.gguf_measured import measured_types
 from quantkit.quantization.gguf_output import GgufOutput
 from quantkit.quantization.held_out import windows_for
@@ -124,15 +125,20 @@ def _run(
     targets = resolve_targets(recipe, graphs, streamed, extra, None if plan is None else candidate_types(plan))
     format_ = FORMATS[recipe.output.format]
     advice = [*remarks, *check_engine(recipe, targets, checkpoint.tensors, config)]
-    measured = None
+    measured, metadata, shard = None, {}, int(recipe.output.max_shard_gb * 1e9)
     if plan is not None and recipe.gguf is not None:
         dense = [f"{name}.weight" for name, _ in targets.skipped]
         plan = plan.with_dense(dense, stored)
-        if isinstance(recipe.gguf.mix, Measured):
+        metadata = file_metadata(plan, recipe, checkpoint.folder, _calibration(tokens))
+        if isinstance(mix := recipe.gguf.mix, Measured):
             assert tokens is not None, "measured mixes require calibration (validated in the recipe)"
             gptq = recipe.weights.algorithm == "gptq"
-            measured = measured_types(recipe.gguf, plan, streamed, tokens.ids_ST, dense, bar, gptq=gptq)
+            headers = header_bytes(metadata, plan.layouts(), mix.size or 0, shard)
+            measured = measured_types(
+                recipe.gguf, plan, streamed, tokens.ids_ST, dense, bar, gptq=gptq, headers=headers
+            )
             plan = plan.with_types(measured.types)
+            metadata |= file_type_key(recipe.gguf, plan)
             targets = resolve_targets(recipe, graphs, streamed, extra, candidate_types(plan))
     key = run_key(recipe, checkpoint, None if tokens is None else tokens.ids_ST, streamed.device)
     timer.mark("trace")
@@ -141,11 +147,9 @@ def _run(
     journal = Journal(partial, key, restart=restart)
     begun = bool(journal.entries)
     try:
-        shard = int(recipe.output.max_shard_gb * 1e9)
         if plan is None:
             writer = ShardWriter(partial, file_layout(checkpoint.tensors, targets, format_), shard)
         else:
-            metadata = file_metadata(plan, recipe, checkpoint.folder, _calibration(tokens))
             writer = GgufOutput(partial, plan, metadata, shard)
         if begun and writer.created:
             raise UserError(f"{partial}: files of the unfinished run are gone; pass --restart to start again")

@@ -22,7 +22,7 @@ from quantkit.quantization import gguf_allocation
 from quantkit.quantization.gguf_allocation import Allocation, HarmTable, Trial, measure_harms
 from quantkit.quantization.gguf_layout import GgufPlan, gguf_plan
 from quantkit.quantization.gguf_measured import measured_types, whole_model
-from quantkit.quantization.gguf_weights import model_parts, rounded, with_rounded
+from quantkit.quantization.gguf_weights import TensorParts, model_parts, rounded, with_types
 from quantkit.quantization.imatrix import gather
 from quantkit.quantization.output_divergence import OutputDivergence
 from quantkit.recipe.gguf import Gguf
@@ -65,10 +65,12 @@ def plan_of(streamed: StreamedModel, section: Gguf) -> GgufPlan:
     return gguf_plan(section, checkpoint.config, checkpoint.tensors, importance=True, name="tiny")
 
 
-def measured(folder: Path, dense: tuple[str, ...] = (), **section: object) -> tuple[GgufPlan, Allocation]:
+def measured(
+    folder: Path, dense: tuple[str, ...] = (), *, gptq: bool = False, headers: int = 0, **section: object
+) -> tuple[GgufPlan, Allocation]:
     streamed, asked = streamed_from(folder), Gguf.model_validate(section)
     plan = plan_of(streamed, asked)
-    return plan, measured_types(asked, plan, streamed, IDS, dense, Progress("off"))
+    return plan, measured_types(asked, plan, streamed, IDS, dense, Progress("off"), gptq=gptq, headers=headers)
 
 
 def divergence(model: t.PreTrainedModel, changed: t.PreTrainedModel, ids_ST: Tensor = IDS) -> float:
@@ -82,16 +84,17 @@ def test_a_harm_is_the_divergence_of_the_model_with_that_tensor_rounded(tied: bo
     model = save_llama(tmp_path, tied)
     streamed = streamed_from(tmp_path)
     plan = plan_of(streamed, Gguf())
-    parts = model_parts(plan.places, {n: s for n, s in streamed.sources.items() if n in dict(model.named_parameters())})
+    live = {n: s for n, s in streamed.sources.items() if n in dict(model.named_parameters())}
+    parts = {name: TensorParts(found) for name, found in model_parts(plan.places, live).items()}
     candidates = {name: ["Q2_K", "Q4_K"] for name, shape in plan.shapes.items() if shape[-1] == 256 and len(shape) == 2}
     assert len(candidates) == 11 + (not tied)
     meter = OutputDivergence(model, IDS)
-    harms = measure_harms(meter, parts, candidates, {}, 3.5)
+    harms = measure_harms(meter, parts, candidates, 3.5)
     assert meter.block == 2
     for name, by_type in harms.items():
         for type_, harm in by_type.items():
             other = copy.deepcopy(model)
-            weight = other.get_parameter(parts[name][0].parameter)
+            weight = other.get_parameter(parts[name].parts[0].parameter)
             weight.data.copy_(rounded(weight.data, type_, None))
             assert harm == pytest.approx(divergence(model, other), rel=1e-3, abs=1e-7), (name, type_)
     meter.rewind()
@@ -107,7 +110,8 @@ def test_experts_are_rounded_together_each_by_what_it_reads() -> None:
     before = copy.deepcopy(model.state_dict())
     importance = torch.rand(4, 64, generator=torch.Generator().manual_seed(0))
     up = "blk.1.ffn_up_exps.weight"
-    with with_rounded(model, [(parts[up], "Q4_0", importance)]):
+    experts = TensorParts(parts[up], importance)
+    with with_types(model, [(experts, "Q4_0")]):
         inside = copy.deepcopy(model.state_dict())
     weight = "model.layers.1.mlp.experts.gate_up_proj"
     assert {name for name, value in inside.items() if not torch.equal(value, before[name])} == {weight}
@@ -116,7 +120,7 @@ def test_experts_are_rounded_together_each_by_what_it_reads() -> None:
         assert torch.equal(inside[weight][e, 32:], rounded(before[weight][e, 32:], "Q4_0", importance[e]))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     meter = OutputDivergence(model, random_tokens(model, 2, 12))
-    harms = measure_harms(meter, parts, {up: ["Q4_0", "Q8_0"]}, {up: importance}, 4.0)
+    harms = measure_harms(meter, {up: experts}, {up: ["Q4_0", "Q8_0"]}, 4.0)
     assert 0 < harms[up]["Q8_0"] < harms[up]["Q4_0"]
 
 
@@ -206,7 +210,7 @@ def test_the_whole_model_is_the_model(tmp_path: Path) -> None:
 
 
 HARMS = {"a": {"Q4_0": 2.0, "Q8_0": 1.0, "F16": 0.0}, "b": {"Q4_0": 4.0, "Q8_0": 1.5, "F16": 0.4}}
-SHAPES = {"a": (2, 32), "b": (2, 32), "norm": (32,)}
+SHAPES = {"a": (32, 32), "b": (32, 32), "norm": (32,)}
 
 
 class FalseTrial(Trial):
@@ -230,7 +234,7 @@ class FalseTrial(Trial):
 )
 def test_a_mix_that_measures_better_is_taken(told: dict, chosen: tuple[str, str]) -> None:
     table = HarmTable(SHAPES, {"norm": "F32"}, HARMS)
-    budget = 128 + 36 + 128
+    budget = 128 + 576 + 2048
     named = {name: {"a": name, "b": name, "norm": "F32"} for name in ("Q4_0", "Q8_0", "F16")}
     trial = FalseTrial(told)
     found = gguf_allocation._verified(table, trial, named, budget)
@@ -243,7 +247,7 @@ def test_a_mix_that_measures_better_is_taken(told: dict, chosen: tuple[str, str]
 def test_room_above_a_better_mix_is_filled() -> None:
     table = HarmTable(SHAPES, {"norm": "F32"}, HARMS)
     trial = FalseTrial({("F16", "Q4_0"): 2.0, ("F16", "Q8_0"): 1.9})
-    found = gguf_allocation._verified(table, trial, {"mix": {"a": "F16", "b": "Q4_0", "norm": "F32"}}, 128 + 68 + 128)
+    found = gguf_allocation._verified(table, trial, {"mix": {"a": "F16", "b": "Q4_0", "norm": "F32"}}, 128 + 1088 + 2048)
     assert (found.types, found.divergence) == ({"a": "F16", "b": "Q8_0", "norm": "F32"}, 1.9)
 
 
