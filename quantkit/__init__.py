@@ -10,6 +10,7 @@ conversion.py   a quantized folder in another format
 errors.py     UserError, RunError
 paths.py      `~` in paths
 suggestions.py    the name that was meant
+sizes.py          3.6MB as a number of bytes
 types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
 ggml_types.py   the types of GGUF tensors and files
 progress.py   what a run is doing: a bar, or lines of the log

@@ -30,7 +30,8 @@ from quantkit.recipe.gguf import Measured
 
 FREE = (*QUANTIZED, "F16")  # the types a tensor may get
 CHECKED = 2  # of llama.cpp's mixes that fit, by what is expected of them, beside which the choice is measured
-APART = 1.0  # bits per weight between the average wanted and the two types that are measured
+RUNS = 2  # types of a tensor that are measured:
+APART = 1.0  # bits per weight above and below the average wanted
 
 Shapes = Mapping[str, tuple[int, ...]]
 Types = Mapping[str, str]

@@ -16,7 +16,7 @@ from quantkit.formats.gguf.tensor_names import Place
 from quantkit.grids.dequantize import dequantize
 from quantkit.model.weight_sources import Index, TensorSlice
 
-SAMPLE = 1 << 19  # weights of a tensor whose errors in a type stand for all
+SAMPLE = 1 << 16  # weights of a tensor whose errors in a type stand for all
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidatorFunctionWrapHandler,
+    WithJsonSchema,
     WrapValidator,
     model_serializer,
     model_validator,
@@ -15,12 +16,12 @@ from pydantic import (
 
 from quantkit.ggml_types import FILE_TYPES, QUANTIZED, SHORT_MIXES
 from quantkit.recipe.algorithms import Strict
+from quantkit.sizes import bytes_in
 from quantkit.suggestions import nearest
 
 FLOATS = ("F32", "F16", "BF16")
 MIXES = tuple(name for name in FILE_TYPES if name not in (*FLOATS, "MXFP4_MOE", "NVFP4"))
 TYPES = (*QUANTIZED, *FLOATS)
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 ELSEWHERE = re.compile(r"IQ[1-3]_\w+|TQ\d_\d|IQ\d_\w+|Q\d_\w+|MXFP4\w*|NVFP4|\w+_R[48]")
 
 
@@ -46,14 +47,8 @@ def _type(value: Any) -> str | None:
 
 def _bytes(value: Any) -> int:
     """A number of bytes as it is written: 3600000, 3.6MB, 4 GiB."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        found = value
-    else:
-        read = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
-        if read is None or read[2].upper() not in UNITS:
-            raise ValueError("must be a size like 3.6MB or 4GiB")
-        found = int(float(read[1]) * UNITS[read[2].upper()])
-    if found < 1:
+    found = None if isinstance(value, bool) else bytes_in(str(value))
+    if found is None:
         raise ValueError("must be a size like 3.6MB or 4GiB")
     return found
 
@@ -80,6 +75,8 @@ def _types(value: Any) -> Any:
 
 
 TypeName = Annotated[str, BeforeValidator(_type)]
+_SIZE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]}
+Size = Annotated[int, BeforeValidator(_bytes), WithJsonSchema(_SIZE_SCHEMA)]
 
 
 class Measured(Strict):
@@ -87,7 +84,7 @@ class Measured(Strict):
 
     bits_per_weight: float | None = Field(default=None, ge=2, le=16)
     """Of all tensors of the file together."""
-    size: Annotated[int, BeforeValidator(_bytes)] | None = None
+    size: Size | None = None
     """Of the file, keys and vocabulary included, in bytes; text like 3.6MB or 4GiB is read too."""
 
     @model_validator(mode="after")

@@ -577,10 +577,11 @@ def accepts(rule: dict[str, Any], value: Any, definitions: dict[str, Any]) -> bo
     if "type" in rule and not (value is None if rule["type"] == "null" else isinstance(value, kinds[rule["type"]])):
         return False
     if isinstance(value, dict):
-        known = rule["properties"]
+        known, other = rule.get("properties", {}), rule.get("additionalProperties")
         if not (rule.get("minProperties", 0) <= len(value) <= rule.get("maxProperties", 99)):
             return False
-        return value.keys() <= known.keys() and all(accepts(known[k], v, definitions) for k, v in value.items())
+        rules = [(known.get(k, other), v) for k, v in value.items()]
+        return all(isinstance(r, dict) and accepts(r, v, definitions) for r, v in rules)
     if isinstance(value, list):
         return all(accepts(rule["items"], item, definitions) for item in value)
     return not isinstance(value, int | float) or rule.get("minimum", value) <= value <= rule.get("maximum", value)
@@ -596,7 +597,11 @@ def test_schema_describes_the_recipes() -> None:
         data = YAML(typ="safe").load(path.read_text())
         assert accepts(rules, data, definitions), path
         assert accepts(rules, load(path).resolved(), definitions), path
-    for bad in ({"weigths": {}}, {"weights": {"bits": 9}}, {"weights": {"algorithm": "gtpq"}}, {"transforms": [{}]}):
+    for good in ({"mix": {"size": "3.6MB"}}, {"mix": {"bits_per_weight": 4.5}}, {"tensor_types": {"attn_v": "q6_k"}}):
+        assert accepts(rules, {"gguf": good}, definitions), good
+    bad_gguf = {"gguf": {"tensor_types": {"attn_v": 6}}}, {"gguf": {"mix": {"size": -1}}}, {"gguf": {"mixes": "q4_0"}}
+    bad_weights = {"weights": {"bits": 9}}, {"weights": {"algorithm": "gtpq"}}
+    for bad in ({"weigths": {}}, {"transforms": [{}]}, *bad_weights, *bad_gguf):
         assert not accepts(rules, bad, definitions), bad
     for name, part in {"Recipe": rules, **definitions}.items():
         for rule in [part, *part.get("anyOf", [])]:
