@@ -99,8 +99,11 @@ def _measuring(inventory: ModelInventory, text: CalibrationSize) -> dict[str, fl
     vocabulary = inventory.config.get_text_config().vocab_size
     samples = min(text.samples, compared_samples(vocabulary, text.seq_len))
     output = OutputDivergence.sizes(samples, text.seq_len, vocabulary, inventory.hidden_size)
-    weights = sum(inventory.params.values())
-    return {"the whole model, twice": 2.0 * FLOAT * weights, "its output, to measure types by": resident_bytes([output])}
+    each = FLOAT + inventory.dtype.itemsize
+    return {
+        "the whole model, and as stored": float(each * sum(inventory.params.values())),
+        "its output, to measure types by": resident_bytes([output]),
+    }
 
 
 def _phases(

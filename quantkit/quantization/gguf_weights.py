@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from quantkit.algorithms.rtn import round_to_type
@@ -91,6 +92,15 @@ def _matrices(model: nn.Module, tensor: TensorParts) -> Iterator[tuple[Tensor, T
             yield w_NK, None if importance is None else importance[part.matrix + i].to(w_NK.device)
 
 
+def _copy(w_NK: Tensor) -> Tensor:
+    """The same values, in half the memory where a smaller dtype holds them: models are stored in one."""
+    for dtype in (torch.bfloat16, torch.float16):
+        small_NK = w_NK.to(dtype)
+        if torch.equal(small_NK.to(w_NK.dtype), w_NK):
+            return small_NK
+    return w_NK.clone()
+
+
 @contextmanager
 def with_types(model: nn.Module, tensors: Iterable[tuple[TensorParts, str]]) -> Iterator[None]:
     """Inside, these tensors are as far from the original as quantized to these types."""
@@ -98,7 +108,7 @@ def with_types(model: nn.Module, tensors: Iterable[tuple[TensorParts, str]]) -> 
     try:
         for tensor, type_ in tensors:
             for w_NK, e_K in _matrices(model, tensor):
-                kept.append((w_NK, w_NK.clone()))
+                kept.append((w_NK, _copy(w_NK)))
                 w_NK.lerp_(rounded(w_NK, type_, e_K).to(w_NK.dtype), math.sqrt(tensor.left))
         yield
     finally:

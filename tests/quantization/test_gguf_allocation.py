@@ -22,7 +22,7 @@ from quantkit.quantization import gguf_allocation
 from quantkit.quantization.gguf_allocation import Allocation, HarmTable, Trial, measure_harms
 from quantkit.quantization.gguf_layout import GgufPlan, gguf_plan
 from quantkit.quantization.gguf_measured import measured_types, whole_model
-from quantkit.quantization.gguf_weights import TensorParts, model_parts, rounded, with_types
+from quantkit.quantization.gguf_weights import TensorParts, WeightPart, model_parts, rounded, with_types
 from quantkit.quantization.imatrix import gather
 from quantkit.quantization.output_divergence import OutputDivergence
 from quantkit.recipe.gguf import Gguf
@@ -37,7 +37,13 @@ EXPERTS = t.Qwen3MoeConfig(
     num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2,
     norm_topk_prob=True, initializer_range=0.2,
 )  # fmt: skip
+TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q6_K", "Q8_0", "F16")  # those with a short search
 IDS = torch.randint(3, 96, (3, 16), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def few_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_allocation, "FREE", TYPES)
 
 
 def save_llama(folder: Path, tied: bool = True) -> t.PreTrainedModel:
@@ -171,6 +177,38 @@ def rounded_divergence(model: t.PreTrainedModel, plan: GgufPlan, types: Mapping[
     return divergence(model, other)
 
 
+def test_harms_are_of_what_gptq_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_llama(tmp_path)
+    monkeypatch.setattr("quantkit.quantization.gguf_measured.share_left", lambda factor: 0.1)
+    asked = {"mix": {"bits_per_weight": 5}, "output": "f16"}  # the table is rounded whatever GPTQ does elsewhere
+    (_, rounding), (_, found) = (measured(tmp_path, gptq=gptq, **asked) for gptq in (False, True))
+    assert found.divergence == pytest.approx(0.1 * rounding.divergence, rel=0.3)
+    assert found.expected == pytest.approx(0.1 * rounding.expected, rel=0.3)
+
+
+def test_part_of_roundings_error_is_left() -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 8, bias=False)
+    before = linear.weight.detach().clone()
+    off = rounded(before, "Q4_0", None) - before
+    for left in (1.0, 0.25):
+        with with_types(linear, [(TensorParts([WeightPart("weight")], left=left), "Q4_0")]):
+            torch.testing.assert_close(linear.weight.detach() - before, off * left**0.5)
+        assert torch.equal(linear.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_weights_are_restored_to_the_last_bit(dtype: torch.dtype) -> None:
+    """Whatever dtype they were stored in: what is kept of them is no larger than that."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 8, bias=False)
+    linear.weight.data = torch.randn(8, 64).mul(1e-3).to(dtype).float()
+    before = linear.weight.detach().clone()
+    with with_types(linear, [(TensorParts([WeightPart("weight")]), "Q4_0")]):
+        assert not torch.equal(linear.weight, before)
+    assert torch.equal(linear.weight, before)
+
+
 def test_what_the_user_names_stays(tmp_path: Path) -> None:
     save_llama(tmp_path)
     section = {"mix": {"bits_per_weight": 7}, "tensor_types": {"FFN_up": "q8_0"}, "output": "q5_k"}
@@ -186,6 +224,7 @@ def test_size_in_bytes_and_the_same_types_twice(tmp_path: Path) -> None:
     plan, found = measured(tmp_path, mix={"size": "230kB"})
     assert 0.995 * 230_000 <= found.nbytes <= 230_000
     assert measured(tmp_path, mix={"size": 230_000}) == (plan, found)
+    assert measured(tmp_path, mix={"size": 240_000}, headers=10_000) == (plan, found)
 
 
 def test_a_size_below_the_smallest_types_is_refused_before_any_work(
@@ -196,6 +235,8 @@ def test_a_size_below_the_smallest_types_is_refused_before_any_work(
     with pytest.raises(UserError, match=r"too few for this model: .*\nhint: ask for at least \d\.\d+ bits") as error:
         measured(tmp_path, mix={"bits_per_weight": 2.5})
     least = float(str(error.value).split("at least ")[1].split()[0])
+    with pytest.raises(UserError, match=r"(?s)0 bytes for tensors beside 9,000 bytes of keys and voc.*, a size of \d+,\d+"):
+        measured(tmp_path, mix={"size": 8_000}, headers=9_000)
     monkeypatch.undo()
     assert measured(tmp_path, mix={"bits_per_weight": least})[1].bits_per_weight <= least
 
