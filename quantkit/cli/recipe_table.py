@@ -9,7 +9,7 @@ from quantkit.recipe.load import load, recipe_names, recipe_text
 from quantkit.recipe.number_formats import Activations, Weights
 from quantkit.recipe.recipe import Recipe, uncalibrated
 from quantkit.recipe.sections import merged
-from quantkit.verification import ENGINES, DeclaredNumbers, DeclaredScheme, judge_schemes
+from quantkit.verification import ENGINES, DeclaredNumbers, DeclaredScheme, judge_gguf, judge_schemes
 from quantkit.verification.engines.hardware import find_machine
 
 GPUS = ("Turing", "Ampere", "Ada", "Hopper", "Blackwell")  # oldest first
@@ -48,6 +48,7 @@ class RecipeRow:
     calibration: str
     activations: str
     kv_cache: str | None
+    format: str
     engines: dict[str, dict[str, str]]
     fast: dict[str, tuple[str, ...]]
     measured: Measured
@@ -95,13 +96,16 @@ def _row(name: str) -> RecipeRow:
     header = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
     found = MEASURED.search(header)
     assert found is not None, f"{name} does not say what it reached"
-    declared = _declared(recipe)
+    declared = [] if recipe.gguf else _declared(recipe)
     cache = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
     sides = () if recipe.kv_cache is None else recipe.kv_cache.sides
     stored = any(side is not None and side.scope != "token" for side in sides)  # all other caches are quantkit's own
     engines, fast = {}, {}
     for engine in ENGINES:
-        findings, runs = judge_schemes(declared, engine, cache if stored else None)
+        if recipe.gguf:
+            findings, runs = judge_gguf(engine)
+        else:
+            findings, runs = judge_schemes(declared, engine, cache if stored else None)
         if any(finding.level == "error" for finding in findings):
             continue
         # where inputs stay as they are, a kernel that quantizes nothing but weights is the whole of it
@@ -119,6 +123,7 @@ def _row(name: str) -> RecipeRow:
         calibration=calibration,
         activations="/".join(inputs),
         kv_cache="/".join(dict.fromkeys("16-bit" if side is None else side.type for side in sides)) or None,
+        format=recipe.output.format,
         engines=engines,
         fast=fast,
         measured=Measured(

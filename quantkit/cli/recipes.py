@@ -45,15 +45,20 @@ def recipes(
         where = " ".join(filter(None, (f"on {machine}" if machine else "", f"with {engine or 'vllm'}")))
         raise UserError(f"no shipped recipe has a fast kernel {where}\nhint: `quantkit recipes` lists all of them")
     else:
-        _print_table(found, engine or "vllm")
+        _print_table(found, engine)
 
 
-def _print_table(found: "list[RecipeRow]", engine: str) -> None:
+def _fast(row: "RecipeRow", engine: str) -> str:
+    from quantkit.cli.recipe_table import fast_gpus
+
+    return fast_gpus(row, engine) if row.engines.get(engine, True) else "?"
+
+
+def _print_table(found: "list[RecipeRow]", named: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from quantkit.cli.recipe_table import fast_gpus
-
+    engine = named or "vllm"
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("recipe", "bits", "algorithm", "calib", "activations", "fast GPUs", "KL"):
         table.add_column(column, justify="right" if column in ("bits", "KL") else "left", no_wrap=True)
@@ -64,7 +69,7 @@ def _print_table(found: "list[RecipeRow]", engine: str) -> None:
             row.algorithm,
             {"needed": "yes", "used": "opt."}.get(row.calibration, "no"),
             row.activations,
-            fast_gpus(row, engine) if row.engines.get(engine, True) else "?",
+            _fast(row, engine) if named or row.format != "gguf" else "llama.cpp",
             f"{row.measured.kl:.4f}",
         )
     console = Console()
@@ -72,6 +77,7 @@ def _print_table(found: "list[RecipeRow]", engine: str) -> None:
     model = found[0].measured.model
     lines = [
         f"fast GPUs: where {engine} has a kernel that computes in it (--engine, --for)",
+        "bits: of the quantized linears; of gguf-*, of all tensors, embedding and head included",
         f"KL: nats from the original on {model}, lower is closer",
         "`quantkit recipes show NAME` prints one; `--set KEY=VALUE` changes a key of it",
     ]

@@ -10,10 +10,10 @@ from quantkit.checkpoint.output_folder import check_output
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.formats.gguf.mixes import mix_name, type_name
+from quantkit.sizes import bytes_in
 from quantkit.types import Scheme
 
 SUFFIX = ".gguf"
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 NEAREST = {2: "Q2_K", 3: "Q3_K_M", 4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 7: "Q8_0", 8: "Q8_0"}  # mix by bits of a code
 
 
@@ -62,9 +62,7 @@ class Choices:
         """Bytes of a file; UserError where max_shard is no size."""
         if self.max_shard is None:
             return 1 << 62
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:B|iB)?", self.max_shard.strip(), re.IGNORECASE)
-        size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
-        if size < 1:
+        if (size := bytes_in(self.max_shard)) is None:
             raise UserError(f"--max-shard {self.max_shard!r} is not a size\nhint: write 4G, 500M, ...")
         return size
 

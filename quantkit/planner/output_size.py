@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 
-from quantkit.checkpoint.header import TensorLayout
 from quantkit.formats import FORMATS
 from quantkit.planner.linear_groups import PlannedLinear
 from quantkit.planner.model_inventory import ModelInventory, cached_heads
 from quantkit.quantization.calibration.kv_scales import CacheShape, block_scales
 from quantkit.quantization.dense_modules import ignored_names
-from quantkit.quantization.gguf_layout import GgufPlan, candidate_types, plan_for
+from quantkit.quantization.gguf_layout import GgufPlan, candidate_types, plan_before
 from quantkit.quantization.targets import Candidate, Resolved, Targets, resolve
 from quantkit.recipe.recipe import Recipe
 
@@ -20,13 +19,7 @@ def planned_gguf(recipe: Recipe, inventory: ModelInventory, config: Mapping[str,
     """The GGUF that a run would write; None for other formats. config: of config.json."""
     if recipe.gguf is None:
         return None
-    stored = dict(inventory.tensors)
-    tied, _ = inventory.head
-    if tied and any(transform.name == "rotation" for transform in recipe.transforms):  # the head becomes a tensor
-        table = next(info for name, info in stored.items() if name.endswith("embed_tokens.weight"))
-        stored["lm_head.weight"] = TensorLayout("lm_head.weight", table.dtype, tuple(table.shape))
-        config = dict(config) | {"tie_word_embeddings": False}
-    return plan_for(recipe, config, stored)
+    return plan_before(recipe, config, inventory.tensors)
 
 
 def resolved(

@@ -315,7 +315,15 @@ class BlockQuantizer:
         """Quantize the linears of one input, write them, and leave the quantized weights in the block."""
         weights, calibrated = {linear.name: linear.view(context.block) for linear in linears}, self.states is not None
         signed = self.run.format.SIGNED_SCALES
-        results = quantize_group(weights, linears, statistic, drift, signed=signed, calibrated=calibrated)
+        results = quantize_group(
+            weights,
+            linears,
+            statistic,
+            drift,
+            signed=signed,
+            calibrated=calibrated,
+            importance=self.run.importance,
+        )
         for linear, q, record in results:
             if is_static(linear):
                 q = replace(q, input=ranges.range_of(linear, group))

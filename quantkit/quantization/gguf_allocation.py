@@ -16,20 +16,17 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quantkit.errors import UserError
 from quantkit.formats.gguf.mixes import bytes_of
-from quantkit.ggml_types import GGML_TYPES, QUANTIZED
+from quantkit.ggml_types import GGML_TYPES
 from quantkit.model.meta_model import find_blocks
+from quantkit.quantization.gguf_budget import Shapes, Types, byte_budget, check_budget, possible_types
 from quantkit.quantization.gguf_weights import Parts, WeightPart, sampled_error, with_rounded
 from quantkit.quantization.knapsack import allocate
 from quantkit.quantization.output_divergence import OutputDivergence
 
-FREE = (*QUANTIZED, "F16")  # the types a tensor may get
 CHECKED = 2  # of llama.cpp's mixes that fit, by what is expected of them, beside which the choice is measured
 APART = 1.0  # bits per weight between the average wanted and the two types that are measured
 
-Shapes = Mapping[str, tuple[int, ...]]
-Types = Mapping[str, str]
 Importance = Mapping[str, Tensor]  # GGUF name -> E[x^2], float32 [matrices, K]
 Harms = dict[str, dict[str, float]]  # GGUF name -> type -> nats per token
 
@@ -65,14 +62,6 @@ class Allocation:
         return {"bytes": self.nbytes, "kl": self.divergence, "kl_expected": self.expected, "beside": beside}
 
 
-def byte_budget(shapes: Shapes, bits_per_weight: float | None, size: int | None) -> int:
-    """Bytes that all tensors together may have: of the average over all weights, or as given."""
-    if size is not None:
-        return size
-    assert bits_per_weight is not None
-    return int(bits_per_weight * sum(math.prod(shape) for shape in shapes.values()) / 8)
-
-
 def allocated_types(
     model: PreTrainedModel,
     ids_ST: Tensor,
@@ -97,7 +86,7 @@ def allocated_types(
     """
     budget = byte_budget(shapes, bits_per_weight, size)
     weights = sum(math.prod(shape) for shape in shapes.values())
-    candidates = {name: _candidates(shape) for name, shape in shapes.items() if name not in fixed}
+    candidates = {name: possible_types(shape) for name, shape in shapes.items() if name not in fixed}
     check_budget(shapes, fixed, budget)
     meter = OutputDivergence(model, ids_ST)
     harms = measure_harms(meter, parts, candidates, importance, 8 * budget / weights)
@@ -230,23 +219,3 @@ def _verified(table: HarmTable, trial: Trial, named: Mapping[str, Types], budget
             types, divergence = (raised, after) if after <= measured else (listed, measured)
     nbytes, weights = table.nbytes(types), sum(math.prod(shape) for shape in table.shapes.values())
     return Allocation(types, nbytes, 8 * nbytes / weights, table.expected(types), divergence, tuple(mixes.values()))
-
-
-def _candidates(shape: tuple[int, ...]) -> list[str]:
-    """The types whose blocks divide a tensor's rows."""
-    return [type_ for type_ in FREE if shape[-1] % GGML_TYPES[type_].columns == 0]
-
-
-def check_budget(shapes: Shapes, fixed: Types, budget: int) -> None:
-    """UserError where the free tensors' smallest types and the fixed ones are larger than `budget` bytes together."""
-    least = sum(
-        min(bytes_of(type_, shape) for type_ in ([fixed[name]] if name in fixed else _candidates(shape)))
-        for name, shape in shapes.items()
-    )
-    if least > budget:
-        weights = sum(math.prod(shape) for shape in shapes.values())
-        raise UserError(
-            f"gguf.mix: {budget:,} bytes ({8 * budget / weights:.3g} bits per weight) are too few for this model: the "
-            f"smallest types that fit its rows need {least:,}\n"
-            f"hint: ask for at least {math.ceil(800 * least / weights) / 100:g} bits per weight"
-        )

@@ -1,17 +1,19 @@
 """Measured mixes in a run: the model as a whole, what its linears read, and the types that come of it."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from quantkit.errors import UserError
-from quantkit.formats.gguf.mixes import given_types, tensor_types
+from quantkit.formats.gguf.imatrix import ImatrixEntry
+from quantkit.formats.gguf.mixes import tensor_types
 from quantkit.model.streamed_model import StreamedModel, read_param, set_param
 from quantkit.progress import Progress
-from quantkit.quantization.gguf_allocation import Allocation, allocated_types, byte_budget, check_budget
+from quantkit.quantization.gguf_allocation import Allocation, allocated_types
+from quantkit.quantization.gguf_budget import check_section
+from quantkit.quantization.gguf_importance import Importance
 from quantkit.quantization.gguf_layout import GgufPlan
 from quantkit.quantization.gguf_weights import model_parts
 from quantkit.quantization.imatrix import gather
@@ -28,21 +30,17 @@ def measured_types(
     ids_ST: Tensor,
     dense: Iterable[str],
     bar: Progress,
+    given: Importance | None = None,
 ) -> Allocation:
     """The types for `section.mix`'s size; the original model is whole in memory meanwhile.
 
     ids_ST  calibration tokens (int64); dense: checkpoint tensors that stay as they are stored
+    given   what an importance matrix says: goes before what these tokens do
     UserError where the size is too small for the model, before anything is measured.
     """
     assert isinstance(section.mix, Measured)
-    if streamed.rewrite is not None:
-        raise UserError(
-            "gguf.mix by measured harm cannot go with a rotation: harms are measured on the model as it is stored\n"
-            "hint: name a mix, or remove the rotation"
-        )
-    fixed = given_types(plan.shapes, section.tensor_types, section.token_embedding, section.output)
-    fixed |= {plan.places[name].tensor: plan.type_of(name) for name in dense if name in plan.places}
-    check_budget(plan.shapes, fixed, byte_budget(plan.shapes, section.mix.bits_per_weight, section.mix.size))
+    stored = {plan.places[name].tensor: plan.type_of(name) for name in dense if name in plan.places}
+    fixed = check_section(section, plan.shapes, stored)
     vocabulary, seq_len = streamed.model.config.get_text_config().vocab_size, ids_ST.shape[1]
     few_ST = ids_ST[: max(1, min(TOKENS, KEPT_BYTES // (4 * vocabulary)) // seq_len)]
     bar.stage(f"measuring what each tensor's type does to the output on {few_ST.numel():,} tokens")
@@ -57,12 +55,21 @@ def measured_types(
         parts=model_parts(
             plan.places, {names[name]: pieces for name, pieces in streamed.sources.items() if name in names}
         ),
-        importance={name: torch.from_numpy(entry.importance()) for name, entry in entries.items()},
+        importance=_importance(plan, entries, given or {}),
         fixed=fixed,
         named={mix: named_types(mix, plan, section) | fixed for mix in MIXES},
         bits_per_weight=section.mix.bits_per_weight,
         size=section.mix.size,
     )
+
+
+def _importance(plan: GgufPlan, entries: Mapping[str, ImatrixEntry], given: Importance) -> dict[str, Tensor]:
+    """E[x^2] by GGUF tensor, float32 [M, K]."""
+    found = {name: torch.from_numpy(entry.importance()) for name, entry in entries.items()}
+    for name, place in plan.places.items():
+        if (value_K := given.get(name.removesuffix(".weight"))) is not None and place.tensor in found:
+            found[place.tensor][place.expert or 0] = torch.from_numpy(value_K)
+    return found
 
 
 def named_types(mix: str, plan: GgufPlan, section: Gguf) -> dict[str, str]:

@@ -1,13 +1,14 @@
 """The `gguf` section of a recipe: which type each tensor of a GGUF file gets."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import (
     BeforeValidator,
     Field,
     ValidatorFunctionWrapHandler,
+    WithJsonSchema,
     WrapValidator,
     model_serializer,
     model_validator,
@@ -15,12 +16,12 @@ from pydantic import (
 
 from quantkit.ggml_types import FILE_TYPES, QUANTIZED, SHORT_MIXES
 from quantkit.recipe.algorithms import Strict
+from quantkit.sizes import bytes_in
 from quantkit.suggestions import nearest
 
 FLOATS = ("F32", "F16", "BF16")
 MIXES = tuple(name for name in FILE_TYPES if name not in (*FLOATS, "MXFP4_MOE", "NVFP4"))
 TYPES = (*QUANTIZED, *FLOATS)
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 ELSEWHERE = re.compile(r"IQ[1-3]_\w+|TQ\d_\d|IQ\d_\w+|Q\d_\w+|MXFP4\w*|NVFP4|\w+_R[48]")
 
 
@@ -46,14 +47,8 @@ def _type(value: Any) -> str | None:
 
 def _bytes(value: Any) -> int:
     """A number of bytes as it is written: 3600000, 3.6MB, 4 GiB."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        found = value
-    else:
-        read = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
-        if read is None or read[2].upper() not in UNITS:
-            raise ValueError("must be a size like 3.6MB or 4GiB")
-        found = int(float(read[1]) * UNITS[read[2].upper()])
-    if found < 1:
+    found = None if isinstance(value, bool) else bytes_in(str(value))
+    if found is None:
         raise ValueError("must be a size like 3.6MB or 4GiB")
     return found
 
@@ -80,6 +75,8 @@ def _types(value: Any) -> Any:
 
 
 TypeName = Annotated[str, BeforeValidator(_type)]
+_SIZE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]}
+Size = Annotated[int, BeforeValidator(_bytes), WithJsonSchema(_SIZE_SCHEMA)]
 
 
 class Measured(Strict):
@@ -87,7 +84,7 @@ class Measured(Strict):
 
     bits_per_weight: float | None = Field(default=None, ge=2, le=16)
     """Of all tensors of the file together."""
-    size: Annotated[int, BeforeValidator(_bytes)] | None = None
+    size: Size | None = None
     """Of the file's tensors, in bytes; text like 3.6MB or 4GiB is read too."""
 
     @model_validator(mode="after")
@@ -118,7 +115,9 @@ class Gguf(Strict):
     pre: str | None = Field(default=None, min_length=1)
     """llama.cpp's name of the pre-tokenizer; null: found by what the tokenizer does."""
     imatrix: str | None = Field(default=None, min_length=1)
-    """An importance matrix of llama.cpp's, for what is rounded; null: from the calibration text."""
+    """An importance matrix, of `quantkit imatrix` or llama-imatrix: what is rounded to nearest (algorithm rtn, the
+    embedding, the head, experts that no calibration token reached) is weighed with it, not with the calibration text.
+    GPTQ needs more than it holds, and reads the calibration text. null: all from the calibration text, if any."""
 
     @model_validator(mode="before")
     @classmethod
@@ -153,7 +152,7 @@ def gguf_conflicts(data: Mapping[str, Any]) -> list[tuple[tuple[str, ...], str]]
     if data.get("gguf") is None:
         need = "output.format gguf needs `gguf: q4_k_m` (or another mix, or a mapping of keys)"
         return [(("output", "format"), need)] if wants else []
-    found = []
+    found = list(_transforms(data))
     for path, neutral in NEUTRAL.items():
         holder = data if len(path) == 1 else data.get(path[0])
         if isinstance(holder, Mapping) and path[-1] in holder and holder[path[-1]] not in neutral:
@@ -162,3 +161,28 @@ def gguf_conflicts(data: Mapping[str, Any]) -> list[tuple[tuple[str, ...], str]]
             says = says or {"output": "the file is a GGUF, for llama.cpp"}.get(path[0], "GGUF's types say that")
             found.append((path, f"{'.'.join(path)} has no place beside `gguf`: {says}; remove it"))
     return found
+
+
+def _transforms(data: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What of the section cannot go with transforms, which change what linears read."""
+    transforms, section = data.get("transforms"), data["gguf"]
+    listed = transforms if isinstance(transforms, list) else []
+    names = [next(iter(one)) if isinstance(one, Mapping) and one else one for one in listed]
+    if not names or not isinstance(section, Mapping):
+        return
+    if section.get("imatrix") is not None:
+        yield (
+            ("gguf", "imatrix"),
+            (
+                f"an importance matrix is of the original model's inputs, which {names[0]} changes; "
+                "remove gguf.imatrix or the transforms"
+            ),
+        )
+    if "rotation" in names and isinstance(section.get("mix"), Mapping):
+        yield (
+            ("gguf", "mix"),
+            (
+                "types by measured harm cannot go with a rotation: harms are measured on the model as it is stored; "
+                "name a mix, or remove the rotation"
+            ),
+        )

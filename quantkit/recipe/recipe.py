@@ -9,6 +9,7 @@ is found in neither is taken for a Hub name.
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -103,6 +104,13 @@ class Recipe(Strict):
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default filled in: for reports and hashes, and a valid recipe itself."""
         return self.model_dump(mode="json", by_alias=True)
+
+    def settings(self) -> dict[str, Any]:
+        """The same without where model, text and importance matrix lie: what is in them counts, not where."""
+        found = {key: value for key, value in self.resolved().items() if key not in ("model", "calibration")}
+        if self.gguf is not None and self.gguf.imatrix is not None:
+            found["gguf"] |= {"imatrix": PurePath(self.gguf.imatrix).name}
+        return found
 
     def weights_for(self, name: str, class_name: str) -> Weights | None:
         """The settings of one linear by its full module name and class; None where it is ignored or skipped."""

@@ -8,5 +8,6 @@ quant_linear.py     a linear that keeps its weight packed
 definition.py       what a quantized linear computes, in float64: every kernel keeps it
 kernel_choice.py    which kernel a linear runs on
 fused_experts.py    inputs of experts that transformers keeps in one parameter
+engine/             the paged runtime: many requests at a time, over a cache of blocks, plain or quantized
 quantized_cache.py  caches that round keys and values as an engine's would
 """

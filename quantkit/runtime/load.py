@@ -57,12 +57,14 @@ def load(
     device: str | torch.device = "cpu",
     *,
     trust_remote_code: bool = False,
+    simulate_cache: bool = True,
 ) -> CausalLM:
     """The model of a folder, a Hub id or a GGUF file, ready for generate and evaluation.
 
     dtype   what the model computes in and keeps its unquantized weights in (None: as its config says; of a GGUF file,
             which is decoded whole, float32)
     device  cpu, cuda, cuda:1 ..., or auto: a GPU where there is one
+    simulate_cache  round what enters the model's cache as a checkpoint with a quantized cache says
 
     A model that is not quantized loads as it is. Packed weights stay packed where a plain linear uses them. Those of
     fused experts do not: transformers runs all
@@ -77,7 +79,9 @@ def load(
     place = torch_device(str(device))
     if (file := find_gguf(os.fspath(path))) is not None:
         return cast(CausalLM, load_gguf(file, place, wanted))
-    return load_quantized(locate_model(os.fspath(path)), place, wanted, trust_remote_code=trust_remote_code)
+    return load_quantized(
+        locate_model(os.fspath(path)), place, wanted, trust_remote_code=trust_remote_code, simulate_cache=simulate_cache
+    )
 
 
 def _dtype(dtype: Any) -> torch.dtype | None:
@@ -96,6 +100,7 @@ def load_quantized(
     *,
     trust_remote_code: bool = False,
     owner: Any = None,
+    simulate_cache: bool = True,
 ) -> CausalLM:
     """`load` of a folder. owner: what keeps a temporary one alive, for as long as the model lives."""
     checkpoint = Checkpoint.open(path)
@@ -118,7 +123,11 @@ def load_quantized(
     plain = {name: pieces[0].name for name, pieces in sources.items() if pieces == [TensorSlice(pieces[0].name)]}
     plain = {name: tensor for name, tensor in plain.items() if not folder.is_packed(tensor)}
     _fill(model, folder, sources, dtype, device)
-    _simulate_cache(model, folder)
+    spec = folder.cache
+    own_cache = None if spec is None else (spec, cache_ranges(folder, spec))
+    if own_cache is not None and simulate_cache:
+        _simulate_cache(model, folder, *own_cache)
+    vars(model)["quantkit_cache"] = own_cache  # what the paged engine keeps its cache as
     model.name_or_path = config._name_or_path = str(checkpoint.folder)
     if (checkpoint.folder / "generation_config.json").exists() and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
@@ -160,12 +169,11 @@ def _rounding(
     return found
 
 
-def _simulate_cache(model: PreTrainedModel, folder: QuantizedFolder) -> None:
+def _simulate_cache(
+    model: PreTrainedModel, folder: QuantizedFolder, spec: CacheSpec, ranges: Mapping[int, KVRange]
+) -> None:
     """Make the model round what enters its cache as its folder describes, whichever cache it runs on."""
-    checkpoint, spec = folder.checkpoint, folder.cache
-    if spec is None:
-        return
-    ranges = cache_ranges(folder, spec)
+    checkpoint = folder.checkpoint
 
     def use_cache(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         return args, kwargs | {"use_cache": True}  # without a cache nothing would be rounded

@@ -55,6 +55,7 @@ __all__ = [
     "Finding",
     "Verdict",
     "file_hashes",
+    "judge_gguf",
     "judge_schemes",
     "preflight",
     "verify_folder",
@@ -113,6 +114,12 @@ def judge_schemes(
     slow = kernels.slow_machines(subject) if engine == "vllm" else set()
     runs |= {name: "slow kernel" for name in slow if runs.get(name) == "yes"}
     return _judge(subject), runs
+
+
+def judge_gguf(engine: str) -> tuple[list[Finding], dict[str, str]]:
+    """As judge_schemes, of a plain Llama in a single GGUF file of any of the types that quantkit writes."""
+    _check_arguments(engine, 1)
+    return gguf.judge_llama(engine)
 
 
 def verify_layout(

@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 from quantkit.checkpoint.output_folder import versions
 from quantkit.cli import main as cli
-from quantkit.quantization.early_checks import recipe_settings
 from quantkit.recipe.load import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (here / "typos.yaml").write_text(recipe)
     (here / "tab.yaml").write_text("weights:\n\tbits: 4\n")
     (here / "both.yaml").write_text("scheme: W4A16\nweights: {bits: 8}\n")
-    began = {"recipe": recipe_settings(load("rtn-w8a16", model="tiny")), "versions": versions()}
+    began = {"recipe": load("rtn-w8a16", model="tiny").settings(), "versions": versions()}
     (folder("changed.partial") / "journal.jsonl").write_text(json.dumps(began) + "\n")
     folder("foreign.partial", notes__txt="mine")
     (here / "keys.jsonl").write_text('{"body": "x"}\n')

@@ -455,5 +455,12 @@ def test_a_kill_leaves_a_folder_that_the_next_run_replaces(tmp_path: Path) -> No
 
 
 def test_sizes() -> None:
-    for text, size in {"4G": 4 * 10**9, "500M": 5 * 10**8, "1.5GB": 1.5e9, "100k": 10**5, "7": 7}.items():
+    for text, size in {
+        "4G": 4 * 10**9,
+        "500M": 5 * 10**8,
+        "1.5GB": 1.5e9,
+        "100k": 10**5,
+        "7": 7,
+        "4 GiB": 2**32,
+    }.items():
         assert Choices(max_shard=text).shard_bytes == size

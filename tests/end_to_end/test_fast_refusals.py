@@ -171,6 +171,37 @@ def test_quantize_refuses_before_torch(tmp_path: Path) -> None:
     assert not (tmp_path / "o.partial").exists()
 
 
+def test_a_gguf_is_refused_before_torch(tmp_path: Path) -> None:
+    """By quantize and plan: architecture, settings, patterns, pre-tokenizers' names, sizes, importance matrices."""
+    bare, other = tmp_path / "bare", tmp_path / "other"
+    for path, model_type in ((bare, "llama"), (other, "olmo2")):
+        path.mkdir()
+        shutil.copy(MODEL / "model.safetensors", path)
+        config = json.loads((MODEL / "config.json").read_text()) | {"model_type": model_type}
+        (path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "recipe.yaml").write_text("gguf: q4_k_m\ncalibration: null\n")
+    cases = {
+        ("-m", str(bare)): "no tokenizer: neither tokenizer.json nor",
+        ("-m", str(other)): "model_type 'olmo2': not an architecture that quantkit writes as GGUF",
+        ("--set", "gguf.tensor_types={attn_vv: q8_0}"): "'attn_vv' matches no tensor that can be quantized",
+        ("--set", "gguf.tensor_types={attn_v: q8_k}"): "q8_k",
+        ("--set", "gguf.mix=q4_k_x"): "no mix of GGUF's is named 'q4_k_x'; did you mean",
+        ("--set", "gguf.mix=iq2_xxs"): "iq2_xxs is a mix of GGUF's that quantkit does not write",
+        ("--set", "gguf.pre=lama3"): "llama.cpp has no pre-tokenizer of that name",
+        ("--set", "gguf.mix={size: 100KB}", "--set", "calibration={}"): "are too few for this model",
+        ("--set", "gguf.imatrix=nope.gguf"): "gguf.imatrix: nope.gguf: No such file",
+        ("--set", f"gguf.imatrix={MODEL / 'model.safetensors'}"): "not an importance matrix",
+    }
+    given = ["-r", str(tmp_path / "recipe.yaml")]
+    for verb in (["quantize", *given, "-o", str(tmp_path / "o")], ["plan", *given]):
+        commands = [[*verb, *case, *([] if "-m" in case else ["-m", str(MODEL)])] for case in cases]
+        for arguments, result in zip(cases, run(commands), strict=True):
+            assert result["code"] == 2, (verb[0], arguments, result)
+            assert cases[arguments] in result["output"], (verb[0], arguments, result["output"])
+            assert result["heavy"] == [], (verb[0], arguments)
+    assert not (tmp_path / "o.partial").exists()
+
+
 def test_what_only_reads_headers_needs_no_torch(tmp_path: Path) -> None:
     """inspect and verify of whole folders, plain and quantized, and recipes."""
     name = "model.layers.0.self_attn.q_proj"

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import quantkit
+from quantkit.recipe.load import from_data
 from quantkit.report.records import Report
 from tests import gguf_models
 from tests.gguf_models import VARIANTS
@@ -117,6 +118,8 @@ def test_k_quants_of_wide_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sizes == {name: size for name, (_, size) in report.gguf.types.items()}
     said = json.loads(bytes(reader.fields["quantkit.recipe"].parts[-1]).decode())
     assert said["gguf"]["mix"] == "Q4_K_M"
+    again = from_data(said | {"calibration": {}}).resolved()
+    assert {key: again[key] for key in said} == {key: report.recipe[key] for key in said}
     assert "quantkit.calibration" in reader.fields
 
 

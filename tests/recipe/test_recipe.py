@@ -247,6 +247,15 @@ def test_settings_on_top(tmp_path: Path) -> None:
     assert recipe.model == "elsewhere"
 
 
+def test_settings_of_a_mix_given_in_short(tmp_path: Path) -> None:
+    recipe = good(tmp_path, "gguf: q4_k_m\n", "gguf.output=q8_0", "gguf.imatrix=m.gguf")
+    assert recipe.gguf is not None
+    assert (recipe.gguf.mix, recipe.gguf.output, recipe.gguf.imatrix) == ("Q4_K_M", "Q8_0", "m.gguf")
+    other = good(tmp_path, "gguf: q4_k_m\n", "gguf.mix={size: 3.6MB}").gguf
+    assert other is not None
+    assert other.model_dump()["mix"] == {"size": 3600000}
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -293,6 +302,18 @@ def test_paths_of_a_file_are_found_here_or_beside_it(tmp_path: Path, monkeypatch
     assert (recipe.model, calibration_data(recipe)) == (str(recipes / "m"), str(recipes / "d.txt"))
     (here / "d.txt").write_text("x")
     assert calibration_data(load(recipes / "r.yaml")) == "d.txt"
+
+
+def test_an_importance_matrix_lies_here_or_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "r.yaml").write_text("gguf: {mix: q4_0, imatrix: m.gguf}\n")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    recipe = load(tmp_path / "r.yaml")
+    assert recipe.gguf is not None
+    assert recipe.gguf.imatrix == str(tmp_path / "m.gguf")
+    assert recipe.settings()["gguf"]["imatrix"] == "m.gguf"  # what is in it counts, not where it lies
+    assert recipe.resolved()["gguf"]["imatrix"] == str(tmp_path / "m.gguf")
 
 
 def test_a_file_may_be_called_like_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -577,10 +598,11 @@ def accepts(rule: dict[str, Any], value: Any, definitions: dict[str, Any]) -> bo
     if "type" in rule and not (value is None if rule["type"] == "null" else isinstance(value, kinds[rule["type"]])):
         return False
     if isinstance(value, dict):
-        known = rule["properties"]
+        known, other = rule.get("properties", {}), rule.get("additionalProperties")
         if not (rule.get("minProperties", 0) <= len(value) <= rule.get("maxProperties", 99)):
             return False
-        return value.keys() <= known.keys() and all(accepts(known[k], v, definitions) for k, v in value.items())
+        rules = [(known.get(k, other), v) for k, v in value.items()]
+        return all(isinstance(r, dict) and accepts(r, v, definitions) for r, v in rules)
     if isinstance(value, list):
         return all(accepts(rule["items"], item, definitions) for item in value)
     return not isinstance(value, int | float) or rule.get("minimum", value) <= value <= rule.get("maximum", value)
@@ -596,7 +618,11 @@ def test_schema_describes_the_recipes() -> None:
         data = YAML(typ="safe").load(path.read_text())
         assert accepts(rules, data, definitions), path
         assert accepts(rules, load(path).resolved(), definitions), path
-    for bad in ({"weigths": {}}, {"weights": {"bits": 9}}, {"weights": {"algorithm": "gtpq"}}, {"transforms": [{}]}):
+    for good in ({"mix": {"size": "3.6MB"}}, {"mix": {"bits_per_weight": 4.5}}, {"tensor_types": {"attn_v": "q6_k"}}):
+        assert accepts(rules, {"gguf": good}, definitions), good
+    bad_gguf = {"gguf": {"tensor_types": {"attn_v": 6}}}, {"gguf": {"mix": {"size": -1}}}, {"gguf": {"mixes": "q4_0"}}
+    bad_weights = {"weights": {"bits": 9}}, {"weights": {"algorithm": "gtpq"}}
+    for bad in ({"weigths": {}}, {"transforms": [{}]}, *bad_weights, *bad_gguf):
         assert not accepts(rules, bad, definitions), bad
     for name, part in {"Recipe": rules, **definitions}.items():
         for rule in [part, *part.get("anyOf", [])]:

@@ -69,11 +69,25 @@ def model_metadata(config: Mapping[str, Any], *, name: str, vocab_size: int) -> 
 
 
 def origin(recipe: Mapping[str, Any], calibration: Mapping[str, Any] | None) -> "dict[str, KeyValue]":
-    """Keys that tell how the weights were made: a recipe without places, and what it was calibrated on, as JSON."""
-    found: dict[str, KeyValue] = {"quantkit.recipe": ("string", json.dumps(recipe, sort_keys=True))}
+    """Keys that tell how the weights were made: a recipe without places, and what it was calibrated on, as JSON.
+
+    Without what is null or empty: those are the defaults, and a small model's file should not grow by words.
+    """
+    found: dict[str, KeyValue] = {"quantkit.recipe": ("string", _json(_stated(recipe)))}
     if calibration is not None:
-        found["quantkit.calibration"] = ("string", json.dumps(calibration, sort_keys=True))
+        found["quantkit.calibration"] = ("string", _json(calibration))
     return found
+
+
+def _stated(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    inner = ((key, _stated(item)) for key, item in value.items())
+    return {key: item for key, item in inner if item is not None and item != {} and item != []}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _attention_keys(full: Mapping[str, Any], arch: Architecture) -> "dict[str, KeyValue]":

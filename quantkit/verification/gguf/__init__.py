@@ -63,6 +63,12 @@ def judge(path: Path, file: GgufFile | Finding, engine: str, shared: list[Findin
     return Verdict(str(path), engine, 1, verdict, found, [], {} if refused else runs)
 
 
+def judge_llama(engine: str) -> tuple[list[Finding], dict[str, str]]:
+    """What an engine says of a plain Llama in one GGUF file, and what each machine does with that."""
+    file = GgufFile(Path("model.gguf"), 3, 32, {"general.architecture": "llama"}, {}, {})
+    return check_engine(file, engine), hardware_of(engine)
+
+
 def read_shared(file: GgufFile) -> list[Finding]:
     """Findings that concern every reader, the values of tensors included."""
     return judge_header(file) + [
