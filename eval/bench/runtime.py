@@ -98,7 +98,9 @@ def step(folder: str, repeat: int) -> dict[str, Any]:
 def mixed(folder: str, repeat: int, new: int = 64) -> dict[str, Any]:
     """32 requests of 8 to 128 tokens."""
     model, llm = load(folder, dtype="float32"), LLM(folder, dtype="float32", enable_prefix_caching=False)
-    batched = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="paged|eager").eval()
+    batched = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="paged|eager"
+    ).eval()
     every = prompts(32, 8, 128, llm.vocabulary)
     found: dict[str, list[list[int]]] = {}
 
