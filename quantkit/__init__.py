@@ -12,6 +12,7 @@ paths.py      `~` in paths
 suggestions.py    the name that was meant
 sizes.py          3.6MB as a number of bytes
 types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
+cache_spec.py   CacheSpec: the formats of cached keys and of cached values
 ggml_types.py   the types of GGUF tensors and files
 progress.py   what a run is doing: a bar, or lines of the log
 device_names.py   devices by name, checked without torch as far as that goes
@@ -32,14 +33,18 @@ if TYPE_CHECKING:
     from quantkit.errors import RunError, UserError
     from quantkit.recipe.recipe import Recipe
     from quantkit.report.records import Report
+    from quantkit.runtime.engine.llm import LLM
+    from quantkit.runtime.engine.request import SamplingParams
     from quantkit.runtime.load import load
 
     __version__: str
 
 __all__ = [
+    "LLM",
     "Recipe",
     "Report",
     "RunError",
+    "SamplingParams",
     "UserError",
     "__version__",
     "convert",
@@ -57,9 +62,11 @@ __all__ = [
 
 _API = ("convert", "imatrix", "inspect", "plan", "quantize", "quantize_module", "save", "verify")
 _HOMES = {name: ("quantkit.api", name) for name in _API} | {
+    "LLM": ("quantkit.runtime.engine.llm", "LLM"),
     "Recipe": ("quantkit.recipe.recipe", "Recipe"),
     "Report": ("quantkit.report.records", "Report"),
     "RunError": ("quantkit.errors", "RunError"),
+    "SamplingParams": ("quantkit.runtime.engine.request", "SamplingParams"),
     "UserError": ("quantkit.errors", "UserError"),
     "evaluate": ("quantkit_eval.evaluation", "evaluate"),
     "load": ("quantkit.runtime.load", "load"),

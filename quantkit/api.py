@@ -119,7 +119,7 @@ def expected_seconds(recipe: Recipe, folder: Path, device: str, *, trust_remote_
     if not (device == "cpu" or (device == "auto" and not torch.cuda.is_available())):
         return None
     try:
-        return estimate(recipe, folder, trust_remote_code=trust_remote_code).seconds_total
+        return estimate(recipe, folder, trust_remote_code=trust_remote_code, run_follows=True).seconds_total
     except Exception:
         return None
 

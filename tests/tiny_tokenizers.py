@@ -125,6 +125,26 @@ def sentencepiece_bpe(*, prefix: bool = True, merges: Sequence[tuple[str, str]] 
     return made
 
 
+PHI3_TOKENS = ("<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|system|>", "<|end|>", "<|user|>")
+PHI3_TEMPLATE = (
+    "{% for message in messages %}{{'<|' + message['role'] + '|>' + '\n' + message['content'] + '<|end|>\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+
+
+def phi3_folder(folder: Path, *, swallowing: bool = True) -> Path:
+    """A tiny tokenizer with the added tokens of Phi-3: spaces behind all but three are dropped, if `swallowing`."""
+    made = sentencepiece_bpe()
+    made.add_tokens([AddedToken("</s>", special=False, rstrip=swallowing, normalized=False)])
+    strips = {token: swallowing and token != "<|endoftext|>" for token in PHI3_TOKENS}
+    made.add_special_tokens([AddedToken(t, special=True, rstrip=strips[t], normalized=False) for t in PHI3_TOKENS])
+    settings = {"bos_token": "<s>", "eos_token": "<|endoftext|>", "unk_token": "<unk>", "pad_token": "<|endoftext|>"}
+    tokenizer_folder(folder, made, settings | {"chat_template": PHI3_TEMPLATE})
+    ids = [made.token_to_id(token) for token in ("<|endoftext|>", "<|assistant|>", "<|end|>")]
+    (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": ids}))
+    return folder
+
+
 def tokenizer_folder(folder: Path, tokenizer: Tokenizer, config: dict[str, Any] | None = None) -> Path:
     """A folder with tokenizer.json and tokenizer_config.json, as transformers saves them."""
     folder.mkdir(parents=True, exist_ok=True)

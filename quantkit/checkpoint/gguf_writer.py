@@ -176,9 +176,7 @@ def build_gguf_header(
     return header, spans, base + offset
 
 
-def header_bytes(
-    metadata: Mapping[str, KeyValue], tensors: list[GgufLayout], size: int, max_shard_bytes: int
-) -> int:
+def header_bytes(metadata: Mapping[str, KeyValue], tensors: list[GgufLayout], size: int, max_shard_bytes: int) -> int:
     """Bytes of the headers of a model's files, whatever the types; where `size` bytes need shards, at most."""
     header, _, _ = build_gguf_header(metadata, tensors)
     return len(header) + (0 if size <= max_shard_bytes else SHARD_HEADER * (1 + 2 * size // max_shard_bytes))

@@ -27,6 +27,8 @@ from quantkit.errors import RunError, UserError
 from quantkit.formats.gguf.block_bytes import float_bytes, pack
 from quantkit.formats.gguf.carry_over import carried_bytes, carried_type
 from quantkit.formats.gguf.metadata import model_metadata
+from quantkit.formats.gguf.model_name import name_remarks
+from quantkit.formats.gguf.remarks import file_remarks
 from quantkit.formats.gguf.tensor_names import Place, architecture, extra_tensors, gguf_shapes, places, row_order
 from quantkit.formats.gguf.tokenizer import tokenizer_metadata
 from quantkit.ggml_types import GGML_TYPES, QUANTIZED
@@ -69,11 +71,12 @@ def convert_to_gguf(source: Path, output: Path, choices: Choices) -> ConversionR
     parts = parts_of(places(config, folder.shapes))
     shapes = gguf_shapes(config, folder.shapes)
     vocabulary = shapes[EMBEDDING][0]
-    metadata = dict(model_metadata(config, name=source.resolve().name, vocab_size=vocabulary))
+    name = source.resolve().name
+    metadata = dict(model_metadata(config, name=name, vocab_size=vocabulary))
     types = choose_types(folder, parts, shapes, metadata, kind, choices)
     metadata["general.file_type"] = ("u32", file_type(types, shapes, choices))
     metadata |= folder.made_by()
-    metadata |= tokenizer_metadata(folder.checkpoint.folder, vocabulary, pre=choices.pre)
+    metadata |= tokenizer_metadata(folder.checkpoint.folder, vocabulary, pre=choices.pre, name=name)
     file = _File(folder, parts, shapes, types, choices.requantize is not None)
     partial = output.absolute().with_name(output.name + ".partial")
     Journal(partial, {"convert": str(source), "format": "gguf"}, restart="convert" in (read_key(partial) or {}))
@@ -98,7 +101,11 @@ def convert_to_gguf(source: Path, output: Path, choices: Choices) -> ConversionR
         versions=versions(),
         files={path.name: file_hash(path) for path in written},
         requantized=choices.requantize,
-        notes=tuple(remarks(folder, types, shapes, choices)),
+        notes=(
+            *file_remarks(config, folder.shapes),
+            *name_remarks(name, metadata["general.name"][1]),
+            *remarks(folder, types, shapes, choices),
+        ),
     )
 
 

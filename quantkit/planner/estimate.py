@@ -26,7 +26,10 @@ from quantkit.planner.run_time import seconds
 from quantkit.planner.this_machine import Machine, measure
 from quantkit.quantization.early_checks import check_plan, check_planned
 from quantkit.quantization.engine_check import check_engine
-from quantkit.quantization.targets import kv_spec
+from quantkit.quantization.gguf_checks import check_gguf
+from quantkit.quantization.gguf_importance import recipe_imatrix, run_importance
+from quantkit.quantization.gguf_keys import check_planned_tokenizer, gguf_remarks
+from quantkit.quantization.targets import cache_spec
 from quantkit.recipe import load as recipes
 from quantkit.recipe.recipe import Recipe
 from quantkit.report.plan import Plan
@@ -71,21 +74,32 @@ def estimate(
     target: Path | None = None,
     trust_remote_code: bool = False,
     machine: Machine | None = None,
+    run_follows: bool = False,
 ) -> Plan:
     """The plan for a folder with config.json, with or without weights.
 
-    target: the folder that will be written into (default: the current one). UserError, in the same words, for what
+    target: the folder that will be written into (default: the current one); run_follows: a run is about to begin,
+    which judges the tokenizer itself. UserError, in the same words, for what
     `quantize` refuses too: an unknown architecture, patterns without effect, a scheme that the format or the engine
     does not take, a missing calibration file.
     """
-    check_planned(config_folder, recipe.calibration is not None)
+    check_planned(recipe, config_folder)
     inventory = take_inventory(config_folder, trust_remote_code=trust_remote_code)
     target = target or Path()
-    text = calibration_size(recipe, inventory)
-    check_text(recipe, inventory, config_folder, trust_remote_code)
     config = read_json(config_folder / "config.json", "")
     gguf = planned_gguf(recipe, inventory, config)
+    if not inventory.from_headers:
+        check_gguf(recipe, config, inventory.tensors)
+    if gguf is not None and not run_follows:
+        check_planned_tokenizer(recipe, config_folder, gguf)
+    text = calibration_size(recipe, inventory)
+    check_text(recipe, inventory, config_folder, trust_remote_code)
     jobs, found = resolved(recipe, inventory, gguf)
+    remarks: list[str] = []
+    if gguf is not None:
+        given = recipe_imatrix(recipe)
+        importance = run_importance(given, gguf, found.linears)
+        remarks = gguf_remarks(gguf, config, inventory.tensors, given, importance)
     planned = planned_targets(recipe, inventory, found)
     warnings = check_engine(recipe, planned, inventory.tensors, config)
     machine = machine or measure(target)
@@ -102,7 +116,7 @@ def estimate(
     needed = need(recipe, inventory, jobs, machine.process, text)
     disk = int(size + needed.spilled)
     stages = seconds(recipe, inventory, jobs, machine, _per_weight(jobs), inventory.stored + size, text)
-    kv = kv_spec(recipe.kv_cache)
+    kv = cache_spec(recipe.kv_cache)
     problems = []
     if needed.peak > machine.free_memory:
         problems.append(f"memory: needs about {needed.peak / GB:.1f} GB, {machine.free_memory / GB:.1f} GB are free")
@@ -132,7 +146,7 @@ def estimate(
         machine=f"{machine.cores} cores, {machine.flops / 1e9:.0f} GFLOP/s, {machine.disk_rate / 1e9:.2f} GB/s",
         problems=tuple(problems),
         advice=tuple(advice(recipe, inventory, machine, target)) if problems else (),
-        warnings=(*warnings, *found.notes),
+        warnings=(*warnings, *remarks, *found.notes),
     )
 
 

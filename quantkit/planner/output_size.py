@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 
-from quantkit.checkpoint.header import TensorLayout
 from quantkit.formats import FORMATS
 from quantkit.formats.gguf.mixes import size_by_type
 from quantkit.planner.linear_groups import PlannedLinear
-from quantkit.planner.model_inventory import ModelInventory
+from quantkit.planner.model_inventory import ModelInventory, cached_heads
+from quantkit.quantization.calibration.kv_scales import CacheShape, block_scales
 from quantkit.quantization.dense_modules import ignored_names
-from quantkit.quantization.gguf_allocation import checked_budget
-from quantkit.quantization.gguf_layout import GgufPlan, candidate_types, plan_for
-from quantkit.quantization.gguf_measured import fixed_types
+from quantkit.quantization.gguf_budget import measured_budget
+from quantkit.quantization.gguf_layout import GgufPlan, candidate_types, plan_before
 from quantkit.quantization.targets import Candidate, Resolved, Targets, resolve
 from quantkit.recipe.gguf import Measured
 from quantkit.recipe.recipe import Recipe
@@ -27,13 +26,7 @@ def planned_gguf(recipe: Recipe, inventory: ModelInventory, config: Mapping[str,
     """The GGUF that a run would write; None for other formats. config: of config.json."""
     if recipe.gguf is None:
         return None
-    stored = dict(inventory.tensors)
-    tied, _ = inventory.head
-    if tied and any(transform.name == "rotation" for transform in recipe.transforms):  # the head becomes a tensor
-        table = next(info for name, info in stored.items() if name.endswith("embed_tokens.weight"))
-        stored["lm_head.weight"] = TensorLayout("lm_head.weight", table.dtype, tuple(table.shape))
-        config = dict(config) | {"tie_word_embeddings": False}
-    return plan_for(recipe, config, stored)
+    return plan_before(recipe, config, inventory.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +61,7 @@ def measured_sizes(recipe: Recipe, gguf: GgufPlan, dense: Iterable[str]) -> Meas
     """
     if recipe.gguf is None or not isinstance(recipe.gguf.mix, Measured):
         return None
-    fixed = fixed_types(recipe.gguf, gguf, dense)
-    return MeasuredSizes(gguf, fixed, checked_budget(recipe.gguf.mix, gguf.shapes, fixed))
+    return MeasuredSizes(gguf, *measured_budget(recipe.gguf, gguf.shapes, gguf.dense_types(dense)))
 
 
 def resolved(
@@ -84,12 +76,12 @@ def resolved(
 
 def planned_targets(recipe: Recipe, inventory: ModelInventory, found: Resolved) -> Targets:
     """What a run would have as its targets; the names of linears say where an attention keeps its cache."""
-    names, scales = FORMATS[recipe.output.format].KV_NAMES, []
-    if found.kv is not None and found.kv.per != "token" and names is not None:
+    scales = []
+    if found.kv is not None:
         attention = {m.block: m.name.rpartition(".")[0] for m in reversed(inventory.matrices) if "attn" in m.name}
-        scales = [
-            TensorLayout(f"{module}.{name}", torch.float32, (1,)) for module in attention.values() for name in names
-        ]
+        names, (heads, size) = FORMATS[recipe.output.format].KV_NAMES, cached_heads(inventory.config)
+        shape = CacheShape(heads, size, size)
+        scales = [block_scales(found.kv, names, module, shape) for module in attention.values()]
     quantized = {linear.name for linear in found.linears}
     ignored = ignored_names(dict(found.skipped), inventory.tensors, quantized)
     return Targets(found.linears, found.skipped, ignored, found.notes, found.kv, scales)

@@ -9,7 +9,8 @@ from quantkit.planner.linear_groups import Blocks, Group, PlannedLinear, grouped
 from quantkit.planner.model_inventory import ModelInventory
 from quantkit.planner.this_machine import Machine
 from quantkit.quantization.calibration.hidden_states import batch_samples
-from quantkit.quantization.gguf_allocation import CHECKED, FREE, RUNS
+from quantkit.quantization.gguf_allocation import CHECKED, RUNS
+from quantkit.quantization.gguf_budget import FREE
 from quantkit.quantization.gguf_measured import compared_samples
 from quantkit.quantization.gguf_weights import SAMPLE
 from quantkit.quantization.held_out import windows_for
@@ -59,7 +60,7 @@ def seconds(
 
 
 def _measuring(inventory: ModelInventory, text: CalibrationSize, per_token: float) -> float:
-    """Products of the runs that tell what a tensor's type does: through the blocks behind it, half of them on average."""
+    """Products of the runs that tell what a tensor's type does: through half of the blocks on average."""
     vocabulary, H = inventory.config.get_text_config().vocab_size, inventory.hidden_size
     tokens = min(text.samples, compared_samples(vocabulary, text.seq_len)) * text.seq_len
     blocks = tokens * (per_token + 4 * text.seq_len * H * len(inventory.blocks))

@@ -10,6 +10,10 @@ block_files.py       the output's tensors: copied, written, read back
 linear_quantizer.py  the linears that share one input
 dense_modules.py     what stays dense, by the checkpoint's names
 output_layout.py     what the output will hold
+gguf_budget.py       the bytes that a measured mix may take
+gguf_checks.py       what is refused of a GGUF recipe before torch is imported
+gguf_importance.py   the importance matrix that a GGUF recipe names
+gguf_keys.py         all keys of a GGUF file
 gguf_layout.py       what a GGUF file will hold: names, types, metadata
 gguf_output.py       its writing and reading under the checkpoint's names
 gguf_measured.py     measured mixes in a run: the whole model, and the types that come of it

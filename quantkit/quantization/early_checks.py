@@ -17,7 +17,9 @@ from quantkit.checkpoint.quantization_config import refuse_quantized
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.device_names import check_device_name
 from quantkit.errors import UserError
+from quantkit.formats.gguf.tensor_names import architecture
 from quantkit.quantization.calibration.sources import check_reachable, check_sources
+from quantkit.quantization.gguf_checks import check_gguf
 from quantkit.recipe.recipe import Recipe
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
@@ -38,7 +40,7 @@ def check_before_torch(
     calibrated = calibrated and recipe.calibration is not None
     if (folder := local_folder(recipe.model)) is not None:
         check_output(output, folder)
-        check_folder(folder, calibrated)
+        check_folder(recipe, folder, calibrated)
     if calibrated and recipe.calibration is not None:
         check_sources(recipe.calibration)
     refuse_foreign(partial_folder(output))
@@ -46,7 +48,7 @@ def check_before_torch(
         _check_unfinished(recipe, partial_folder(output), device)
     if folder is None:
         folder = locate_model(recipe.model)
-        check_folder(folder, calibrated)
+        check_folder(recipe, folder, calibrated)
     if calibrated and recipe.calibration is not None and "torch" not in sys.modules:  # else reading it is as fast
         check_reachable(recipe.calibration)
     return folder
@@ -55,19 +57,22 @@ def check_before_torch(
 def check_plan(recipe: Recipe) -> Path:
     """The model's folder, of which config.json is enough; UserError for a model that `quantize` would refuse by it."""
     folder = locate_config(recipe.model)
-    check_planned(folder, recipe.calibration is not None)
+    check_planned(recipe, folder)
     if recipe.calibration is not None:
         check_sources(recipe.calibration)
     return folder
 
 
-def check_planned(folder: Path, calibrated: bool) -> None:
+def check_planned(recipe: Recipe, folder: Path) -> None:
     """As `check_folder`, for one that may hold config.json alone."""
     if has_weights(folder):
-        check_folder(folder, calibrated)
+        check_folder(recipe, folder, recipe.calibration is not None)
     else:
         check_causal(folder)
-        refuse_quantized(Checkpoint(folder, read_json(folder / "config.json", "give a model folder"), {}))
+        config = read_json(folder / "config.json", "give a model folder")
+        refuse_quantized(Checkpoint(folder, config, {}))
+        if recipe.gguf is not None:
+            architecture(config)
 
 
 def has_weights(folder: Path) -> bool:
@@ -81,6 +86,7 @@ def check_given(recipe: Recipe, output: Path, checkpoint: Checkpoint, *, device:
     check_device_name(device)
     check_causal(checkpoint.folder)
     refuse_quantized(checkpoint)
+    check_gguf(recipe, checkpoint.config, checkpoint.tensors)
     refuse_foreign(partial_folder(output))
     if not restart:
         _check_unfinished(recipe, partial_folder(output), device)
@@ -91,19 +97,14 @@ def partial_folder(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
-def recipe_settings(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without where the model and the text lie: what is in them counts, not where."""
-    settings = recipe.resolved()
-    return {key: value for key, value in settings.items() if key not in ("model", "calibration")}
-
-
-def check_folder(folder: Path, calibrated: bool) -> None:
-    """UserError for a model folder that a run would refuse; calibrated: it needs a tokenizer."""
+def check_folder(recipe: Recipe, folder: Path, calibrated: bool) -> None:
+    """UserError for a model folder that a run would refuse; calibrated: it needs a tokenizer to read text."""
     check_causal(folder)
     checkpoint = Checkpoint.open(folder)
     refuse_quantized(checkpoint)
     side_files(folder)
-    if calibrated:
+    check_gguf(recipe, checkpoint.config, checkpoint.tensors)
+    if calibrated or recipe.gguf is not None:  # a GGUF holds its tokenizer
         check_tokenizer(folder)
 
 
@@ -111,7 +112,7 @@ def _check_unfinished(recipe: Recipe, partial: Path, device: str) -> None:
     """UserError where an unfinished run of the same name had another recipe, other versions or another device."""
     if (old := read_key(partial)) is None:
         return
-    new: dict[str, Any] = {"recipe": recipe_settings(recipe), "versions": versions()}
+    new: dict[str, Any] = {"recipe": recipe.settings(), "versions": versions()}
     if device != "auto":
         new["device"] = device.partition(":")[0]
     refuse_changed({name: old.get(name) for name in new}, new, partial)

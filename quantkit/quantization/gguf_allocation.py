@@ -18,23 +18,17 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quantkit.checkpoint.gguf_header import ALIGNMENT, align
-from quantkit.errors import UserError
-from quantkit.formats.gguf.mixes import bytes_of
-from quantkit.ggml_types import GGML_TYPES, QUANTIZED
+from quantkit.ggml_types import GGML_TYPES
 from quantkit.model.meta_model import find_blocks
+from quantkit.quantization.gguf_budget import Shapes, Types, padded_bytes, possible_types
 from quantkit.quantization.gguf_weights import TensorParts, sampled_error, with_types
 from quantkit.quantization.knapsack import allocate
 from quantkit.quantization.output_divergence import OutputDivergence
-from quantkit.recipe.gguf import Measured
 
-FREE = (*QUANTIZED, "F16")  # the types a tensor may get
 CHECKED = 2  # of llama.cpp's mixes that fit, by what is expected of them, beside which the choice is measured
 RUNS = 2  # types of a tensor that are measured:
 APART = 1.0  # bits per weight above and below the average wanted
 
-Shapes = Mapping[str, tuple[int, ...]]
-Types = Mapping[str, str]
 Tensors = Mapping[str, TensorParts]
 Harms = dict[str, dict[str, float]]  # GGUF name -> type -> nats per token
 
@@ -70,11 +64,6 @@ class Allocation:
         return {"bytes": self.nbytes, "kl": self.divergence, "kl_expected": self.expected, "beside": beside}
 
 
-def padded_bytes(type_: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a file that a tensor takes up."""
-    return align(bytes_of(type_, shape), ALIGNMENT)
-
-
 def allocated_types(
     model: PreTrainedModel,
     ids_ST: Tensor,
@@ -94,7 +83,7 @@ def allocated_types(
     named       llama.cpp's mixes with their types
     """
     weights = sum(math.prod(shape) for shape in shapes.values())
-    candidates = {name: _candidates(shape) for name, shape in shapes.items() if name not in fixed}
+    candidates = {name: possible_types(shape) for name, shape in shapes.items() if name not in fixed}
     meter = OutputDivergence(model, ids_ST)
     harms = measure_harms(meter, tensors, candidates, 8 * budget / weights)
     meter.rewind()
@@ -219,30 +208,3 @@ def _verified(table: HarmTable, trial: Trial, named: Mapping[str, Types], budget
             types, divergence = (raised, after) if after <= measured else (listed, measured)
     nbytes, weights = table.nbytes(types), sum(math.prod(shape) for shape in table.shapes.values())
     return Allocation(types, nbytes, 8 * nbytes / weights, table.expected(types), divergence, tuple(mixes.values()))
-
-
-def _candidates(shape: tuple[int, ...]) -> list[str]:
-    """The types whose blocks divide a tensor's rows."""
-    return [type_ for type_ in FREE if shape[-1] % GGML_TYPES[type_].columns == 0]
-
-
-def checked_budget(mix: Measured, shapes: Shapes, fixed: Types, headers: int = 0) -> int:
-    """Bytes that the tensors may have together; headers: bytes of the file beside them.
-
-    UserError where the free tensors' smallest types and the fixed ones are larger.
-    """
-    weights = sum(math.prod(shape) for shape in shapes.values())
-    budget = int(mix.bits_per_weight * weights / 8) if mix.size is None else mix.size - headers
-    least = sum(
-        min(padded_bytes(type_, shape) for type_ in ([fixed[name]] if name in fixed else _candidates(shape)))
-        for name, shape in shapes.items()
-    )
-    if least > budget:
-        beside = f" beside {headers:,} bytes of keys and vocabulary" if mix.size is not None and headers else ""
-        raise UserError(
-            f"gguf.mix: {max(0, budget):,} bytes for tensors{beside} are too few for this model: the smallest types that "
-            f"fit its rows need {least:,}\n"
-            f"hint: ask for at least {math.ceil(800 * least / weights) / 100:g} bits per weight"
-            + (f", a size of {least + headers:,}" if mix.size is not None else "")
-        )
-    return budget

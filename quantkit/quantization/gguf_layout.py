@@ -9,22 +9,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.checkpoint.gguf_writer import GgufLayout, KeyValue
 from quantkit.checkpoint.header import TensorInfo, TensorLayout
 from quantkit.errors import UserError
-from quantkit.formats.gguf.metadata import model_metadata, origin
-from quantkit.formats.gguf.mixes import bytes_of, file_type, file_type_of, size_by_type, tensor_types
+from quantkit.formats.gguf.architectures import settings
+from quantkit.formats.gguf.metadata import model_metadata
+from quantkit.formats.gguf.mixes import bytes_of, size_by_type, tensor_types
 from quantkit.formats.gguf.tensor_names import Place, architecture, extra_tensors, gguf_shapes, places
-from quantkit.formats.gguf.tokenizer import tokenizer_metadata
 from quantkit.ggml_types import QUANTIZED, STORED
-from quantkit.quantization.early_checks import recipe_settings
 from quantkit.recipe.gguf import Gguf
 from quantkit.recipe.recipe import Recipe
 from quantkit.report.block_records import LinearRecord
-from quantkit.report.records import CalibrationRecord, GgufRecord
+from quantkit.report.records import GgufRecord
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from quantkit.checkpoint.gguf_writer import GgufLayout, KeyValue
+
+TABLES = EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 Tensors = Mapping[str, TensorInfo | TensorLayout]
 
@@ -43,15 +45,31 @@ class GgufPlan:
     places: dict[str, Place]
     shapes: dict[str, tuple[int, ...]]
     types: dict[str, str]
-    metadata: dict[str, KeyValue]
+    metadata: "dict[str, KeyValue]"
     extra: "dict[str, np.ndarray]"
 
     def type_of(self, name: str) -> str:
         """The type of the GGUF tensor that a checkpoint tensor goes to."""
         return self.types[self.places[name].tensor]
 
-    def layouts(self) -> list[GgufLayout]:
+    def names_of(self, tensor: str) -> list[str]:
+        """The checkpoint tensors that make a GGUF tensor."""
+        return [name for name, place in self.places.items() if place.tensor == tensor]
+
+    @property
+    def head(self) -> str:
+        """The GGUF tensor that is the head: the embedding where the two are tied."""
+        return HEAD if HEAD in self.shapes else EMBEDDING
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding."""
+        return self.shapes[EMBEDDING][0]
+
+    def layouts(self) -> "list[GgufLayout]":
         """All tensors of the file, in order."""
+        from quantkit.checkpoint.gguf_writer import GgufLayout  # which imports torch
+
         return [GgufLayout(name, self.types[name], shape) for name, shape in self.shapes.items()]
 
     @property
@@ -75,6 +93,10 @@ class GgufPlan:
     def with_types(self, types: Mapping[str, str]) -> "GgufPlan":
         """Other types for some GGUF tensors."""
         return replace(self, types=self.types | dict(types))
+
+    def dense_types(self, names: Iterable[str]) -> dict[str, str]:
+        """GGUF tensor -> type, for checkpoint tensors that stay as they are stored."""
+        return {self.places[name].tensor: self.type_of(name) for name in names if name in self.places}
 
     def with_dense(self, names: Iterable[str], tensors: Tensors) -> "GgufPlan":
         """Those of these checkpoint tensors that lie in blocks as they are stored: what a recipe leaves out.
@@ -108,9 +130,9 @@ def gguf_plan(section: Gguf, config: Mapping[str, Any], tensors: Tensors, *, imp
     kind = architecture(config)
     stored = {name: tuple(info.shape) for name, info in tensors.items()}
     where, shapes = places(config, stored), gguf_shapes(config, stored)
-    if "token_embd.weight" not in shapes:
+    if EMBEDDING not in shapes:
         raise UserError("the checkpoint has no embedding table, which a GGUF needs")
-    metadata = model_metadata(config, name=name, vocab_size=shapes["token_embd.weight"][0])
+    metadata = model_metadata(config, name=name, vocab_size=shapes[EMBEDDING][0])
     types = tensor_types(
         section.mix if isinstance(section.mix, str) else "Q4_K_M",
         shapes,
@@ -133,23 +155,15 @@ def plan_for(recipe: Recipe, config: Mapping[str, Any], tensors: Tensors) -> Ggu
     return gguf_plan(recipe.gguf, config, tensors, importance=importance, name=Path(name).name)
 
 
+def plan_before(recipe: Recipe, config: Mapping[str, Any], tensors: Tensors) -> GgufPlan:
+    """The plan of a recipe for a model as it is stored, before any transform: a rotation unties the head."""
+    if any(transform.name == "rotation" for transform in recipe.transforms) and settings(config)["tie_word_embeddings"]:
+        table = next((info for name, info in tensors.items() if name.endswith("embed_tokens.weight")), None)
+        tensors = dict(tensors) if table is None else {**tensors, "lm_head.weight": table}
+        config = {**config, "tie_word_embeddings": False}
+    return plan_for(recipe, config, tensors)
+
+
 def candidate_types(plan: GgufPlan) -> dict[str, str]:
     """The type of each matrix by its name in the checkpoint, without .weight; F32 where GGUF has no place for it."""
     return {name.removesuffix(".weight"): plan.type_of(name) for name in plan.places if name.endswith(".weight")}
-
-
-def file_metadata(
-    plan: GgufPlan, recipe: Recipe, folder: Path, calibration: CalibrationRecord | None
-) -> dict[str, KeyValue]:
-    """All keys of the file: the model's, the tokenizer's in `folder`, and how the file was made."""
-    section = recipe.gguf
-    assert section is not None
-    keys = plan.metadata | tokenizer_metadata(folder, plan.shapes["token_embd.weight"][0], pre=section.pre)
-    made = origin(recipe_settings(recipe), None if calibration is None else calibration.to_json())
-    return keys | file_type_key(section, plan) | made
-
-
-def file_type_key(section: Gguf, plan: GgufPlan) -> dict[str, KeyValue]:
-    """general.file_type: the mix's, or for measured types the one that most weights have."""
-    number = file_type(section.mix) if isinstance(section.mix, str) else file_type_of(plan.types, plan.shapes)
-    return {"general.file_type": ("u32", number)}

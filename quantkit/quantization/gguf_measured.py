@@ -1,19 +1,21 @@
 """Measured mixes in a run: the model as a whole, what its linears read, and the types that come of it."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quantkit.algorithms.gptq import factor, share_left
-from quantkit.errors import UserError
-from quantkit.formats.gguf.mixes import given_types, tensor_types
+from quantkit.formats.gguf.imatrix import ImatrixEntry
+from quantkit.formats.gguf.mixes import tensor_types
 from quantkit.model.streamed_model import StreamedModel, read_param, set_param
 from quantkit.progress import Progress
 from quantkit.quantization.calibration.statistics import Statistic
-from quantkit.quantization.gguf_allocation import Allocation, allocated_types, checked_budget
+from quantkit.quantization.gguf_allocation import Allocation, allocated_types
+from quantkit.quantization.gguf_budget import measured_budget
+from quantkit.quantization.gguf_importance import Importance
 from quantkit.quantization.gguf_layout import GgufPlan
 from quantkit.quantization.gguf_weights import TensorParts, model_parts
 from quantkit.quantization.imatrix import gather
@@ -30,6 +32,7 @@ def measured_types(
     ids_ST: Tensor,
     dense: Iterable[str],
     bar: Progress,
+    given: Importance | None = None,
     *,
     gptq: bool,
     headers: int = 0,
@@ -37,18 +40,13 @@ def measured_types(
     """The types for `section.mix`'s size; the original model is whole in memory meanwhile.
 
     ids_ST   calibration tokens (int64); dense: checkpoint tensors that stay as they are stored
+    given    what an importance matrix says: goes before what these tokens do
     gptq     whether the blocks' codes are chosen by GPTQ, not by rounding
     headers  bytes of the file that are no tensor's
     UserError where the size is too small for the model, before anything is measured.
     """
     assert isinstance(section.mix, Measured)
-    if streamed.rewrite is not None:
-        raise UserError(
-            "gguf.mix by measured harm cannot go with a rotation: harms are measured on the model as it is stored\n"
-            "hint: name a mix, or remove the rotation"
-        )
-    fixed = fixed_types(section, plan, dense)
-    budget = checked_budget(section.mix, plan.shapes, fixed, headers)
+    fixed, budget = measured_budget(section, plan.shapes, plan.dense_types(dense), headers)
     few_ST = ids_ST[: compared_samples(streamed.model.config.get_text_config().vocab_size, ids_ST.shape[1])]
     bar.stage(f"measuring what each tensor's type does to the output on {few_ST.numel():,} tokens")
     left = _Left()
@@ -60,24 +58,16 @@ def measured_types(
     parts = model_parts(
         plan.places, {names[name]: pieces for name, pieces in streamed.sources.items() if name in names}
     )
-    importance = {name: torch.from_numpy(entry.importance()) for name, entry in entries.items()}
+    importance = _importance(plan, entries, given or {})
     return allocated_types(
         model,
         few_ST,
         plan.shapes,
-        tensors={
-            name: TensorParts(found, importance.get(name), left.of(name)) for name, found in parts.items()
-        },
+        tensors={name: TensorParts(found, importance.get(name), left.of(name)) for name, found in parts.items()},
         fixed=fixed,
         named={mix: named_types(mix, plan, section) | fixed for mix in MIXES},
         budget=budget,
     )
-
-
-def fixed_types(section: Gguf, plan: GgufPlan, dense: Iterable[str]) -> dict[str, str]:
-    """The types that are not chosen: never quantized tensors, those the user names, and those that stay as stored."""
-    given = given_types(plan.shapes, section.tensor_types, section.token_embedding, section.output)
-    return given | {plan.places[name].tensor: plan.type_of(name) for name in dense if name in plan.places}
 
 
 def compared_samples(vocabulary: int, seq_len: int) -> int:
@@ -102,6 +92,15 @@ class _Left:
         """1 where GPTQ does not choose the codes."""
         shares = self.shares.get(name, [1.0])
         return sum(shares) / len(shares)
+
+
+def _importance(plan: GgufPlan, entries: Mapping[str, ImatrixEntry], given: Importance) -> dict[str, Tensor]:
+    """E[x^2] by GGUF tensor, float32 [M, K]."""
+    found = {name: torch.from_numpy(entry.importance()) for name, entry in entries.items()}
+    for name, place in plan.places.items():
+        if (value_K := given.get(name.removesuffix(".weight"))) is not None and place.tensor in found:
+            found[place.tensor][place.expert or 0] = torch.from_numpy(value_K)
+    return found
 
 
 def named_types(mix: str, plan: GgufPlan, section: Gguf) -> dict[str, str]:

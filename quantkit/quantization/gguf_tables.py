@@ -19,13 +19,13 @@ from quantkit.ggml_types import QUANTIZED
 from quantkit.model.model_ends import Head, head_inputs, head_tensor
 from quantkit.model.streamed_model import StreamedModel, check_finite, release
 from quantkit.quantization.calibration.hidden_states import HiddenStates
+from quantkit.quantization.gguf_layout import TABLES
 from quantkit.quantization.gguf_output import GgufOutput
 from quantkit.quantization.run_context import RunContext
 from quantkit.report.block_records import LinearRecord
 
 HEAD_TOKENS = 8192  # of calibration text that show what the head reads
 CHUNK = 16 << 20  # elements of a table that are quantized at a time
-TABLES = ("token_embd.weight", "output.weight")
 
 
 def table_names(output: GgufOutput) -> list[str]:
@@ -37,13 +37,18 @@ def write_tables(run: RunContext, ids_ST: Tensor | None) -> list[LinearRecord]:
     """Write the embedding and the head as their types are; returns the records of those that are quantized.
 
     ids_ST  calibration tokens (int64), for what the head reads; None: its columns count alike
+    What the run's importance matrix has an entry for is weighed with that instead.
     """
     assert isinstance(run.writer, GgufOutput)
     head, records = head_name(run), []
     tables = [name for name in table_names(run.writer) if run.writer.plan.type_of(name) in QUANTIZED]
-    importance_H = _head_importance(run, ids_ST) if ids_ST is not None and head in tables else None
+    given = {name: run.importance.get(name.removesuffix(".weight")) for name in tables}
+    importance = {name: torch.from_numpy(e_H) for name, e_H in given.items() if e_H is not None}
+    if head in tables and head not in importance and ids_ST is not None:
+        e_H = _head_importance(run, ids_ST)
+        importance |= {} if e_H is None else {head: e_H}
     for name in tables:
-        records.append(_write_table(run, run.writer, name, importance_H if name == head else None))
+        records.append(_write_table(run, run.writer, name, importance.get(name)))
     return records
 
 

@@ -5,19 +5,23 @@ Shapes: N = rows of a linear, K = input features.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from quantkit.algorithms import ALGORITHMS, Evidence, Needs, Quantized
 from quantkit.errors import RunError
 from quantkit.grids import Grid, RangeSearch, make_grid
 from quantkit.quantization.calibration.statistics import Statistic
+from quantkit.quantization.gguf_importance import Importance
 from quantkit.quantization.targets import LinearTarget
 from quantkit.report.block_records import GptqErrors, LinearRecord
 from quantkit.types import QuantizedWeight
 
 NO_TOKEN = "no calibration token reached it: rounded on the range of its weights alone"
+GIVEN = "no calibration token reached it: rounded by the importance matrix"
 
 
 def needs_of(linear: LinearTarget) -> Needs:
@@ -53,6 +57,7 @@ def quantize_group(
     *,
     signed: bool,
     calibrated: bool = False,
+    importance: Importance | None = None,
 ) -> list[Result]:
     """Quantize the [N_i, K] weights (by name) of linears with one common input.
 
@@ -61,18 +66,20 @@ def quantize_group(
     drift       what the outputs of a linear lack, [N_i, K], where its algorithm undoes it
     signed      whether scales may be negative
     calibrated  whether the run has calibration: without a statistic the record then says so
+    importance  E[x^2] by name of the linear, of an importance matrix: goes before the statistic in what is rounded
     """
     stacks: dict[tuple, list[LinearTarget]] = {}
     for linear in linears:
-        key = (linear.scheme, linear.scale_dtype, linear.weights.model_dump_json())
-        stacks.setdefault(key, []).append(linear)
-    results, note = [], NO_TOKEN if calibrated and statistic is None else None
-    for position, members in enumerate(stacks.values()):
+        own = linear.name if importance and linear.name in importance and _algorithm(linear, statistic) == "rtn" else ""
+        stacks.setdefault((linear.scheme, linear.scale_dtype, linear.weights.model_dump_json(), own), []).append(linear)
+    results, reached = [], statistic is not None or not calibrated
+    for position, ((*_, own), members) in enumerate(stacks.items()):
         first = members[0]
-        name = first.weights.algorithm
-        if needs_of(first).hessian and statistic is None:
-            name = "rtn"
+        name = _algorithm(first, statistic)
         evidence = _evidence(members, statistic, drift, last=position == len(stacks) - 1)
+        if own and importance:
+            evidence = replace(evidence, importance_K=torch.from_numpy(importance[own]).to(weights[own].device))
+        note = None if reached else GIVEN if own else NO_TOKEN
         grid = _grid(first, statistic, signed)
         options = first.weights.options.model_dump()
         try:
@@ -84,6 +91,11 @@ def quantize_group(
             for linear, one in zip(members, done, strict=True)
         ]
     return results
+
+
+def _algorithm(linear: LinearTarget, statistic: Statistic | None) -> str:
+    """The linear's own, or rounding where that needs a Hessian and there is none."""
+    return "rtn" if needs_of(linear).hessian and statistic is None else linear.weights.algorithm
 
 
 def _evidence(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from quantkit.checkpoint.gguf_writer import header_bytes
 from quantkit.checkpoint.journal import Journal
 from quantkit.checkpoint.model_folder import TOKENIZERS
-from quantkit.checkpoint.output_folder import versions
+from quantkit.checkpoint.output_folder import file_hash, versions
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.checkpoint.writer import ShardWriter
@@ -40,9 +40,11 @@ from quantkit.quantization.block_quantizer import BlockQuantizer
 from quantkit.quantization.calibration.data import CalibrationTokens, data_fingerprint, token_batches
 from quantkit.quantization.calibration.given import Given, GivenTokens, given
 from quantkit.quantization.calibration.widest import widest_input
-from quantkit.quantization.early_checks import check_before_torch, check_given, partial_folder, recipe_settings
+from quantkit.quantization.early_checks import check_before_torch, check_given, partial_folder
 from quantkit.quantization.engine_check import check_engine, check_result
-from quantkit.quantization.gguf_layout import candidate_types, file_metadata, file_type_key, plan_for
+from quantkit.quantization.gguf_importance import recipe_imatrix, run_importance
+from quantkit.quantization.gguf_keys import file_metadata, gguf_remarks, tokenizer_keys
+from quantkit.quantization.gguf_layout import candidate_types, plan_for
 from quantkit.quantization.gguf_measured import measured_types
 from quantkit.quantization.gguf_output import GgufOutput
 from quantkit.quantization.held_out import windows_for
@@ -110,6 +112,7 @@ def _run(
         checkpoint = Checkpoint.open(folder)
     else:
         check_given(recipe, output, checkpoint, device=device, restart=restart)
+    tokenizer, given_imatrix = tokenizer_keys(recipe, checkpoint), recipe_imatrix(recipe)
     streamed, tokens, remarks = _prepare(recipe, checkpoint, torch_device(device), trust_remote_code, data)
     timer.mark("prepare")
     bar.stage(f"{_amount(tokens)}{bar.expectation()}")
@@ -125,22 +128,25 @@ def _run(
     targets = resolve_targets(recipe, graphs, streamed, extra, None if plan is None else candidate_types(plan))
     format_ = FORMATS[recipe.output.format]
     advice = [*remarks, *check_engine(recipe, targets, checkpoint.tensors, config)]
-    measured, metadata, shard = None, {}, int(recipe.output.max_shard_gb * 1e9)
+    measured, importance, shard = None, {}, int(recipe.output.max_shard_gb * 1e9)
     if plan is not None and recipe.gguf is not None:
         dense = [f"{name}.weight" for name, _ in targets.skipped]
         plan = plan.with_dense(dense, stored)
-        metadata = file_metadata(plan, recipe, checkpoint.folder, _calibration(tokens))
+        importance = run_importance(given_imatrix, plan, targets.linears)
+        advice += gguf_remarks(plan, config, stored, given_imatrix, importance, tokenizer)
         if isinstance(mix := recipe.gguf.mix, Measured):
             assert tokens is not None, "measured mixes require calibration (validated in the recipe)"
+            keys = file_metadata(plan, recipe, tokenizer, _calibration(tokens), given_imatrix)
+            headers = header_bytes(keys, plan.layouts(), mix.size or 0, shard)
             gptq = recipe.weights.algorithm == "gptq"
-            headers = header_bytes(metadata, plan.layouts(), mix.size or 0, shard)
             measured = measured_types(
-                recipe.gguf, plan, streamed, tokens.ids_ST, dense, bar, gptq=gptq, headers=headers
+                recipe.gguf, plan, streamed, tokens.ids_ST, dense, bar, importance, gptq=gptq, headers=headers
             )
             plan = plan.with_types(measured.types)
-            metadata |= file_type_key(recipe.gguf, plan)
             targets = resolve_targets(recipe, graphs, streamed, extra, candidate_types(plan))
     key = run_key(recipe, checkpoint, None if tokens is None else tokens.ids_ST, streamed.device)
+    if given_imatrix is not None:
+        key["imatrix"] = file_hash(given_imatrix[0])
     timer.mark("trace")
 
     partial = partial_folder(output)
@@ -150,10 +156,11 @@ def _run(
         if plan is None:
             writer = ShardWriter(partial, file_layout(checkpoint.tensors, targets, format_), shard)
         else:
+            metadata = file_metadata(plan, recipe, tokenizer, _calibration(tokens), given_imatrix)
             writer = GgufOutput(partial, plan, metadata, shard)
         if begun and writer.created:
             raise UserError(f"{partial}: files of the unfinished run are gone; pass --restart to start again")
-        run = RunContext(recipe, streamed, graphs, targets, format_, writer, partial, timer, rotation)
+        run = RunContext(recipe, streamed, graphs, targets, format_, writer, partial, timer, rotation, importance)
         bar.begin(len(streamed.blocks), max(0, len(journal.entries) - 1))
         with closing(BlockQuantizer(run)) as blocks:
             _resume(blocks, journal, tokens, bar)
@@ -285,7 +292,7 @@ def run_key(recipe: Recipe, checkpoint: Checkpoint, ids_ST: Tensor | None, devic
     Where the model and the text lie does not matter, what is in them does.
     """
     return {
-        "recipe": recipe_settings(recipe),
+        "recipe": recipe.settings(),
         "model": checkpoint.fingerprint(),
         "calibration": None if ids_ST is None else data_fingerprint(ids_ST),
         "versions": versions(),

@@ -1,6 +1,6 @@
 """What a run, and one of its decoder blocks, consist of: what its steps pass on to each other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -9,6 +9,7 @@ from quantkit.checkpoint.writer import ShardWriter
 from quantkit.formats import Format
 from quantkit.model.block_graph import BlockGraph
 from quantkit.model.streamed_model import StreamedModel
+from quantkit.quantization.gguf_importance import Importance
 from quantkit.quantization.gguf_output import GgufOutput
 from quantkit.quantization.resources import StageTimer
 from quantkit.quantization.targets import LinearTarget, Targets
@@ -22,6 +23,7 @@ class RunContext:
 
     graphs    of every block; folder: where the run writes until it is finished
     rotation  of the whole model, None where the recipe asks for none
+    importance  what an importance matrix says of what is rounded; empty without one
     """
 
     recipe: Recipe
@@ -33,6 +35,7 @@ class RunContext:
     folder: Path
     timer: StageTimer
     rotation: ModelRotation | None = None
+    importance: Importance = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

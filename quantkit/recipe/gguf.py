@@ -1,7 +1,7 @@
 """The `gguf` section of a recipe: which type each tensor of a GGUF file gets."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import (
@@ -115,7 +115,9 @@ class Gguf(Strict):
     pre: str | None = Field(default=None, min_length=1)
     """llama.cpp's name of the pre-tokenizer; null: found by what the tokenizer does."""
     imatrix: str | None = Field(default=None, min_length=1)
-    """An importance matrix of llama.cpp's, for what is rounded; null: from the calibration text."""
+    """An importance matrix, of `quantkit imatrix` or llama-imatrix: what is rounded to nearest (algorithm rtn, the
+    embedding, the head, experts that no calibration token reached) is weighed with it, not with the calibration text.
+    GPTQ needs more than it holds, and reads the calibration text. null: all from the calibration text, if any."""
 
     @model_validator(mode="before")
     @classmethod
@@ -150,7 +152,7 @@ def gguf_conflicts(data: Mapping[str, Any]) -> list[tuple[tuple[str, ...], str]]
     if data.get("gguf") is None:
         need = "output.format gguf needs `gguf: q4_k_m` (or another mix, or a mapping of keys)"
         return [(("output", "format"), need)] if wants else []
-    found = []
+    found = list(_transforms(data))
     for path, neutral in NEUTRAL.items():
         holder = data if len(path) == 1 else data.get(path[0])
         if isinstance(holder, Mapping) and path[-1] in holder and holder[path[-1]] not in neutral:
@@ -159,3 +161,28 @@ def gguf_conflicts(data: Mapping[str, Any]) -> list[tuple[tuple[str, ...], str]]
             says = says or {"output": "the file is a GGUF, for llama.cpp"}.get(path[0], "GGUF's types say that")
             found.append((path, f"{'.'.join(path)} has no place beside `gguf`: {says}; remove it"))
     return found
+
+
+def _transforms(data: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What of the section cannot go with transforms, which change what linears read."""
+    transforms, section = data.get("transforms"), data["gguf"]
+    listed = transforms if isinstance(transforms, list) else []
+    names = [next(iter(one)) if isinstance(one, Mapping) and one else one for one in listed]
+    if not names or not isinstance(section, Mapping):
+        return
+    if section.get("imatrix") is not None:
+        yield (
+            ("gguf", "imatrix"),
+            (
+                f"an importance matrix is of the original model's inputs, which {names[0]} changes; "
+                "remove gguf.imatrix or the transforms"
+            ),
+        )
+    if "rotation" in names and isinstance(section.get("mix"), Mapping):
+        yield (
+            ("gguf", "mix"),
+            (
+                "types by measured harm cannot go with a rotation: harms are measured on the model as it is stored; "
+                "name a mix, or remove the rotation"
+            ),
+        )

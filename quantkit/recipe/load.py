@@ -219,4 +219,7 @@ def _with_paths(recipe: Recipe, file: Path, document: Document) -> Recipe:
                 for i, s in sources
             ]
         update["calibration"] = recipe.calibration.model_copy(update={"data": placed})
+    if recipe.gguf is not None and recipe.gguf.imatrix is not None:
+        placed = found(recipe.gguf.imatrix, "gguf", "imatrix")
+        update["gguf"] = recipe.gguf.model_copy(update={"imatrix": placed})
     return recipe.model_copy(update=update)

@@ -9,6 +9,7 @@ is found in neither is taken for a Hub name.
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -20,7 +21,15 @@ from quantkit.recipe.algorithms import (
 )
 from quantkit.recipe.gguf import Gguf, gguf_conflicts
 from quantkit.recipe.messages import did_you_mean
-from quantkit.recipe.number_formats import Activations, KVCache, SchemeName, Weights, contradictions, open_scheme
+from quantkit.recipe.number_formats import (
+    Activations,
+    KVCache,
+    SchemeName,
+    Weights,
+    cache_needs,
+    contradictions,
+    open_scheme,
+)
 from quantkit.recipe.sections import Calibration, Output, Override, Pattern, matches, merged
 from quantkit.recipe.yaml_document import KeyPath
 
@@ -42,7 +51,8 @@ class Recipe(Strict):
     activations: Activations | None = None
     """The number format of the linears' inputs; null leaves them as they are."""
     kv_cache: KVCache | None = None
-    """The number format of cached keys and values: fp8, or a mapping; null leaves them as they are."""
+    """The number format of cached keys and values: fp8, or a mapping, {keys: int8, values: int4} for each its own;
+    null leaves them as they are."""
     overrides: list[Override] = Field(default=[])
     """The first one that matches a linear counts."""
     ignore: list[Pattern] = Field(default=["lm_head"])
@@ -94,6 +104,13 @@ class Recipe(Strict):
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default filled in: for reports and hashes, and a valid recipe itself."""
         return self.model_dump(mode="json", by_alias=True)
+
+    def settings(self) -> dict[str, Any]:
+        """The same without where model, text and importance matrix lie: what is in them counts, not where."""
+        found = {key: value for key, value in self.resolved().items() if key not in ("model", "calibration")}
+        if self.gguf is not None and self.gguf.imatrix is not None:
+            found["gguf"] |= {"imatrix": PurePath(self.gguf.imatrix).name}
+        return found
 
     def weights_for(self, name: str, class_name: str) -> Weights | None:
         """The settings of one linear by its full module name and class; None where it is ignored or skipped."""
@@ -214,9 +231,8 @@ def uncalibrated(data: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
     mix = section.get("mix") if isinstance(section := data.get("gguf"), Mapping) else None
     if isinstance(mix, Mapping):
         found.append((("gguf", "mix"), f"types by measured harm need calibration text: {add}"))
-    cache = data.get("kv_cache")
-    if cache == "fp8" or (isinstance(cache, Mapping) and cache.get("type", "fp8") == "fp8"):
-        found.append((("kv_cache",), f"an fp8 cache has static scales and needs calibration text: {add}"))
+    if (what := cache_needs(data.get("kv_cache"))) is not None:
+        found.append((("kv_cache",), f"{what} calibration text: {add}"))
     return found[:1]
 
 

@@ -188,12 +188,14 @@ def _put(data: Any, parts: list[str], value: Any) -> tuple[KeyPath, str | None]:
 
 
 def _opened(held: Any, path: KeyPath, next_part: str) -> Any:
-    """What a path may walk into: nothing becomes a mapping, a name in short becomes {name: {}}."""
+    """What a path may walk into: nothing becomes a mapping, a name in short what it stands for."""
     if held is None:
         return {}
     chosen_by_name = path[-1] == "algorithm" or (len(path) == 2 and path[0] == "transforms")
     if chosen_by_name and isinstance(held, str):
         held = {held: {}}
+    if path == ("gguf",) and isinstance(held, str):
+        held = {"mix": held}
     if path[-1] == "algorithm" and isinstance(held, dict) and next_part not in held:
         return {next_part: {}}  # there is one algorithm: naming another one's option chooses that one
     return held

@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 from quantkit.checkpoint.output_folder import versions
 from quantkit.cli import main as cli
-from quantkit.quantization.early_checks import recipe_settings
 from quantkit.recipe.load import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (here / "typos.yaml").write_text(recipe)
     (here / "tab.yaml").write_text("weights:\n\tbits: 4\n")
     (here / "both.yaml").write_text("scheme: W4A16\nweights: {bits: 8}\n")
-    began = {"recipe": recipe_settings(load("rtn-w8a16", model="tiny")), "versions": versions()}
+    began = {"recipe": load("rtn-w8a16", model="tiny").settings(), "versions": versions()}
     (folder("changed.partial") / "journal.jsonl").write_text(json.dumps(began) + "\n")
     folder("foreign.partial", notes__txt="mine")
     (here / "keys.jsonl").write_text('{"body": "x"}\n')
@@ -150,6 +149,25 @@ LIGHT = [
     Mistake(46, "eval org/absent --text tiny/eval.txt", ("org/absent", "the Hub cannot be reached", "hint:")),
     Mistake(46, "eval lora --text tiny/eval.txt", ("lora", "adapter", "org/base", "merge")),
     Mistake(46, "eval tiny --ref gguf --text tiny/eval.txt", ("gguf", "GGUF", "hint:")),
+    Mistake("g", "generate tiny --prompt x --file y", ("--prompt and --file are both given", "hint:")),
+    Mistake("g", "generate tiny --file nope.txt", ("nope.txt: the prompt cannot be read: No such file",)),
+    Mistake("g", "generate tiny --file binary.txt", ("binary.txt: not UTF-8 text",)),
+    Mistake("g", "generate tiny --chat", ("tiny: it has no chat template", "hint: leave out --chat")),
+    Mistake("g", "generate tiny --chat --json", ("--json shows one answer", "hint: give the message as --prompt")),
+    Mistake("g", "generate tiny --prompt x --top-p 2", ("top_p is 2.0; expected more than 0, at most 1",)),
+    Mistake("g", "generate tiny --prompt x --max-tokens 0", ("max_tokens is 0; expected 1 or more",)),
+    Mistake("g", "generate tiny --prompt x --speculate n-gram", ("'n-gram'", "hint: did you mean `ngram`?")),
+    Mistake("g", "generate tiny --prompt x --dtype bf16", ("unknown dtype 'bf16'", "hint: did you mean `bfloat16`?")),
+    Mistake("g", "generate tiny --prompt x --device gpu", ("'gpu'", "hint: did you mean `cuda`?")),
+    Mistake("g", "generate tiny --prompt x --draft ./nope", ("nope: no such folder", "hint:")),
+    Mistake("g", "generate tiny --prompt x --draft bert", ("bert", "BertForMaskedLM")),
+    Mistake("g", "generate tiny -p x --draft tiny --speculate ngram", ("--speculate and --draft are both", "hint:")),
+    Mistake("g", "generate tiny -p x --kv-cache int9", ("'int9'", "hint: did you mean")),
+    Mistake("g", "generate tiny -p x --kv keys=int8", ("'keys=int8' says nothing of the values", "hint:")),
+    Mistake("g", "eval tiny --text tiny/eval.txt --engine pagd", ("'pagd'", "hint: did you mean `paged`?")),
+    Mistake("g", "generate no-tokenizer --prompt x", ("no-tokenizer", "tokenizer", "copy the tokenizer files")),
+    Mistake("g", "generate org/absent --prompt x", ("org/absent", "the Hub cannot be reached", "hint:")),
+    Mistake("g", "chat tiny", ("no verb `chat`", "hint: did you mean `quantkit generate`?")),
     Mistake(49, "convert gguf/model.gguf OUT --format awq", ("model.gguf", "GGUF", "hint:")),
     Mistake(50, "convert tiny OUT --format awq", ("tiny", "not quantized", "hint:")),
     Mistake(57, "verify lora", ("lora", "adapter", "org/base", "merge")),

@@ -106,7 +106,7 @@ def wrong(tmp_path: Path) -> dict[str, tuple[Path | str, str]]:
 ONLY_CAUSAL = {"bert", "t5", "clip", "llava", "unet", "embeddings", "mlx"}  # inspect and verify judge these themselves
 
 
-@pytest.mark.parametrize("verb", ["quantize", "plan", "eval", "inspect", "convert", "verify"])
+@pytest.mark.parametrize("verb", ["quantize", "plan", "eval", "generate", "inspect", "convert", "verify"])
 def test_every_verb_names_the_wrong_input_at_once(
     tmp_path: Path, wrong: dict[str, tuple[Path | str, str]], verb: str
 ) -> None:
@@ -115,6 +115,7 @@ def test_every_verb_names_the_wrong_input_at_once(
         "quantize": lambda path: ["quantize", "-r", "fp8-dynamic", "-m", path, "-o", out],
         "plan": lambda path: ["plan", "-r", "fp8-dynamic", "-m", path],
         "eval": lambda path: ["eval", path, "--text", str(MODEL / "eval.txt")],
+        "generate": lambda path: ["generate", path, "--prompt", "def "],
         "inspect": lambda path: ["inspect", path],
         "convert": lambda path: ["convert", path, out, "--format", "awq"],
         "verify": lambda path: ["verify", path],
@@ -124,7 +125,7 @@ def test_every_verb_names_the_wrong_input_at_once(
     )
     if verb in ("inspect", "convert", "verify"):
         left_out = left_out | {"address", "not an id"}  # these take paths alone
-    if verb == "eval":
+    if verb in ("eval", "generate"):
         left_out = {"mlx"}  # a quantized model is fine
     names = [name for name in wrong if name not in left_out]
     for name, result in zip(names, run([arguments(str(wrong[name][0])) for name in names]), strict=True):
@@ -168,6 +169,37 @@ def test_quantize_refuses_before_torch(tmp_path: Path) -> None:
         assert result["code"] == 2, (arguments, result)
         assert cases[arguments] in result["output"], (arguments, result["output"])
         assert result["heavy"] == [], arguments
+    assert not (tmp_path / "o.partial").exists()
+
+
+def test_a_gguf_is_refused_before_torch(tmp_path: Path) -> None:
+    """By quantize and plan: architecture, settings, patterns, pre-tokenizers' names, sizes, importance matrices."""
+    bare, other = tmp_path / "bare", tmp_path / "other"
+    for path, model_type in ((bare, "llama"), (other, "olmo2")):
+        path.mkdir()
+        shutil.copy(MODEL / "model.safetensors", path)
+        config = json.loads((MODEL / "config.json").read_text()) | {"model_type": model_type}
+        (path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "recipe.yaml").write_text("gguf: q4_k_m\ncalibration: null\n")
+    cases = {
+        ("-m", str(bare)): "no tokenizer: neither tokenizer.json nor",
+        ("-m", str(other)): "model_type 'olmo2': not an architecture that quantkit writes as GGUF",
+        ("--set", "gguf.tensor_types={attn_vv: q8_0}"): "'attn_vv' matches no tensor that can be quantized",
+        ("--set", "gguf.tensor_types={attn_v: q8_k}"): "q8_k",
+        ("--set", "gguf.mix=q4_k_x"): "no mix of GGUF's is named 'q4_k_x'; did you mean",
+        ("--set", "gguf.mix=iq2_xxs"): "iq2_xxs is a mix of GGUF's that quantkit does not write",
+        ("--set", "gguf.pre=lama3"): "llama.cpp has no pre-tokenizer of that name",
+        ("--set", "gguf.mix={size: 100KB}", "--set", "calibration={}"): "are too few for this model",
+        ("--set", "gguf.imatrix=nope.gguf"): "gguf.imatrix: nope.gguf: No such file",
+        ("--set", f"gguf.imatrix={MODEL / 'model.safetensors'}"): "not an importance matrix",
+    }
+    given = ["-r", str(tmp_path / "recipe.yaml")]
+    for verb in (["quantize", *given, "-o", str(tmp_path / "o")], ["plan", *given]):
+        commands = [[*verb, *case, *([] if "-m" in case else ["-m", str(MODEL)])] for case in cases]
+        for arguments, result in zip(cases, run(commands), strict=True):
+            assert result["code"] == 2, (verb[0], arguments, result)
+            assert cases[arguments] in result["output"], (verb[0], arguments, result["output"])
+            assert result["heavy"] == [], (verb[0], arguments)
     assert not (tmp_path / "o.partial").exists()
 
 

@@ -27,7 +27,7 @@ from quantkit.formats.gguf.spm_scores import pairs_of_pieces
 from quantkit.formats.gguf.tokenizer import tokenizer_metadata
 from quantkit.formats.gguf.vocabulary import token_count
 from tests.interop.gguf_support import binding, write_f32
-from tests.tiny_tokenizers import SPACE, byte_level, sentencepiece_bpe, splits, tokenizer_folder
+from tests.tiny_tokenizers import SPACE, byte_level, phi3_folder, sentencepiece_bpe, splits, tokenizer_folder
 
 pytestmark = pytest.mark.interop
 PACKAGES = os.environ.get("QUANTKIT_TOKENIZERS")
@@ -67,8 +67,8 @@ def varied_texts(seed: int = 0, count: int = 200) -> list[str]:
 
 
 @contextlib.contextmanager
-def llama_vocabulary(path: Path) -> Iterator[Tokenize]:
-    """llama.cpp's own tokenizer of a file, by its C functions: tokenize(text, special=True, parse=True)."""
+def loaded_vocabulary(path: Path) -> Iterator[tuple[Any, Any]]:
+    """llama.cpp's C functions, and its vocabulary of a file."""
     llama_cpp = binding()
     silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(silent, None)
@@ -76,20 +76,27 @@ def llama_vocabulary(path: Path) -> Iterator[Tokenize]:
     options.vocab_only = True
     model = llama_cpp.llama_model_load_from_file(os.fsencode(path), options)
     assert model, f"{path} does not load"
-    vocabulary = llama_cpp.llama_model_get_vocab(model)
-
-    def tokenize(text: str, special: bool = True, parse: bool = True) -> list[int]:
-        data = text.encode()
-        size = 4 * len(data) + 16
-        ids = (llama_cpp.llama_token * size)()
-        count = llama_cpp.llama_tokenize(vocabulary, data, len(data), ids, size, special, parse)
-        assert count >= 0
-        return list(ids[:count])
-
     try:
-        yield tokenize
+        yield llama_cpp, llama_cpp.llama_model_get_vocab(model)
     finally:
         llama_cpp.llama_model_free(model)
+        llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), None)  # ours ends here
+
+
+@contextlib.contextmanager
+def llama_vocabulary(path: Path) -> Iterator[Tokenize]:
+    """llama.cpp's own tokenizer of a file: tokenize(text, special=True, parse=True)."""
+    with loaded_vocabulary(path) as (llama_cpp, vocabulary):
+        yield lambda *args, **options: _tokenized(llama_cpp, vocabulary, *args, **options)
+
+
+def _tokenized(llama_cpp: Any, vocabulary: Any, text: str, special: bool = True, parse: bool = True) -> list[int]:
+    data = text.encode()
+    size = 4 * len(data) + 16
+    ids = (llama_cpp.llama_token * size)()
+    count = llama_cpp.llama_tokenize(vocabulary, data, len(data), ids, size, special, parse)
+    assert count >= 0
+    return list(ids[:count])
 
 
 def written(folder: Path, path: Path, rows: int | None = None) -> dict[str, Any]:
@@ -260,6 +267,45 @@ def test_sentencepiece_vocabularies_of_llama_cpp(name: str, tmp_path: Path) -> N
     assert found["tokens"] == fields["tokens"]
     with llama_vocabulary(tmp_path / "v.gguf") as tokenize:
         assert [tokenize(text, special=False, parse=False) for text in texts] == ids
+
+
+TURNS = ("<|user|>\n Hi<|end|>\n<|assistant|>\n the ing", "<|end|> the", "</s>  an<|endoftext|>  the", "<s>\n\nand")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("phi3", "Phi-3-mini"), ("phi3", "tuned"), ("kept", "phi3-x"), ("bpe", "phi-3")]
+)
+def test_spaces_behind_special_tokens(kind: str, name: str, tmp_path: Path) -> None:
+    """llama.cpp drops them in files of Phi-3, which it knows by general.name; the wrong name does not even load."""
+    if kind == "bpe":
+        tokenizer_folder(tmp_path / "t", byte_level(special=("<|user|>", "<|end|>", "<|assistant|>")))
+    else:
+        phi3_folder(tmp_path / "t", swallowing=kind == "phi3")
+    found = tokenizer_metadata(tmp_path / "t", token_count(tmp_path / "t"), name=name)
+    write_f32(tmp_path / "v.gguf", MODEL_KEYS | found, {})
+    tokenizer = Tokenizer.from_file(str(tmp_path / "t/tokenizer.json"))
+    expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in TURNS]
+    with llama_vocabulary(tmp_path / "v.gguf") as tokenize:
+        assert [tokenize(text, special=False) for text in TURNS] == expected
+    write_f32(tmp_path / "w.gguf", MODEL_KEYS | found | {"general.name": ("string", "a Phi3, or not")}, {})
+    if kind == "bpe":
+        with pytest.raises(AssertionError, match="does not load"), llama_vocabulary(tmp_path / "w.gguf"):
+            pass
+    elif kind == "kept":
+        with llama_vocabulary(tmp_path / "w.gguf") as tokenize:
+            assert [tokenize(text, special=False) for text in TURNS] != expected
+
+
+def test_what_ends_a_generation_of_phi3(tmp_path: Path) -> None:
+    phi3_folder(tmp_path / "t")
+    found = tokenizer_metadata(tmp_path / "t", token_count(tmp_path / "t"), name="tuned")
+    write_f32(tmp_path / "v.gguf", MODEL_KEYS | found, {})
+    tokenizer = Tokenizer.from_file(str(tmp_path / "t/tokenizer.json"))
+    with loaded_vocabulary(tmp_path / "v.gguf") as (llama_cpp, vocabulary):
+        ends = [i for i in range(tokenizer.get_vocab_size()) if llama_cpp.llama_vocab_is_eog(vocabulary, i)]
+        eot, bos = llama_cpp.llama_vocab_eot(vocabulary), llama_cpp.llama_vocab_bos(vocabulary)
+    assert {tokenizer.id_to_token(i) for i in ends} == {"<|endoftext|>", "<|end|>", "</s>"}
+    assert [tokenizer.id_to_token(i) for i in (eot, bos)] == ["<|end|>", "<s>"]
 
 
 def package(name: str) -> Path:

@@ -9,7 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantkit_kernels.cpu import attention, build
-from quantkit_kernels.cpu.attention import KINDS, cpu_decode_attention, cpu_decode_attention_reference
+from quantkit_kernels.cpu.attention import (
+    KINDS,
+    Paged,
+    cpu_decode_attention,
+    cpu_decode_attention_reference,
+    cpu_paged_attention,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -136,3 +142,61 @@ def test_bad_input() -> None:
         )
     with pytest.raises(ValueError, match="window is -1"):
         cpu_decode_attention(query, keys, values, lengths, window=-1, **scales)
+
+
+def paged(x: Tensor, kind: str) -> tuple[Paged, Tensor]:
+    """x [pages, H, P, D] as pages of a kind, and what they stand for in float64."""
+    D = x.shape[-1]
+    if kind in ("float32", "bfloat16", "float16"):
+        codes = x.to(getattr(torch, kind))
+        return Paged(codes), codes.double()
+    scale, shift = torch.rand(x.shape[:-1]) + 0.5, None
+    if kind == "int8":
+        codes = torch.randint(-128, 128, x.shape, dtype=torch.int8)
+        values = codes.double()
+    elif kind == "fp8":
+        codes = (x * 100).to(torch.float8_e4m3fn)
+        values = codes.double()
+    else:
+        bits = 8 if kind == "uint8" else 4
+        codes = torch.randint(0, 1 << bits, x.shape, dtype=torch.uint8)
+        values = codes.double() - (8 if kind == "int4" else 0)
+        if kind != "int4":
+            shift = torch.randint(-9, 300, scale.shape).float()
+            values -= shift.double()[..., None]
+        if bits == 4:
+            low, high = codes.unflatten(-1, (D // 64, 2, 32)).unbind(-2)
+            codes = (low | high << 4).flatten(-2)
+    nibbles = kind.startswith("int4") or kind == "uint4"
+    return Paged(codes.contiguous(), scale, shift, nibbles), values * scale.double()[..., None]
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_pages(kernels: str, data: st.DataObject) -> None:
+    """Keys and values of any two kinds, in pages that lie in no order."""
+    kinds = st.sampled_from(["float32", "bfloat16", "float16", "int8", "fp8", "uint8", "int4", "uint4"])
+    k_kind, v_kind = data.draw(kinds), data.draw(kinds)
+    B, H = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 2]))
+    Q, D = data.draw(st.sampled_from([1, 3, 4, 8])), data.draw(st.sampled_from([64, 128]))
+    P, n = data.draw(st.sampled_from([1, 16, 48, 64, 100])), data.draw(st.integers(1, 4))
+    torch.manual_seed(data.draw(st.integers(0, 1000)))
+    query = torch.randn(B, H * Q, D) * 0.02
+    (keys, k), (values, v) = (paged(torch.randn(B * n + 2, H, P, D), kind) for kind in (k_kind, v_kind))
+    table = torch.randperm(B * n + 2)[: B * n].view(B, n)
+    lengths = torch.tensor([data.draw(st.integers(1, n * P)) for _ in range(B)])
+    window = data.draw(st.sampled_from([0, 1, 50]))
+    got = cpu_paged_attention(query, keys, values, table, lengths, int(lengths.max()), scale=0.1, window=window)
+    if kernels == "torch alone":
+        assert got is None
+        return
+    assert got is not None
+    whole_k, whole_v = (x[table].transpose(1, 2).flatten(2, 3) for x in (k, v))
+    wanted = cpu_decode_attention_reference(query, whole_k, whole_v, lengths, scale=0.1, window=window)
+    assert torch.allclose(got.double(), wanted, rtol=1e-4, atol=2e-4 * wanted.abs().max().item())
+
+
+def test_pages_of_no_kind(kernels: str) -> None:
+    odd = Paged(torch.zeros(2, 1, 16, 12))
+    assert odd.kind is None
+    assert cpu_paged_attention(torch.zeros(1, 1, 12), odd, odd, torch.zeros(1, 1), torch.ones(1), 1, scale=1.0) is None

@@ -247,6 +247,15 @@ def test_settings_on_top(tmp_path: Path) -> None:
     assert recipe.model == "elsewhere"
 
 
+def test_settings_of_a_mix_given_in_short(tmp_path: Path) -> None:
+    recipe = good(tmp_path, "gguf: q4_k_m\n", "gguf.output=q8_0", "gguf.imatrix=m.gguf")
+    assert recipe.gguf is not None
+    assert (recipe.gguf.mix, recipe.gguf.output, recipe.gguf.imatrix) == ("Q4_K_M", "Q8_0", "m.gguf")
+    other = good(tmp_path, "gguf: q4_k_m\n", "gguf.mix={size: 3.6MB}").gguf
+    assert other is not None
+    assert other.model_dump()["mix"] == {"size": 3600000}
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -293,6 +302,18 @@ def test_paths_of_a_file_are_found_here_or_beside_it(tmp_path: Path, monkeypatch
     assert (recipe.model, calibration_data(recipe)) == (str(recipes / "m"), str(recipes / "d.txt"))
     (here / "d.txt").write_text("x")
     assert calibration_data(load(recipes / "r.yaml")) == "d.txt"
+
+
+def test_an_importance_matrix_lies_here_or_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "r.yaml").write_text("gguf: {mix: q4_0, imatrix: m.gguf}\n")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    recipe = load(tmp_path / "r.yaml")
+    assert recipe.gguf is not None
+    assert recipe.gguf.imatrix == str(tmp_path / "m.gguf")
+    assert recipe.settings()["gguf"]["imatrix"] == "m.gguf"  # what is in it counts, not where it lies
+    assert recipe.resolved()["gguf"]["imatrix"] == str(tmp_path / "m.gguf")
 
 
 def test_a_file_may_be_called_like_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

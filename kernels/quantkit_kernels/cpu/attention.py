@@ -9,6 +9,8 @@ Contract: query [B, Hq, D]; keys and values both bfloat16, float16, float32, int
 float32 scales [B, H, L], one for each token and head. lengths int64 [B], up to L; a sequence of length 0 gives zeros.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -48,10 +50,67 @@ def cpu_decode_attention(
     Q, threads = Hq // H, torch.get_num_threads()
     q = (query.float() * scale).contiguous()
     out = torch.empty(B, Hq, D)
-    splits = max(1, min(-(-2 * threads // (B * H)), L // SPLIT)) if 2 * threads > B * H else 1
+    kind = KINDS[keys.dtype]
     lib.quantkit_decode_attention(
-        KINDS[keys.dtype], address(q), address(keys), address(k_scale), address(values), address(v_scale),
-        address(lengths), address(out), B, H, Q, L, D, window, splits, threads,
+        kind, kind, address(q), address(keys), address(k_scale), None, address(values), address(v_scale), None,
+        None, address(lengths), address(out), B, H, Q, L, D, 0, window, _splits(B * H, L, threads), threads,
+    )  # fmt: skip
+    return out.to(query.dtype)
+
+
+def _splits(heads: int, length: int, threads: int) -> int:
+    """Parts of a sequence that are worth a thread each."""
+    return max(1, min(-(-2 * threads // heads), length // SPLIT)) if 2 * threads > heads else 1
+
+
+class Paged(NamedTuple):
+    """Keys, or values, in pages: codes [pages, H, P, D] of a KINDS dtype, or uint8 with a shift (8 bits), or `nibbles`.
+
+    nibbles  uint8 [pages, H, P, D / 2]: byte j of each 32 holds feature j of 64 in its low half, 32 + j in its high
+             half; codes 0 .. 15, for -8 .. 7 where there is no shift
+    scale, shift  float32 [pages, H, P]: a value is (code - shift) * scale; None: one, zero
+    """
+
+    codes: Tensor
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    nibbles: bool = False
+
+    @property
+    def kind(self) -> int | None:
+        """The kernel's number of it; None where it has none."""
+        if self.nibbles:
+            good = self.codes.dtype == torch.uint8 and self.codes.shape[-1] % 32 == 0
+            return (0 if self.shift is not None else 7) if good else None
+        if self.codes.shape[-1] % WIDTH:
+            return None
+        if self.codes.dtype == torch.uint8:
+            return 3 if self.shift is not None else None
+        return KINDS.get(self.codes.dtype)
+
+
+def cpu_paged_attention(
+    query: Tensor, keys: Paged, values: Paged, table: Tensor, lengths: Tensor, longest: int, *, scale: float,
+    window: int = 0,
+) -> Tensor | None:  # fmt: skip
+    """As `cpu_decode_attention` over pages: token t of sequence b lies in page table[b, t // P] at t % P.
+
+    query [B, Hq, D]; table int64 [B, n]; lengths int64 [B], up to n * P; longest: the largest of them. None where there
+    is no compiled library, or none of its kinds is that of keys or of values. Nothing is checked: tables and lengths
+    that fit are the caller's duty.
+    """
+    lib, k_kind, v_kind = library(), keys.kind, values.kind
+    if lib is None or k_kind is None or v_kind is None:
+        return None
+    B, Hq, D = query.shape
+    H, P = keys.codes.shape[1:3]
+    threads = torch.get_num_threads()
+    q = (query.float() * scale).contiguous()
+    out = torch.empty(B, Hq, D)
+    lib.quantkit_decode_attention(
+        k_kind, v_kind, address(q), address(keys.codes), address(keys.scale), address(keys.shift),
+        address(values.codes), address(values.scale), address(values.shift), address(table), address(lengths),
+        address(out), B, H, Hq // H, P, D, table.shape[1], window, _splits(B * H, longest, threads), threads,
     )  # fmt: skip
     return out.to(query.dtype)
 

@@ -99,7 +99,7 @@ def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.quantkit_gemv.argtypes = [*weight, pointer, pointer, whole]
     lib.quantkit_gemv_int8.argtypes = [*weight, pointer, pointer, pointer, whole]
     lib.quantkit_decode.argtypes = [*weight, whole, whole, pointer, small]
-    lib.quantkit_decode_attention.argtypes = [small, *[pointer] * 7, *[whole] * 7, small]
+    lib.quantkit_decode_attention.argtypes = [small, small, *[pointer] * 10, *[whole] * 8, small]
     for function in (lib.quantkit_gemv, lib.quantkit_gemv_int8, lib.quantkit_decode, lib.quantkit_decode_attention):
         function.restype = None
     return lib

@@ -12,13 +12,16 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint.gguf_file import GgufFile, GgufTensor, read_gguf
 from quantkit.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from quantkit.checkpoint.gguf_writer import KeyValue
 
 MAGIC = b"GGUF"
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -75,6 +78,20 @@ def importance_of(imatrix: Imatrix, name: str, shape: tuple[int, ...] | None = N
         found = found.reshape(experts, shape[-1])
         return found if len(shape) == 3 else found[0]
     return found[0] if len(found) == 1 else found
+
+
+def used_keys(file: str, imatrix: Imatrix) -> "dict[str, KeyValue]":
+    """The keys by which a quantized file says which importance matrix it was made with, as llama-quantize names them.
+
+    file: its name, without folders.
+    """
+    keys: dict[str, KeyValue] = {"quantize.imatrix.file": ("string", file)}
+    if imatrix.datasets:
+        keys["quantize.imatrix.dataset"] = ("string", imatrix.datasets[0])
+    keys["quantize.imatrix.entries_count"] = ("u32", len(imatrix.entries))
+    if imatrix.chunks:
+        keys["quantize.imatrix.chunks_count"] = ("u32", imatrix.chunks)
+    return keys
 
 
 def read_imatrix(path: Path) -> Imatrix:

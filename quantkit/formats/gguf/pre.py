@@ -81,7 +81,7 @@ def find_pre(backend: Tokenizer, model: Mapping[str, Any], added: Collection[str
     if not agreeing:
         raise _none_agrees(differing, own, where)
     ignore_merges = bool(model.get("ignore_merges"))
-    if any(pre.ignore_merges != ignore_merges for pre in agreeing):
+    if agreeing[0].ignore_merges != ignore_merges:
         unbuilt = _unbuilt_tokens(model, added, agreeing[0].regexes)
         alike = [pre for pre in agreeing if pre.ignore_merges == ignore_merges or not unbuilt]
         if not alike:

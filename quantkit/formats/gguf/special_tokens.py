@@ -75,11 +75,26 @@ def _configured_ids(folder: Path) -> dict[str, list[int]]:
 def _end_of_turn(vocabulary: Vocabulary, eos: int | None, listed: list[int]) -> int | None:
     """The token that ends a turn: of those that end a generation, the one that the chat template writes.
 
-    None without a template that writes one: llama.cpp then looks for the usual names itself.
+    Where it writes several (Phi-3 lists <|assistant|> too), the first behind an answer. None without a template that
+    writes one: llama.cpp then looks for the usual names itself.
     """
     templates = "".join(_templates(vocabulary).values())
-    ends = [i for i in [eos, *listed] if i is not None]
-    return next((i for i in ends if vocabulary.texts.get(i) and vocabulary.texts[i] in templates), None)
+    ends = [i for i in dict.fromkeys([eos, *listed]) if i is not None and vocabulary.texts.get(i)]
+    written = [i for i in ends if vocabulary.texts[i] in templates]
+    if len(written) < 2:
+        return next(iter(written), None)
+    behind = _behind_an_answer(vocabulary)
+    found = {i: at for i in written if (at := behind.find(vocabulary.texts[i])) >= 0}
+    return min(found or written, key=lambda i: found.get(i, 0))
+
+
+def _behind_an_answer(vocabulary: Vocabulary) -> str:
+    """What the chat template writes behind the assistant's answer; nothing where it cannot be tried."""
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
+    try:
+        return str(vocabulary.tokenizer.apply_chat_template(turns, tokenize=False)).rpartition("ANSWER")[2]
+    except Exception:  # a template is a program of its own, and may want other messages
+        return ""
 
 
 def _templates(vocabulary: Vocabulary) -> dict[str, str]:

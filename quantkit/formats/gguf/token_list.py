@@ -19,6 +19,7 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
+SPECIAL = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)  # looked for before a text is cut
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -35,12 +36,7 @@ def token_list(vocabulary: Vocabulary, vocab_size: int) -> TokenList:
 
     UserError where a token of the vocabulary itself has no row; added tokens without one are left out.
     """
-    largest = max(vocabulary.model["vocab"].values(), default=-1)
-    if largest >= vocab_size and any(i >= vocab_size and i not in vocabulary.added for i in vocabulary.texts):
-        raise UserError(
-            f"{vocabulary.folder}: the tokenizer has tokens up to id {largest}, the model {vocab_size} rows\n"
-            "hint: put the tokenizer files of this very model into the folder"
-        )
+    check_rows(vocabulary, vocab_size)
     produced = {left + right for left, right in vocabulary.merges}
     taken = set(vocabulary.texts.values())
     texts, types = [], []
@@ -58,6 +54,16 @@ def token_list(vocabulary: Vocabulary, vocab_size: int) -> TokenList:
     return TokenList(texts, types)
 
 
+def check_rows(vocabulary: Vocabulary, vocab_size: int) -> None:
+    """UserError where a token of the vocabulary itself has no row of the embedding."""
+    largest = max(vocabulary.model["vocab"].values(), default=-1)
+    if largest >= vocab_size and any(i >= vocab_size and i not in vocabulary.added for i in vocabulary.texts):
+        raise UserError(
+            f"{vocabulary.folder}: the tokenizer has tokens up to id {largest}, the model {vocab_size} rows\n"
+            "hint: put the tokenizer files of this very model into the folder"
+        )
+
+
 def _typed(vocabulary: Vocabulary, i: int, text: str, produced: set[str], taken: set[str]) -> tuple[str, TokenType]:
     """The text that llama.cpp looks for and the kind of token `i`.
 
@@ -66,7 +72,7 @@ def _typed(vocabulary: Vocabulary, i: int, text: str, produced: set[str], taken:
     normal tokens they are found and printed as spaces.
     """
     added = vocabulary.added.get(i)
-    if not vocabulary.byte_level and text == vocabulary.tokenizer.unk_token:
+    if not vocabulary.byte_level and text == vocabulary.unknown:
         return text, TokenType.UNKNOWN
     if added is None:
         is_byte = not vocabulary.byte_level and BYTE_TOKEN.fullmatch(text)

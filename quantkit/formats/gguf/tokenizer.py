@@ -9,15 +9,20 @@ from pathlib import Path
 from quantkit.checkpoint.gguf_writer import KeyValue
 from quantkit.errors import UserError
 from quantkit.formats.gguf import pre as pre_tokenizer
+from quantkit.formats.gguf.model_name import fitting_name
 from quantkit.formats.gguf.pre_probe import PROBE
 from quantkit.formats.gguf.special_tokens import chat_templates, special_tokens
 from quantkit.formats.gguf.spm_scores import llama_tokens, scores_of_merges
-from quantkit.formats.gguf.token_list import TokenList, token_list
+from quantkit.formats.gguf.token_list import SPECIAL, TokenList, check_rows, token_list
 from quantkit.formats.gguf.vocabulary import BPE_ONLY, SPACE, Vocabulary, load_vocabulary
 
 
-def tokenizer_metadata(folder: Path, vocab_size: int, *, pre: str | None = None) -> dict[str, KeyValue]:
+def tokenizer_metadata(
+    folder: Path, vocab_size: int, *, pre: str | None = None, name: str | None = None
+) -> dict[str, KeyValue]:
     """The tokenizer's keys and values for a model of `vocab_size` embedding rows.
+
+    With the model's `name` general.name is among them, as `fitting_name` has it.
 
     Fewer tokens than rows: padded with unused tokens. More: added tokens without a row are left out (the model has
     never seen them). `pre` is written as given instead of what the tokenizer shows. UserError for what is not BPE,
@@ -28,7 +33,32 @@ def tokenizer_metadata(folder: Path, vocab_size: int, *, pre: str | None = None)
     vocabulary = load_vocabulary(folder)
     tokens = token_list(vocabulary, vocab_size)
     kind = _byte_level(vocabulary, tokens, pre) if vocabulary.byte_level else _sentencepiece(vocabulary, tokens, pre)
-    return kind | special_tokens(vocabulary, vocab_size) | chat_templates(vocabulary)
+    named = {} if name is None else {"general.name": ("string", _name(name, vocabulary, tokens))}
+    return named | kind | special_tokens(vocabulary, vocab_size) | chat_templates(vocabulary)
+
+
+def _name(name: str, vocabulary: Vocabulary, tokens: TokenList) -> str:
+    special = [text for text, kind in zip(tokens.texts, tokens.types, strict=True) if kind in SPECIAL]
+    swallowing = {token.content for token in vocabulary.added.values() if token.rstrip}
+    return fitting_name(name, tokens.texts, special, swallowing)
+
+
+def check_tokenizer(folder: Path, vocab_size: int, *, pre: str | None = None) -> None:
+    """UserError where `tokenizer_metadata` refuses how the tokenizer cuts, merges or counts; much faster.
+
+    Neither transformers' tokenizer is loaded nor what it puts around a text judged.
+    """
+    try:
+        vocabulary = load_vocabulary(folder)
+        check_rows(vocabulary, vocab_size)
+        added = {i: token.content for i, token in vocabulary.backend.get_added_tokens_decoder().items()}
+        if not vocabulary.byte_level:
+            texts = {i: text for text, i in vocabulary.model["vocab"].items()} | added
+            _sentencepiece(vocabulary, TokenList([texts.get(i, "") for i in range(vocab_size)], []), pre)
+        elif pre is None:
+            pre_tokenizer.find_pre(vocabulary.backend, vocabulary.model, set(added.values()), folder)
+    except UserError:
+        tokenizer_metadata(folder, vocab_size, pre=pre)  # which may know more tokens, and has the last word
 
 
 def _byte_level(vocabulary: Vocabulary, tokens: TokenList, pre: str | None) -> dict[str, KeyValue]:

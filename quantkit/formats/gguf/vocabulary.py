@@ -33,16 +33,29 @@ BPE_ONLY = "GGUF is written for byte-level BPE and for sentencepiece's BPE (Llam
 class Vocabulary:
     """The tokenizer of a folder.
 
-    `tokenizer`: as transformers loads it, for special tokens, templates and what it adds to a text. `backend`: the one
-    of tokenizer.json, which cuts and merges as the model was trained to. `model`: the BPE section of tokenizer.json.
+    `own`: as it was put together of the folder's files, None where there is a tokenizer.json. `backend`: the one of
+    tokenizer.json, which cuts and merges as the model was trained to. `model`: the BPE section of tokenizer.json.
     `piece_scores`: score of each piece in tokenizer.model, where the folder has one that holds the same pieces.
     """
 
     folder: Path
-    tokenizer: PreTrainedTokenizerBase
+    own: PreTrainedTokenizerFast | None
     backend: Tokenizer
     model: Mapping[str, Any]
     piece_scores: Mapping[str, float] | None
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """As transformers loads it, for special tokens, templates and what it adds to a text.
+
+        That takes seconds for a large vocabulary, so only what needs it asks. UserError where it does not load.
+        """
+        return locate_tokenizer(self.folder, trust_remote_code=False) if self.own is None else self.own
+
+    @cached_property
+    def unknown(self) -> str | None:
+        """The token for what the vocabulary lacks."""
+        return self.tokenizer.unk_token  # type: ignore[return-value]
 
     @cached_property
     def byte_level(self) -> bool:
@@ -87,7 +100,7 @@ def token_count(folder: Path) -> int:
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        return max(_tokenizers(folder)[1].get_vocab().values()) + 1
+        return max(_tokenizer(folder)[1].get_vocab().values()) + 1
     whole = _json(path)
     added = [token["id"] for token in whole.get("added_tokens") or []]
     return max([*_bpe_section(whole, folder)["vocab"].values(), *added], default=-1) + 1
@@ -95,16 +108,16 @@ def token_count(folder: Path) -> int:
 
 def load_vocabulary(folder: Path) -> Vocabulary:
     """The tokenizer of `folder`; UserError where there is none, where it does not load, and where it is no BPE."""
-    tokenizer, backend = _tokenizers(folder)
+    own, backend = _tokenizer(folder)
     path = folder / "tokenizer.json"
     model = _bpe_section(_json(path) if path.is_file() else json.loads(backend.to_str()), folder)
     spm_file = folder / "tokenizer.model"
     scores = _matching_scores(spm_file, model) if spm_file.is_file() else None
-    return Vocabulary(folder, tokenizer, backend, model, scores)
+    return Vocabulary(folder, own, backend, model, scores)
 
 
-def _tokenizers(folder: Path) -> tuple[PreTrainedTokenizerBase, Tokenizer]:
-    """The tokenizer as transformers loads it, and the one that cuts and merges: tokenizer.json's own if it exists.
+def _tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast | None, Tokenizer]:
+    """Vocabulary.own, and the one that cuts and merges: tokenizer.json's if it exists.
 
     transformers 5 rebuilds some by the name of their class, Llama-2's with another way to put a space in front.
     """
@@ -116,7 +129,7 @@ def _tokenizers(folder: Path) -> tuple[PreTrainedTokenizerBase, Tokenizer]:
             raise UserError(
                 f"{path}: does not load ({error})\nhint: copy the file of the original model again"
             ) from error
-        return locate_tokenizer(folder, trust_remote_code=False), backend
+        return None, backend
     if (folder / "tokenizer.model").is_file() and not (folder / "vocab.json").is_file():
         tokenizer = _from_sentencepiece(folder, _bpe_pieces(folder / "tokenizer.model"))
     else:

@@ -1,0 +1,65 @@
+"""Greedy tokens equal transformers' `generate`: each way to run on one model, each model in one hard way.
+
+All of it on every model: tests/slow/test_engine_equal.py.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from quantkit import load
+from quantkit.runtime.engine.llm import LLM
+from quantkit.runtime.engine.request import SamplingParams
+from tests.runtime.engine.equality import NEW, WAYS, check, engine, generated, prompts
+from tests.tiny_models import tiny_model
+
+BUNDLED = Path(__file__).resolve().parents[3] / "examples" / "tiny-llama"
+MODELS = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2", "gpt_neox", "opt", "olmo2"]
+MODELS += ["cohere", "granite", "qwen3_moe", "mixtral"]
+
+
+@pytest.fixture(scope="module")
+def bundled() -> tuple[PreTrainedModel, list[list[int]], list[list[int]]]:
+    model = load(BUNDLED, dtype="float32")
+    every = prompts(12, 4096)
+    return model, every, [generated(model, prompt) for prompt in every]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way(way: str, bundled: tuple[PreTrainedModel, list[list[int]], list[list[int]]]) -> None:
+    check(bundled[0], way, bundled[1], bundled[2])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_model(name: str) -> None:
+    """Preempted, in chunks, and with guesses at once."""
+    model, every = tiny_model(name), prompts(8, 96)
+    llm = engine(model, "preempted", num_blocks=9, max_num_batched_tokens=9, speculate="ngram")
+    outputs = llm.generate(every, SamplingParams(temperature=0, max_tokens=NEW))
+    for prompt, output in zip(every, outputs, strict=True):
+        assert output.outputs[0].token_ids == generated(model, prompt)
+    assert llm.stats.preemptions > 0
+    llm.scheduler.check()
+
+
+def test_logits_do_not_depend_on_chunks_or_pages(bundled: tuple[PreTrainedModel, list, list]) -> None:
+    """Chunks, page sizes and prefix hits change log-probabilities by float noise only: 1e-4 of logits of about 10."""
+    tokens = [torch.randint(3, 4096, (150,), generator=torch.Generator().manual_seed(0)).tolist() for _ in range(2)]
+    with torch.no_grad():
+        logits = bundled[0](torch.tensor(tokens)).logits.log_softmax(-1)
+    wanted = logits[:, :-1].gather(-1, torch.tensor(tokens)[:, 1:, None])[..., 0]
+    for options in ({}, {"max_num_batched_tokens": 7}, {"block_size": 16, "max_num_batched_tokens": 100}):
+        got = torch.stack(engine(bundled[0], "mixed", **options).score(tokens))
+        assert torch.allclose(got, wanted, atol=1e-4)
+
+
+def test_the_folder_itself() -> None:
+    """A path, text, and its tokenizer."""
+    llm = LLM(BUNDLED, dtype="float32")
+    output = llm.generate("def ", SamplingParams(temperature=0, max_tokens=8))[0]
+    assert output.prompt == "def "
+    assert llm.tokenizer is not None
+    whole = llm.tokenizer.decode(output.prompt_token_ids + output.outputs[0].token_ids)
+    assert whole == "def " + output.outputs[0].text
