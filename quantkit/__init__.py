@@ -12,6 +12,7 @@ paths.py      `~` in paths
 suggestions.py    the name that was meant
 sizes.py          3.6MB as a number of bytes
 types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
+cache_spec.py   CacheSpec: the formats of cached keys and of cached values
 ggml_types.py   the types of GGUF tensors and files
 progress.py   what a run is doing: a bar, or lines of the log
 device_names.py   devices by name, checked without torch as far as that goes

@@ -3,8 +3,8 @@
 N = out features, K = in features, G = groups of a row = ceil(K / group_size).
 """
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from quantkit.errors import UserError
 from quantkit.ggml_types import GGML_TYPES, QUANTIZED
@@ -129,10 +129,14 @@ class ActivationSpec:
 
 @dataclass(frozen=True, slots=True)
 class KVSpec:
-    """The number format of cached keys and values.
+    """The number format of cached keys, or of cached values.
 
     per  "tensor" or "head": one scale for all tokens, from calibration; "token": one for each token and head, or for
          group_size features of it, taken from the token itself
+    packed    the scale of a token (or group) is one 16-bit word: a float16, whose `bits` lowest bits are the zero point
+              where there is one. False: a scale as it is computed, and a zero point beside it
+    channels  each feature of a head has an offset and a scale from calibration, taken off before the token is rounded
+              and put back when it is read
     """
 
     bits: int
@@ -140,10 +144,47 @@ class KVSpec:
     per: Literal["tensor", "head", "token"] = "tensor"
     symmetric: bool = True
     group_size: int = -1
+    packed: bool = False
+    channels: bool = False
+
+    def __post_init__(self) -> None:
+        if self.element == "float" and self.bits != 8:
+            raise UserError(f"the floats of a cache have 8 bits, got {self.bits}")
+        if not 2 <= self.bits <= 8:
+            raise UserError(f"a cache has 2 to 8 bits, got {self.bits}")
+        if self.group_size != -1 and self.group_size < 1:
+            raise UserError(f"group_size must be positive or -1 (all features of a head), got {self.group_size}")
+        if self.packed and not self.symmetric and self.bits > 4:
+            raise UserError(f"a packed scale has room for a zero point of 4 bits, not of {self.bits}")
+        tokens = self.group_size != -1 or not self.symmetric or self.packed or self.channels
+        if tokens and (self.element == "float" or self.per != "token"):
+            raise UserError("groups, zero points, packed scales and channels are for integers with a scale per token")
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs numbers from calibration."""
+        return self.per != "token" or self.channels
+
+    def bits_per_entry(self, features: int) -> float:
+        """Bits that one number takes, its share of scale and zero point included, in a head of so many features.
+
+        A scale counts 16 bits, a zero point outside it 8.
+        """
+        if self.per != "token":
+            return float(self.bits)
+        groups = 1 if self.group_size == -1 else -(-features // self.group_size)
+        return self.bits + groups * (16 if self.packed or self.symmetric else 24) / features
 
     def __str__(self) -> str:
         size = self.per if self.group_size == -1 else f"{self.per} g{self.group_size}"
-        return f"{'fp' if self.element == 'float' else 'int'}{self.bits} {size}{'' if self.symmetric else ' asym'}"
+        words = [f"{'fp' if self.element == 'float' else 'int'}{self.bits} {size}"]
+        words += ["asym"] * (not self.symmetric) + ["packed"] * self.packed + ["channels"] * self.channels
+        return " ".join(words)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields; the later ones only where they say something, so that older files stay as they are."""
+        later = ("packed", "channels")
+        return {name: value for name, value in asdict(self).items() if name not in later or value}
 
 
 @dataclass(frozen=True, slots=True)

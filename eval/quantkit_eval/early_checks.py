@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from quantkit.cache_spec import cache_named
 from quantkit.checkpoint.gguf_header import GgufFile
 from quantkit.checkpoint.gguf_path import open_found
 from quantkit.checkpoint.header import read_json
@@ -17,6 +18,7 @@ from quantkit.formats.gguf.described_file import describe_file
 from quantkit.suggestions import unknown
 from quantkit_eval.texts import check_text
 
+ENGINES = ("llama.cpp", "paged")
 BOS = ("auto", "always", "never")
 INSTALL = (
     "--engine llama.cpp needs llama-cpp-python, which is not installed\n"
@@ -34,6 +36,7 @@ def check_before_torch(
     device: str = "auto",
     bos: str = "auto",
     engine: str | None = None,
+    kv_cache: str | None = None,
 ) -> tuple[Path, Path | None]:
     """The folders (of GGUF: the files) of the model and of its original; UserError for what names and JSON show.
 
@@ -57,6 +60,12 @@ def check_before_torch(
         )
     if bos not in BOS:
         raise UserError(f"bos is {bos!r}; expected {', '.join(BOS[:-1])} or {BOS[-1]}")
+    if kv_cache is not None:
+        if not isinstance(kv_cache, str):
+            raise UserError(f"kv_cache: found {type(kv_cache).__name__}, expected a name like int8")
+        cache_named(kv_cache)
+        if engine == "llama.cpp":
+            raise UserError("llama.cpp has a cache of its own\nhint: leave out --kv-cache, or leave out --engine")
     check_device_name(device)
     names = [model] if ref is None else [model, ref]
     opened = [open_found(name) for name in names]
@@ -64,7 +73,7 @@ def check_before_torch(
     _check_engine(engine, model, files[0])
     for name, file in zip(names, opened, strict=True):
         if file is not None:
-            _check_file(name, file, context, decoded=engine is None or name is not model)
+            _check_file(name, file, context, decoded=engine != "llama.cpp" or name is not model)
         elif (folder := local_folder(str(name))) is not None:
             _check_folder(name, folder, context)
     folders = [file or locate_model(str(name)) for name, file in zip(names, files, strict=True)]
@@ -75,10 +84,10 @@ def check_before_torch(
 
 
 def _check_engine(engine: str | None, model: str | Path, file: Path | None) -> None:
-    if engine is None:
+    if engine in (None, "paged"):
         return
     if engine != "llama.cpp":
-        raise unknown("engine", engine, ["llama.cpp"])
+        raise unknown("engine", engine, ENGINES)
     if file is None:
         raise UserError(
             f"--engine llama.cpp runs GGUF files, and {model} is none\n"

@@ -20,14 +20,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from quantkit.cache_spec import cache_named
 from quantkit.device_names import torch_device
 from quantkit.errors import RunError, UserError
 from quantkit.progress import Mode, check_mode
 from quantkit_eval import bootstrap
+from quantkit_eval.cached_model import CachedModel
 from quantkit_eval.divergence import compare
 from quantkit_eval.early_checks import check_before_torch
 from quantkit_eval.folders import bos_token, check_tokenizers, load_model, load_tokenizer, remarks
 from quantkit_eval.llama_cpp_library import LlamaCppModel
+from quantkit_eval.paged_model import PagedModel
 from quantkit_eval.perplexity import Windows, cut, token_losses
 from quantkit_eval.results import Divergence, Evaluation, Interval, Surprise, TextResult
 from quantkit_eval.texts import Text, read_text
@@ -59,6 +62,7 @@ def evaluate(
     device: str = "auto",
     bos: Literal["auto", "always", "never"] = "auto",
     engine: str | None = None,
+    kv_cache: str | None = None,
     trust_remote_code: bool = False,
     progress: Mode = True,
 ) -> Evaluation:
@@ -72,7 +76,10 @@ def evaluate(
     device      auto: a GPU where there is one. Models run in float32 on a CPU and in their own dtype elsewhere.
     bos         whether windows begin with the tokenizer's begin-of-sequence token. auto: where the tokenizer itself
                 puts it before a text. Only tokens of the text are predicted and counted, never the token itself.
-    engine      llama.cpp: `model` is a GGUF file, and llama-cpp-python runs it; None: transformers runs all models
+    engine      llama.cpp: `model` is a GGUF file, and llama-cpp-python runs it; paged: quantkit's paged engine runs it,
+                in chunks and on pages as it generates, and transformers the original; None: transformers runs both
+    kv_cache    the format of the model's cached keys and values, int8 or keys=int8,values=int4 (see `cache_named`),
+                whatever its folder says; none: as computed; None: as its folder says
     progress    a bar, where stderr is a terminal, unless plain, off or False
 
     Losses are in nats, intervals are 95 % by a bootstrap over windows. Raises UserError for bad input (texts, folders,
@@ -82,7 +89,7 @@ def evaluate(
     bar = check_mode(progress) == "auto"
     names = list(text) if isinstance(text, Sequence) and not isinstance(text, str) else [text]
     folder, ref_folder = check_before_torch(
-        model, ref, names, context=context, tokens=tokens, device=device, bos=bos, engine=engine
+        model, ref, names, context=context, tokens=tokens, device=device, bos=bos, engine=engine, kv_cache=kv_cache
     )
     sources = [read_text(name) for name in names]
     where = torch_device(device)
@@ -99,7 +106,7 @@ def evaluate(
 
     started = time.perf_counter()
     LOG.info("loading %s", model)
-    loaded = load_model(folder, where, trust_remote_code) if engine is None else LlamaCppModel(folder, context)
+    loaded, run, more = _opened(folder, str(model), engine, context, where, kv_cache, trust_remote_code)
     reference = None
     if ref_folder is not None:
         LOG.info("loading %s", ref)
@@ -107,7 +114,7 @@ def evaluate(
     results = []
     for source, windows in zip(sources, cuts, strict=True):
         LOG.info("evaluating on %s: %d windows of %d tokens", source.name, len(windows.ids_WT), context)
-        scores = score(loaded, reference, windows, progress=bar, names=(str(model), str(ref)))
+        scores = score(run, reference, windows, progress=bar, names=(str(model), str(ref)))
         results.append(summarize(scores, source, windows))
     return Evaluation(
         model=str(model),
@@ -118,10 +125,25 @@ def evaluate(
         device=str(where),
         dtype=str(loaded.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - started,
-        versions=_versions() if engine is None else _versions() | {"llama-cpp-python": loaded.version},
+        versions=_versions() | ({"llama-cpp-python": loaded.version} if engine == "llama.cpp" else {}),
         engine=engine,
-        notes=(*notes, *remarks(folder, engine)),
+        kv_cache=kv_cache,
+        notes=(*notes, *more, *remarks(folder, engine)),
     )
+
+
+def _opened(
+    folder: Path, name: str, engine: str | None, context: int, where: torch.device, kv_cache: str | None, trusted: bool
+) -> tuple[Any, Any, list[str]]:
+    """The model, what is called in its place to get logits, and remarks on these."""
+    if engine == "llama.cpp":
+        loaded = LlamaCppModel(folder, context)
+        return loaded, loaded, []
+    if engine == "paged":
+        loaded = PagedModel(folder, context, where, kv_cache, trust_remote_code=trusted)
+        return loaded, loaded, [loaded.remark]
+    loaded = load_model(folder, where, trusted)
+    return loaded, loaded if kv_cache is None else CachedModel(loaded, name, cache_named(kv_cache)), []
 
 
 @torch.inference_mode()

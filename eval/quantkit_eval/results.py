@@ -99,6 +99,7 @@ class Evaluation:
     model, ref  as they were given: folders or Hub ids; ref None: no original to compare with
     context     tokens of a window; bos: whether each begins with the tokenizer's begin-of-sequence token
     engine      what ran the model; None: transformers
+    kv_cache    the formats of cached keys and values as they were given; None: those that the model's folder says
     notes       what is worth knowing about the figures, a line each
     """
 
@@ -112,6 +113,7 @@ class Evaluation:
     seconds: float
     versions: dict[str, str]
     engine: str | None = None
+    kv_cache: str | None = None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -127,5 +129,6 @@ class Evaluation:
             "seconds": self.seconds,
             "versions": self.versions,
             "engine": self.engine,
+            "kv_cache": self.kv_cache,
             "notes": list(self.notes),
         }

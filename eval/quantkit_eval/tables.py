@@ -16,9 +16,10 @@ def render(result: Evaluation, console: Console) -> None:
     console.print(_details(result, result.texts[0]) if len(result.texts) == 1 else _overview(result))
     tokens, windows = (sum(getattr(text, name) for text in result.texts) for name in ("tokens", "windows"))
     begins = ", each begins with the tokenizer's BOS" if result.bos else ""
+    cache = "" if result.kv_cache is None else f", cache {result.kv_cache}"
     console.print(
         f"{tokens} tokens in {windows} windows of {result.context}{begins}, "
-        f"{result.engine or result.dtype} on {result.device}, {result.seconds:.1f} s"
+        f"{result.engine or result.dtype} on {result.device}{cache}, {result.seconds:.1f} s"
     )
     for note in result.notes:
         console.print(f"note: {note}", markup=False, highlight=False)

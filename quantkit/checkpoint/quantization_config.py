@@ -14,6 +14,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 
 OWN_CACHE = "quantkit_kv_cache"  # key of config.json: a KV cache that no engine's format can describe
+CHANNEL_NAMES = ("k_channels", "v_channels")  # tensors of such a cache within an attention module
 INLINE_KEYS = ("quantization_config", "compression_config")
 # The methods each file may belong to; the first is meant where the file names none.
 SIDE_FILES = {

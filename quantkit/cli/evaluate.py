@@ -33,7 +33,21 @@ def evaluate(
     device: Device = "auto",
     bos: Annotated[str, typer.Option(help="Begin windows with the tokenizer's BOS: auto, always or never.")] = "auto",
     engine: Annotated[
-        str | None, typer.Option(help="llama.cpp: let llama-cpp-python run a GGUF file, rounding of inputs included.")
+        str | None,
+        typer.Option(
+            metavar="llama.cpp|paged",
+            help="llama.cpp: llama-cpp-python runs a GGUF file, rounding of inputs included. "
+            "paged: the pages and kernels of `quantkit generate`.",
+        ),
+    ] = None,
+    kv_cache: Annotated[
+        str | None,
+        typer.Option(
+            "--kv-cache",
+            "--kv",
+            help="Round cached keys and values: int8, int4-asym-g32, fp8, none, or keys=int8,values=int4.",
+            metavar="NAME|keys=NAME,values=NAME",
+        ),
     ] = None,
     trust_remote_code: Trust = False,
     progress: ProgressMode = "auto",
@@ -48,7 +62,9 @@ def evaluate(
     mode, texts = start_log(progress, quiet, verbose), text or ["general"]
     from quantkit_eval.early_checks import check_before_torch
 
-    check_before_torch(model, ref, texts, context=context, tokens=tokens, device=device, bos=bos, engine=engine)
+    check_before_torch(
+        model, ref, texts, context=context, tokens=tokens, device=device, bos=bos, engine=engine, kv_cache=kv_cache
+    )
     with no_garbage_collection():
         from quantkit_eval import evaluate as run
         from quantkit_eval import render
@@ -62,6 +78,7 @@ def evaluate(
         device=device,
         bos=bos,  # type: ignore[arg-type]
         engine=engine,
+        kv_cache=kv_cache,
         trust_remote_code=trust_remote_code,
         progress=mode,
     )

@@ -98,12 +98,14 @@ def _row(name: str) -> RecipeRow:
     assert found is not None, f"{name} does not say what it reached"
     declared = [] if recipe.gguf else _declared(recipe)
     cache = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
+    sides = () if recipe.kv_cache is None else recipe.kv_cache.sides
+    stored = any(side is not None and side.scope != "token" for side in sides)  # all other caches are quantkit's own
     engines, fast = {}, {}
     for engine in ENGINES:
         if recipe.gguf:
             findings, runs = judge_gguf(engine)
         else:
-            findings, runs = judge_schemes(declared, engine, cache if recipe.kv_cache else None)
+            findings, runs = judge_schemes(declared, engine, cache if stored else None)
         if any(finding.level == "error" for finding in findings):
             continue
         # where inputs stay as they are, a kernel that quantizes nothing but weights is the whole of it
@@ -120,7 +122,7 @@ def _row(name: str) -> RecipeRow:
         algorithm="+".join([*(transform.name for transform in recipe.transforms), recipe.weights.algorithm]),
         calibration=calibration,
         activations="/".join(inputs),
-        kv_cache=recipe.kv_cache.type if recipe.kv_cache else None,
+        kv_cache="/".join(dict.fromkeys("16-bit" if side is None else side.type for side in sides)) or None,
         format=recipe.output.format,
         engines=engines,
         fast=fast,

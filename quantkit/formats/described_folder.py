@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from quantkit.checkpoint.quantization_config import OWN_CACHE, quantization_config, quantized_tensor
+from quantkit.cache_spec import CacheSpec
+from quantkit.checkpoint.quantization_config import CHANNEL_NAMES, OWN_CACHE, quantization_config, quantized_tensor
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.formats.common import Header, natural
@@ -35,7 +36,7 @@ class DescribedFolder:
     name: str
     schemes: dict[str, Scheme]
     kv: KVSpec | None
-    own_cache: KVSpec | None
+    own_cache: CacheSpec | None
     transposed: frozenset[str]
 
     @classmethod
@@ -84,8 +85,16 @@ class DescribedFolder:
     def plain_tensors(self) -> list[str]:
         """Names of the tensors that belong to no quantized weight; scales of a KV cache are left out too."""
         own = {name for module in self.schemes for name in self.own(module).values()}
-        cache = tuple(f".{name}" for name in self.described.KV_NAMES or ())
-        return [name for name in self.checkpoint.tensors if name not in own and not name.endswith(cache)]
+        return [name for name in self.checkpoint.tensors if name not in own and not self.of_cache(name)]
+
+    def of_cache(self, name: str) -> bool:
+        """Whether a tensor is what calibration found for the KV cache."""
+        return name.endswith(tuple(f".{leaf}" for leaf in (*(self.described.KV_NAMES or ()), *CHANNEL_NAMES)))
+
+    @property
+    def cache(self) -> CacheSpec | None:
+        """The KV cache, whoever describes it."""
+        return self.own_cache or (None if self.kv is None else CacheSpec(self.kv, self.kv))
 
     def shape(self, module: str) -> tuple[int, int]:
         """(N, K) of a module, from headers; UserError naming the module where its tensors do not fit its scheme."""
@@ -146,21 +155,17 @@ def _packed_modules(names: Iterable[str], form: FormatConfig) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] for name in names if name.rpartition(".")[2] in own))
 
 
-def _own_cache(checkpoint: Checkpoint) -> KVSpec | None:
+def _own_cache(checkpoint: Checkpoint) -> CacheSpec | None:
     settings = checkpoint.config.get(OWN_CACHE)
     if settings is None:
         return None
     try:
-        spec = KVSpec(**settings)
-        if spec.bits in (4, 8) and spec.element in ("int", "float") and spec.per in ("tensor", "head", "token"):
-            return spec
-        problem = str(settings)
-    except TypeError as error:
-        problem = str(error)
-    raise UserError(
-        f"{checkpoint.folder / 'config.json'}: {OWN_CACHE} describes no KV cache that quantkit writes ({problem}); "
-        "quantize the model again"
-    )
+        return CacheSpec.from_json(settings)
+    except ValueError as error:
+        raise UserError(
+            f"{checkpoint.folder / 'config.json'}: {OWN_CACHE} describes no KV cache that quantkit writes ({error}); "
+            "quantize the model again"
+        ) from error
 
 
 def _tails(module: str) -> set[str]:

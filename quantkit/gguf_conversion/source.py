@@ -43,8 +43,7 @@ class SourceFolder:
                 )
             return cls(checkpoint, None, {name: info.shape for name, info in checkpoint.tensors.items()})
         quantized = QuantizedFolder.open(checkpoint)
-        cache = tuple(f".{name}" for name in quantized.described.KV_NAMES or ())
-        shapes = {name: shape for name, shape in quantized.shapes().items() if not name.endswith(cache or ("\0",))}
+        shapes = {name: shape for name, shape in quantized.shapes().items() if not quantized.of_cache(name)}
         return cls(checkpoint, quantized, shapes)
 
     @property

@@ -14,6 +14,7 @@ columns.py      integers and floats of groups, column by column
 elements.py     the numbers an element format has
 dequantize.py   codes and scales back to weights
 activations.py  inputs and cached keys and values, rounded as engines round them
+packed_scales.py  integers whose scale and zero point share a word
 """
 
 import torch

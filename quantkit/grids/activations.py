@@ -26,13 +26,16 @@ Shapes: K = features, G = groups of a token (the last may be cut short), g = fea
 """
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from quantkit.cache_spec import CacheSpec
 from quantkit.errors import RunError, UserError
 from quantkit.grids.elements import EMAX, round_float_
+from quantkit.grids.packed_scales import packed_codes, packed_values
 from quantkit.types import FP4_MAX, FP8_MAX, ActivationRange, ActivationSpec, KVSpec
 
 TINY = torch.finfo(torch.float32).tiny
@@ -152,32 +155,69 @@ def _power_of_two(x: Tensor, bits: int) -> Tensor:
 
 
 class KVRange(NamedTuple):
-    """Static scales of a layer's keys and values, float32 [] or, for each head, [H]."""
+    """What calibration found for a layer's keys and for its values, as `quantize_kv` takes it; None: they need none."""
 
-    k_scale: Tensor
-    v_scale: Tensor
+    k_scale: Tensor | None
+    v_scale: Tensor | None
+
+
+UNCALIBRATED = KVRange(None, None)
+
+
+def stored_scale(tensor: Tensor) -> Tensor:
+    """A scale of cached keys or values as `quantize_kv` takes it, from its tensor in a checkpoint of any shape."""
+    channels = tensor.dim() == 3 and tensor.shape[-1] > 1  # [H, 1, 1] are those of heads
+    return tensor.float() if channels else tensor.float().reshape(-1).squeeze()
 
 
 def quantize_kv(x_BHTD: Tensor, spec: KVSpec, scale: Tensor | None = None) -> Tensor:
     """Keys or values [B, H, T, D] rounded as `spec` says, in their dtype.
 
-    scale  float32 [] or [H], where the spec is static; UserError where H is not the number of heads
+    scale  where the spec is calibrated, float32: [] or [H], static scales; [2, H, D], offsets and scales of channels.
+           UserError where H is not the number of heads or D not that of features
     """
+    assert (scale is not None) == spec.calibrated, f"{spec} and {scale}"
+    if scale is not None:
+        _check_scale(scale, x_BHTD)
+    if spec.channels:
+        assert scale is not None
+        wide_BHTD = x_BHTD.to(torch.promote_types(x_BHTD.dtype, torch.float32))
+        offset_HTD, scale_HTD = scale.to(wide_BHTD.device, wide_BHTD.dtype)[:, :, None]
+        rounded_BHTD = quantize_kv((wide_BHTD - offset_HTD) / scale_HTD, replace(spec, channels=False))
+        return (rounded_BHTD * scale_HTD + offset_HTD).to(x_BHTD.dtype)
+    if spec.packed:
+        return packed_values(*packed_codes(x_BHTD, spec), spec).to(x_BHTD.dtype)
     if spec.per == "token":
-        assert scale is None
         return fake_quantize(x_BHTD, ActivationSpec(spec.bits, spec.group_size, spec.symmetric, spec.element))
     assert scale is not None
-    assert spec.symmetric, "static scales have no zero point"
     if scale.dim():
-        H = x_BHTD.shape[1]
-        if len(scale) != H:
-            raise UserError(f"{len(scale)} scales of cached keys or values for {H} heads: they are another model's")
         scale = scale[:, None, None]
     if spec.element == "float":
         wide_BHTD = x_BHTD.to(torch.promote_types(x_BHTD.dtype, torch.float32))
         scale = scale.to(wide_BHTD.device, wide_BHTD.dtype)
         return round_float_(wide_BHTD / scale, spec.bits).mul_(scale).to(x_BHTD.dtype)
     return fake_quantize(x_BHTD, _static(spec), ActivationRange(scale))
+
+
+def _check_scale(scale: Tensor, x_BHTD: Tensor) -> None:
+    """UserError unless `scale`, of a whole tensor, of heads or of channels, is for as many heads and features."""
+    H, D = x_BHTD.shape[1], x_BHTD.shape[-1]
+    heads = scale.shape[-2] if scale.dim() == 3 else scale.shape[0] if scale.dim() else H
+    if heads != H:
+        raise UserError(f"{heads} scales of cached keys or values for {H} heads: they are another model's")
+    if scale.dim() == 3 and scale.shape[-1] != D:
+        raise UserError(f"{scale.shape[-1]} scales of cached features for heads of {D}: they are another model's")
+
+
+def quantize_cache(
+    keys_BHTD: Tensor, values_BHTD: Tensor, spec: CacheSpec, found: KVRange = UNCALIBRATED
+) -> tuple[Tensor, Tensor]:
+    """Keys and values, each rounded as its side of `spec` says; found: what calibration found for them."""
+    keys, values = (
+        x if side is None else quantize_kv(x, side, scale)
+        for x, side, scale in zip((keys_BHTD, values_BHTD), (spec.keys, spec.values), found, strict=True)
+    )
+    return keys, values
 
 
 def _static(spec: KVSpec) -> ActivationSpec:

@@ -29,7 +29,7 @@ from quantkit.quantization.engine_check import check_engine
 from quantkit.quantization.gguf_checks import check_gguf
 from quantkit.quantization.gguf_importance import recipe_imatrix, run_importance
 from quantkit.quantization.gguf_keys import check_planned_tokenizer, gguf_remarks
-from quantkit.quantization.targets import kv_spec
+from quantkit.quantization.targets import cache_spec
 from quantkit.recipe import load as recipes
 from quantkit.recipe.recipe import Recipe
 from quantkit.report.plan import Plan
@@ -111,7 +111,7 @@ def estimate(
     disk = int(size + needed.spilled)
     weights = sum(job.matrix.numel for job in jobs)
     stages = seconds(recipe, inventory, jobs, machine, _per_weight(jobs), inventory.stored + size, text)
-    kv = kv_spec(recipe.kv_cache)
+    kv = cache_spec(recipe.kv_cache)
     problems = []
     if needed.peak > machine.free_memory:
         problems.append(f"memory: needs about {needed.peak / GB:.1f} GB, {machine.free_memory / GB:.1f} GB are free")

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from quantkit.cache_spec import CacheSpec
 from quantkit.checkpoint.header import TensorInfo, TensorLayout, read_json
 from quantkit.checkpoint.model_folder import check_model_folder
 from quantkit.checkpoint.quantization_config import refuse_quantized
@@ -168,26 +169,28 @@ def _stored(checkpoint: Checkpoint, name: str, default: torch.dtype) -> tuple[to
         return default, str(refusal)
 
 
-def kv_bytes(config: PretrainedConfig, spec: KVSpec | None, dtype: torch.dtype) -> float:
+def kv_bytes(config: PretrainedConfig, spec: CacheSpec | KVSpec | None, dtype: torch.dtype) -> float:
     """Bytes one token takes in the key-value cache of all layers; without a spec in the model's dtype.
 
+    spec: of keys and values, or the one of both
     Layers that keep no cache by their type (linear attention) are left out. Of latent attention it is the latent.
     """
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
     layers = sum("attention" in kind and "linear" not in kind for kind in kinds)
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    vectors, width = 2 * heads, size
+    heads, size = cached_heads(config)
+    sides = [spec.keys, spec.values] if isinstance(spec, CacheSpec) else [spec, spec]
     if getattr(text, "kv_lora_rank", None):
-        vectors, width = 1, text.kv_lora_rank + text.qk_rope_head_dim
-    if spec is None:
-        return float(layers * vectors * width * dtype.itemsize)
-    each = width * spec.bits / 8
-    if spec.per == "token":  # a scale, and a zero point of one byte, for each token and head or group of it
-        groups = 1 if spec.group_size == -1 else -(-width // spec.group_size)
-        each += groups * (2 if spec.symmetric else 3)
-    return layers * vectors * each
+        sides, heads, size = sides[:1], 1, text.kv_lora_rank + text.qk_rope_head_dim
+    bits = sum(8 * dtype.itemsize if side is None else side.bits_per_entry(size) for side in sides)
+    return layers * heads * size * bits / 8
+
+
+def cached_heads(config: PretrainedConfig) -> tuple[int, int]:
+    """How many heads of keys a layer caches, and how many features each has."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return heads, getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
 def _count(model: nn.Module, path: str, text: Any, head: nn.Module | None) -> Counter[str]:

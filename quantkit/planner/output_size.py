@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from quantkit.checkpoint.header import TensorLayout
 from quantkit.formats import FORMATS
 from quantkit.planner.linear_groups import PlannedLinear
-from quantkit.planner.model_inventory import ModelInventory
+from quantkit.planner.model_inventory import ModelInventory, cached_heads
+from quantkit.quantization.calibration.kv_scales import CacheShape, block_scales
 from quantkit.quantization.dense_modules import ignored_names
 from quantkit.quantization.gguf_layout import GgufPlan, candidate_types, plan_before
 from quantkit.quantization.targets import Candidate, Resolved, Targets, resolve
@@ -34,12 +34,12 @@ def resolved(
 
 def planned_targets(recipe: Recipe, inventory: ModelInventory, found: Resolved) -> Targets:
     """What a run would have as its targets; the names of linears say where an attention keeps its cache."""
-    names, scales = FORMATS[recipe.output.format].KV_NAMES, []
-    if found.kv is not None and found.kv.per != "token" and names is not None:
+    scales = []
+    if found.kv is not None:
         attention = {m.block: m.name.rpartition(".")[0] for m in reversed(inventory.matrices) if "attn" in m.name}
-        scales = [
-            TensorLayout(f"{module}.{name}", torch.float32, (1,)) for module in attention.values() for name in names
-        ]
+        names, (heads, size) = FORMATS[recipe.output.format].KV_NAMES, cached_heads(inventory.config)
+        shape = CacheShape(heads, size, size)
+        scales = [block_scales(found.kv, names, module, shape) for module in attention.values()]
     quantized = {linear.name for linear in found.linears}
     ignored = ignored_names(dict(found.skipped), inventory.tensors, quantized)
     return Targets(found.linears, found.skipped, ignored, found.notes, found.kv, scales)

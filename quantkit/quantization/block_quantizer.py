@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from quantkit.grids.activations import KVRange
+from quantkit.grids.activations import UNCALIBRATED, KVRange, stored_scale
 from quantkit.grids.dequantize import dequantize
 from quantkit.model.streamed_model import release
 from quantkit.quantization.block_files import copy_unquantized, fill_written, round_rest, write_quantized, write_rest
@@ -169,15 +169,15 @@ class BlockQuantizer:
     def calibrate_cache(self, context: BlockContext) -> None:
         """Write the static scales of the block's keys and values, as its quantized weights make them."""
         targets, options = self.run.targets, self.run.recipe.kv_cache
-        if not targets.kv_scales:
+        if targets.kv is None or not targets.kv.calibrated:
             return
         assert self.states is not None, "static caches require calibration (validated in the recipe)"
-        assert targets.kv is not None
         assert options is not None
         index = context.index
-        scales = calibrate(self.states, context.block, index, self._cache_places[index], targets.kv, options)
-        for layout, scale in zip(targets.kv_scales[2 * index : 2 * index + 2], scales, strict=True):
-            self.run.writer.write(layout.name, scale)
+        found = calibrate(self.states, context.block, index, self._cache_places[index], targets.kv, options)
+        scales = [scale for scale in found if scale is not None]
+        for layout, scale in zip(targets.kv_scales[index], scales, strict=True):
+            self.run.writer.write(layout.name, scale.reshape(layout.shape))
         self.run.timer.mark("cache")
 
     def propagate(self, context: BlockContext, staged: StagedForward | None) -> None:
@@ -197,13 +197,14 @@ class BlockQuantizer:
         self.run.timer.mark("held-out")
         return found
 
-    def _written_cache_scales(self, index: int) -> KVRange | None:
-        """The static scales written for a block's cache; None where it has none."""
-        layouts = self.run.targets.kv_scales[2 * index : 2 * index + 2]
-        if not layouts:
-            return None
-        k_scale, v_scale = (self.run.writer.read(layout.name).float().reshape(-1).squeeze() for layout in layouts)
-        return KVRange(k_scale.to(self.run.streamed.device), v_scale.to(self.run.streamed.device))
+    def _written_cache_scales(self, index: int) -> KVRange:
+        """What was written for a block's cache."""
+        kv = self.run.targets.kv
+        if kv is None or not kv.calibrated:
+            return UNCALIBRATED
+        read = (stored_scale(self.run.writer.read(layout.name)) for layout in self.run.targets.kv_scales[index])
+        sides = (kv.keys, kv.values)
+        return KVRange(*(next(read).to(self.run.streamed.device) if s and s.calibrated else None for s in sides))
 
     @property
     def _propagates(self) -> bool:

@@ -6,21 +6,22 @@ inputs of linears and cached keys and values rounded as the recipe says. What le
 Shapes: M = tokens of the windows, H = hidden size, V = vocabulary.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from quantkit.grids.activations import KVRange, fake_quantize, quantize_kv
+from quantkit.cache_spec import CacheSpec
+from quantkit.grids.activations import KVRange, fake_quantize, quantize_cache
 from quantkit.model.matmul_tracing import TraceMatmuls, WeightKey
 from quantkit.model.model_ends import HEAD_BYTES, logits
 from quantkit.quantization.calibration.hidden_states import HiddenStates
 from quantkit.quantization.gguf_tables import quantized_ends
 from quantkit.quantization.run_context import BlockContext, RunContext
 from quantkit.report.records import HeldOutRecord
-from quantkit.types import ActivationRange, KVSpec
+from quantkit.types import ActivationRange
 
 SHARE = 16  # calibration tokens per held-out token
 MOST_TOKENS = 4096
@@ -65,10 +66,10 @@ class HeldOut:
         """Advance the original stream; the block's weights are those of the original model."""
         self.original.advance(context.block, context.index)
 
-    def run_quantized(self, context: BlockContext, ranges: Ranges, kv: KVRange | None) -> None:
+    def run_quantized(self, context: BlockContext, ranges: Ranges, kv: KVRange) -> None:
         """Advance the quantized stream; the block holds dequantized weights.
 
-        ranges  of the static inputs; kv: the static scales of the block's cache, None where it has none
+        ranges  of the static inputs; kv: what calibration found for the block's cache
         """
         rounding: dict[tuple[str, int | None], Callable[[Tensor], Tensor]] = {}
         for linear in context.linears:
@@ -123,13 +124,12 @@ class HeldOut:
 class _RoundingCache(DynamicCache):
     """A cache that rounds each key and value [B, H, T, D] as it comes in."""
 
-    def __init__(self, spec: KVSpec, ranges: KVRange | None) -> None:
+    def __init__(self, spec: CacheSpec, ranges: KVRange) -> None:
         super().__init__()
         self.spec, self.ranges = spec, ranges
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        scales: Iterable[Tensor | None] = self.ranges or (None, None)
-        keys, values = (quantize_kv(x, self.spec, s) for x, s in zip((key_states, value_states), scales, strict=True))
+        keys, values = quantize_cache(key_states, value_states, self.spec, self.ranges)
         return super().update(keys, values, layer_idx, *args, **kwargs)

@@ -1,7 +1,6 @@
 """Where a run reads from and what it leaves beside the weights: config, tokenizer files, report."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def write_side_files(
     config = dict(checkpoint.config) if rotation is None else rotation.config(checkpoint.config)
     config["quantization_config"] = quantization_config(targets, format_)
     if targets.kv is not None and targets.stored_kv is None:  # no engine's format describes it: for quantkit's runtime
-        config[OWN_CACHE] = asdict(targets.kv)
+        config[OWN_CACHE] = targets.kv.to_json()
     for name, content in format_.files(config["quantization_config"]).items():
         write_json(folder / name, content)
     write_json(folder / "config.json", config)

@@ -1,6 +1,7 @@
 """What the output will hold: its tensors, and the quantization_config that describes them."""
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from quantkit.checkpoint.header import TensorInfo, TensorLayout
@@ -24,7 +25,7 @@ def file_layout(
                 unit.append(TensorLayout(f"{linear.name}.{suffix}", dtype, shape))
         else:
             unit.append(TensorLayout(name, info.dtype, tuple(info.shape)))
-    for layout in (*targets.kv_scales, *targets.extra):
+    for layout in (*chain.from_iterable(targets.kv_scales), *targets.extra):
         units.setdefault(layout.name.rpartition(".")[0], []).append(layout)
     return list(units.values())
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.algorithms import ALGORITHMS
+from quantkit.cache_spec import CacheSpec
 from quantkit.checkpoint.header import TensorLayout
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, holders
@@ -23,7 +24,7 @@ from quantkit.model.streamed_model import StreamedModel
 from quantkit.model.weight_sources import linear_names, written_tensor
 from quantkit.quantization.calibration.kv_scales import scale_layouts
 from quantkit.quantization.dense_modules import Coverage, coverage, dense_modules, ignored_names
-from quantkit.recipe.number_formats import Activations, KVCache, Weights
+from quantkit.recipe.number_formats import Activations, CacheSide, KVCache, Weights
 from quantkit.recipe.recipe import Recipe
 from quantkit.types import BLOCK, ActivationSpec, KVSpec, Scheme, TensorSpec, block_spec
 
@@ -48,13 +49,16 @@ def activation_spec(given: Activations | None) -> ActivationSpec | None:
     return ActivationSpec(bits, size, given.symmetric, element, scale, given.dynamic)  # type: ignore[arg-type]
 
 
-def kv_spec(given: KVCache | None) -> KVSpec | None:
-    """The format a recipe's `kv_cache` stands for."""
+def cache_spec(given: KVCache | None) -> CacheSpec | None:
+    """The formats a recipe's `kv_cache` stands for."""
     if given is None:
         return None
-    element = "float" if given.type == "fp8" else "int"
-    bits = 4 if given.type == "int4" else 8
-    return KVSpec(bits, element, given.scope, given.symmetric, given.group_size or -1)
+    return CacheSpec(*(None if side is None else _kv_spec(side) for side in given.sides))
+
+
+def _kv_spec(side: CacheSide) -> KVSpec:
+    element, size = "float" if side.type == "fp8" else "int", side.group_size or -1
+    return KVSpec(side.bits, element, side.scope, side.symmetric, size, side.packed, side.channels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,8 @@ class Targets:
     skipped    (name, reason) of every matrix that is not: lines for the report
     ignored    names that the format's configuration declares dense
     notes      warnings for the report
-    kv         the format of the cache; kv_scales: the tensors of its static scales, two for each block
+    kv         the formats of the cache; kv_scales: what calibration finds for it, as tensors of each block: those of
+               its keys, then those of its values
     extra      further tensors that the source lacks
     coverage   the share of the blocks' weights that is quantized; None where only a plan is made
     """
@@ -109,8 +114,8 @@ class Targets:
     skipped: list[tuple[str, str]]
     ignored: list[str]
     notes: list[str] = field(default_factory=list)
-    kv: KVSpec | None = None
-    kv_scales: list[TensorLayout] = field(default_factory=list)
+    kv: CacheSpec | None = None
+    kv_scales: list[list[TensorLayout]] = field(default_factory=list)
     extra: list[TensorLayout] = field(default_factory=list)
     coverage: Coverage | None = None
 
@@ -121,8 +126,9 @@ class Targets:
 
     @property
     def stored_kv(self) -> KVSpec | None:
-        """The format of the cache where the checkpoint holds scales for it."""
-        return None if self.kv is None or self.kv.per == "token" else self.kv
+        """The format of the cache where the checkpoint's own format is to describe it: static scales."""
+        shared = None if self.kv is None else self.kv.shared
+        return None if shared is None or shared.per == "token" else shared
 
     def of_block(self, block: int) -> list[LinearTarget]:
         return [linear for linear in self.linears if linear.block == block]
@@ -135,7 +141,7 @@ class Resolved:
     linears: list[LinearTarget]
     skipped: list[tuple[str, str]]
     notes: list[str]
-    kv: KVSpec | None
+    kv: CacheSpec | None
 
 
 def resolve_targets(
@@ -221,8 +227,8 @@ def resolve(
     candidates, format_ = list(candidates), FORMATS[recipe.output.format]
     if unmatched := recipe.unmatched({c.name: c.site.class_name for c in candidates}, never):
         raise UserError("\n".join(unmatched))
-    kv = kv_spec(recipe.kv_cache)
-    if kv is not None and kv.per != "token" and format_.KV_NAMES is None:
+    kv = cache_spec(recipe.kv_cache)
+    if kv is not None and kv.shared is not None and kv.shared.per != "token" and format_.KV_NAMES is None:
         raise UserError(f"output.format cannot hold the scales of a {kv} cache; compressed-tensors and modelopt can")
     linears, skipped, notes = list[LinearTarget](), list(never.items()), list[str]()
     misfits, refused = list[tuple[str, int, int]](), dict[str, str]()

@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import (
+    Field,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    WithJsonSchema,
+    model_serializer,
+    model_validator,
+)
 
 from quantkit.recipe.algorithms import Algorithm, GptqOptions, RtnOptions, Strict
 
@@ -129,17 +136,25 @@ class Activations(Strict):
         return not self.dynamic or self.type == "nvfp4"
 
 
-class KVCache(Strict):
-    """The number format of cached keys and values, written `fp8` or with keys."""
+CACHE_TYPES = ("fp8", *(f"int{bits}" for bits in range(8, 1, -1)))
 
-    type: Literal["fp8", "int8", "int4"] = "fp8"
-    """fp8 is what engines load; int8 and int4 are for quantkit's own runtime."""
+
+class CacheSide(Strict):
+    """The number format of cached keys, or of cached values, written as a type or with keys."""
+
+    type: Literal["fp8", "int8", "int7", "int6", "int5", "int4", "int3", "int2"] = "fp8"
+    """fp8 is what engines load; integers are for quantkit's own runtime."""
     per: Literal["tensor", "head", "token"] | None = None
-    """What has one scale: all tokens (tensor), all of a head, or each token of a head. fp8: tensor; integers: token."""
+    """What has one scale: all tokens (tensor), all of a head, or each token of a head.
+    Of fp8: tensor, but token beside integers; of integers: token."""
     symmetric: bool = True
     """false: with a zero point (integers per token)."""
     group_size: int | None = Field(default=None, ge=8)
     """So many features of a token share a scale (integers per token); null: all of a head."""
+    packed: bool = False
+    """true: scale and zero point of a token share 16 bits (integers; with a zero point of up to 4 bits)."""
+    channels: bool = False
+    """true: each feature of a head has an offset and a scale from the calibration text (integers per token)."""
     observer: Literal["minmax", "percentile", "mse"] = "minmax"
     """How static scales are read from the calibration text."""
 
@@ -150,20 +165,90 @@ class KVCache(Strict):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
-        names = {"type": "string", "enum": ["fp8", "int8", "int4"]}
+        names = {"type": "string", "enum": list(CACHE_TYPES)}
         return {"title": cls.__name__, "description": cls.__doc__, "anyOf": [names, handler(core_schema)]}
 
     @model_validator(mode="after")
-    def _possible(self) -> "KVCache":
-        if (self.type == "fp8") == (self.scope == "token"):
-            raise ValueError("fp8 caches have static scales per tensor or head, int8 and int4 ones per token")
-        if self.type == "fp8" and (self.group_size or not self.symmetric):
-            raise ValueError("fp8 caches have no groups and no zero points")
+    def _possible(self) -> "CacheSide":
+        if self.type == "fp8":
+            if self.group_size or not self.symmetric or self.packed or self.channels:
+                raise ValueError("fp8 caches have no groups, no zero points, no packed scales and no channel constants")
+        elif self.per in ("tensor", "head"):
+            raise ValueError("only fp8 caches have static scales per tensor or head; integers have theirs per token")
+        if self.packed and not self.symmetric and self.bits > 4:
+            raise ValueError(f"packed scales have room for a zero point of 4 bits, {self.type} needs {self.bits}")
         return self
+
+    @property
+    def bits(self) -> int:
+        return int(self.type.removeprefix("fp").removeprefix("int"))
 
     @property
     def scope(self) -> Literal["tensor", "head", "token"]:
         return self.per or ("tensor" if self.type == "fp8" else "token")
+
+
+class KVCache(CacheSide):
+    """The number format of cached keys and values, written `fp8` or with keys."""
+
+    keys: CacheSide | None = None
+    """That of keys alone, beside `values`; null leaves them as computed."""
+    values: CacheSide | None = None
+    """That of values alone, beside `keys`; null leaves them as computed."""
+
+    @model_validator(mode="after")
+    def _two_sides(self) -> "KVCache":
+        given = self.model_fields_set & {"keys", "values"}
+        if not given:
+            return self
+        if missing := {"keys", "values"} - given:
+            raise ValueError(f"keys and values are given together; {missing.pop()} is missing (null: as computed)")
+        if more := self.model_fields_set - given:
+            raise ValueError(f"{sorted(more)[0]} is for keys and values alike; with both given, write it inside them")
+        if self.keys is None and self.values is None:
+            raise ValueError("neither keys nor values are quantized: write kv_cache: null")
+        keys, values = self.sides
+        static = [side is not None and side.scope != "token" for side in (keys, values)]
+        if any(static) and not (all(static) and keys.scope == values.scope):  # type: ignore[union-attr]
+            raise ValueError(
+                "fp8 with calibrated scales per tensor or head is for keys and values alike, which is all that "
+                "checkpoints can say; leave out `per`, or write per: token"
+            )
+        return self
+
+    @property
+    def sides(self) -> tuple[CacheSide | None, CacheSide | None]:
+        """Of keys and of values. fp8 beside another type has scales per token, which need no place in a checkpoint."""
+        if not self.model_fields_set & {"keys", "values"}:
+            return self, self
+        alike = self.keys is not None and self.values is not None and self.keys.type == self.values.type
+        keys, values = (
+            side if alike or side is None or side.per is not None else side.model_copy(update={"per": "token"})
+            for side in (self.keys, self.values)
+        )
+        return keys, values
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data = handler(self)
+        if self.model_fields_set & {"keys", "values"}:
+            return {"keys": data["keys"], "values": data["values"]}
+        later = {"keys", "values", *(name for name in ("packed", "channels") if not data.get(name))}
+        return {name: value for name, value in data.items() if name not in later}
+
+
+def cache_needs(data: Any) -> str | None:
+    """What of a recipe's `kv_cache` needs calibration text, None where nothing does; tolerant of wrong data."""
+    if isinstance(data, Mapping) and ("keys" in data or "values" in data):
+        given = [data.get("keys"), data.get("values")]
+    else:
+        given = [data, data]
+    sides = [{"type": side} if isinstance(side, str) else side for side in given]
+    held = [side for side in sides if isinstance(side, Mapping)]
+    if any(side.get("channels") is True for side in held):
+        return "the channel constants of a cache need"
+    fp8 = [side.get("type", "fp8") == "fp8" and side.get("per") != "token" for side in held]
+    return "an fp8 cache has static scales and needs" if len(fp8) == 2 and all(fp8) else None
 
 
 # The field's names for whole schemes, as the keys they stand for.

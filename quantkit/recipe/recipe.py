@@ -21,7 +21,15 @@ from quantkit.recipe.algorithms import (
 )
 from quantkit.recipe.gguf import Gguf, gguf_conflicts
 from quantkit.recipe.messages import did_you_mean
-from quantkit.recipe.number_formats import Activations, KVCache, SchemeName, Weights, contradictions, open_scheme
+from quantkit.recipe.number_formats import (
+    Activations,
+    KVCache,
+    SchemeName,
+    Weights,
+    cache_needs,
+    contradictions,
+    open_scheme,
+)
 from quantkit.recipe.sections import Calibration, Output, Override, Pattern, matches, merged
 from quantkit.recipe.yaml_document import KeyPath
 
@@ -43,7 +51,8 @@ class Recipe(Strict):
     activations: Activations | None = None
     """The number format of the linears' inputs; null leaves them as they are."""
     kv_cache: KVCache | None = None
-    """The number format of cached keys and values: fp8, or a mapping; null leaves them as they are."""
+    """The number format of cached keys and values: fp8, or a mapping, {keys: int8, values: int4} for each its own;
+    null leaves them as they are."""
     overrides: list[Override] = Field(default=[])
     """The first one that matches a linear counts."""
     ignore: list[Pattern] = Field(default=["lm_head"])
@@ -222,9 +231,8 @@ def uncalibrated(data: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
     mix = section.get("mix") if isinstance(section := data.get("gguf"), Mapping) else None
     if isinstance(mix, Mapping):
         found.append((("gguf", "mix"), f"types by measured harm need calibration text: {add}"))
-    cache = data.get("kv_cache")
-    if cache == "fp8" or (isinstance(cache, Mapping) and cache.get("type", "fp8") == "fp8"):
-        found.append((("kv_cache",), f"an fp8 cache has static scales and needs calibration text: {add}"))
+    if (what := cache_needs(data.get("kv_cache"))) is not None:
+        found.append((("kv_cache",), f"{what} calibration text: {add}"))
     return found[:1]
 
 

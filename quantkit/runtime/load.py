@@ -19,14 +19,16 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from quantkit.cache_spec import CacheSpec
 from quantkit.checkpoint.gguf_path import find_gguf
 from quantkit.checkpoint.hub import locate_model
-from quantkit.checkpoint.quantization_config import INLINE_KEYS, quantization_config
+from quantkit.checkpoint.quantization_config import CHANNEL_NAMES, INLINE_KEYS, quantization_config
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.device_names import torch_device
 from quantkit.errors import RunError, UserError
+from quantkit.formats.described_folder import DescribedFolder
 from quantkit.formats.quantized_folder import QuantizedFolder
-from quantkit.grids.activations import KVRange
+from quantkit.grids.activations import KVRange, stored_scale
 from quantkit.library_output import quiet_libraries
 from quantkit.model.meta_model import build_meta_model, find_blocks, read_config
 from quantkit.model.ties import settle_ties
@@ -37,7 +39,7 @@ from quantkit.runtime.gguf_model import load_gguf
 from quantkit.runtime.quant_linear import QuantLinear, is_linear
 from quantkit.runtime.quantized_cache import round_entries
 from quantkit.runtime.save import Origin, remember
-from quantkit.types import ActivationRange, ActivationSpec, KVSpec
+from quantkit.types import ActivationRange, ActivationSpec
 
 if TYPE_CHECKING:
 
@@ -121,7 +123,8 @@ def load_quantized(
     plain = {name: pieces[0].name for name, pieces in sources.items() if pieces == [TensorSlice(pieces[0].name)]}
     plain = {name: tensor for name, tensor in plain.items() if not folder.is_packed(tensor)}
     _fill(model, folder, sources, dtype, device)
-    own_cache = _own_cache(folder, model.device)
+    spec = folder.cache
+    own_cache = None if spec is None else (spec, cache_ranges(folder, spec))
     if own_cache is not None and simulate_cache:
         _simulate_cache(model, folder, *own_cache)
     vars(model)["quantkit_cache"] = own_cache  # what the paged engine keeps its cache as
@@ -166,28 +169,10 @@ def _rounding(
     return found
 
 
-def _own_cache(folder: QuantizedFolder, device: torch.device) -> tuple[KVSpec, dict[int, KVRange]] | None:
-    """The format of the checkpoint's cache and, where it is static, the scales by layer; None: it has no such."""
-    checkpoint, spec = folder.checkpoint, folder.own_cache or folder.kv
-    if spec is None:
-        return None
-    ranges: dict[int, KVRange] = {}
-    if spec.per != "token":
-        assert folder.form.KV_NAMES is not None, "a cache of static scales was read from them"
-        k_name, v_name = folder.form.KV_NAMES
-        for name in (name for name in checkpoint.tensors if name.endswith(f".{k_name}")):
-            layer = next(int(part) for part in name.split(".") if part.isdigit())
-            names = (name, f"{name.removesuffix(k_name)}{v_name}")
-            ranges[layer] = KVRange(*(checkpoint.read(n).float().reshape(-1).squeeze().to(device) for n in names))
-        if not ranges:
-            raise UserError(
-                f"{checkpoint.folder}: config.json describes a {spec} KV cache, but there are no {k_name} tensors"
-            )
-    return spec, ranges
-
-
-def _simulate_cache(model: PreTrainedModel, folder: QuantizedFolder, spec: KVSpec, ranges: dict[int, KVRange]) -> None:
-    """Make the model round what enters its cache, whichever cache it runs on."""
+def _simulate_cache(
+    model: PreTrainedModel, folder: QuantizedFolder, spec: CacheSpec, ranges: Mapping[int, KVRange]
+) -> None:
+    """Make the model round what enters its cache as its folder describes, whichever cache it runs on."""
     checkpoint = folder.checkpoint
 
     def use_cache(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -206,6 +191,29 @@ def _simulate_cache(model: PreTrainedModel, folder: QuantizedFolder, spec: KVSpe
     model.register_forward_pre_hook(use_cache, with_kwargs=True)
     for block in find_blocks(model)[1]:
         block.register_forward_pre_hook(round_cache, with_kwargs=True)
+
+
+def cache_ranges(folder: DescribedFolder, spec: CacheSpec) -> dict[int, KVRange]:
+    """What calibration found for the cache of each layer, on the CPU; empty where the spec needs nothing.
+
+    UserError where the folder holds none of it.
+    """
+    found: dict[int, list[Tensor | None]] = {}
+    for at, side in enumerate((spec.keys, spec.values)):
+        if side is None or not side.calibrated:
+            continue
+        names = CHANNEL_NAMES if side.channels else folder.described.KV_NAMES
+        assert names is not None, "a cache of static scales was read from them"
+        own = [name for name in folder.checkpoint.tensors if name.endswith(f".{names[at]}")]
+        if not own:
+            raise UserError(
+                f"{folder.checkpoint.folder}: config.json describes a {spec} KV cache, but there are no "
+                f"{names[at]} tensors"
+            )
+        for name in own:
+            layer = next(int(part) for part in name.split(".") if part.isdigit())
+            found.setdefault(layer, [None, None])[at] = stored_scale(folder.checkpoint.read(name))
+    return {layer: KVRange(*pair) for layer, pair in found.items()}
 
 
 def _fill(

@@ -8,7 +8,9 @@ probabilities (the fp8 attention of FlashAttention 3) do more than this.
     static  one scale for a layer, or for each of its heads; fp8 as vLLM writes its cache: e4m3(x / scale) clamped to
             +-448, times the scale
     token   each token of each head has a scale of its own, or one for `group_size` of its features; rounded as inputs
-            of linears are (`grids.activations`)
+            of linears are (`grids.activations`), after constants of channels where the spec has them
+
+Keys and values have formats of their own: a `CacheSpec`; one `KVSpec` stands for both.
 
 Shapes: B = batch, H = key/value heads, T = tokens, D = features of a head.
 """
@@ -20,14 +22,16 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig
 
+from quantkit.cache_spec import CacheSpec
 from quantkit.errors import UserError
-from quantkit.grids.activations import KVRange, quantize_kv
+from quantkit.grids.activations import UNCALIBRATED, KVRange, quantize_cache
 from quantkit.types import KVSpec
 
 
 class QuantizedCache(DynamicCache):
     """A DynamicCache that rounds each key and value once, when it comes in (see `round_entries`).
 
+    ranges  what calibration found, by layer index, where the spec is calibrated
     config  the model's, for caches that keep no more of sliding layers than they need; models with layers other than
             attention need it
 
@@ -35,33 +39,36 @@ class QuantizedCache(DynamicCache):
     """
 
     def __init__(
-        self, spec: KVSpec, ranges: Mapping[int, KVRange] | None = None, config: PretrainedConfig | None = None
+        self,
+        spec: CacheSpec | KVSpec,
+        ranges: Mapping[int, KVRange] | None = None,
+        config: PretrainedConfig | None = None,
     ) -> None:
         super().__init__(config=config)
         round_entries(self, spec, ranges or {})
 
 
-def round_entries(cache: Cache, spec: KVSpec, ranges: Mapping[int, KVRange]) -> None:
+def round_entries(cache: Cache, spec: CacheSpec | KVSpec, ranges: Mapping[int, KVRange]) -> None:
     """From now on `cache`, of any class, rounds each key and value as it comes in; a cache that does so stays as it is.
 
-    ranges  the static scales by layer index, where the spec is static
+    ranges  what calibration found, by layer index, where the spec is calibrated
 
     `cache.update` then raises UserError for a layer without scales.
     """
     if "update" not in vars(cache):
+        spec = CacheSpec(spec, spec) if isinstance(spec, KVSpec) else spec
         cache.update = partial(_rounded_update, cache.update, spec, ranges)  # type: ignore[method-assign]
 
 
 def _rounded_update(
-    update: Callable[..., tuple[Tensor, Tensor]], spec: KVSpec, ranges: Mapping[int, KVRange],
+    update: Callable[..., tuple[Tensor, Tensor]], spec: CacheSpec, ranges: Mapping[int, KVRange],
     key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`update` of a cache, with the new keys and values [B, H, T, D] rounded before it."""
-    scales: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
-    if spec.per != "token":
+    found = UNCALIBRATED
+    if spec.calibrated:
         if layer_idx not in ranges:
             raise UserError(f"layer {layer_idx} has no scales for its {spec} cache: calibrate it")
-        k_scale, v_scale = ranges[layer_idx]
-        scales = k_scale.to(key_states.device), v_scale.to(key_states.device)  # the model may have been moved
-    keys, values = (quantize_kv(x, spec, s) for x, s in zip((key_states, value_states), scales, strict=True))
-    return update(keys, values, layer_idx, *args, **kwargs)
+        place = key_states.device  # the model may have been moved
+        found = KVRange(*(None if scale is None else scale.to(place) for scale in ranges[layer_idx]))
+    return update(*quantize_cache(key_states, value_states, spec, found), layer_idx, *args, **kwargs)

@@ -22,4 +22,5 @@ statistics.py      sums over the inputs of linears
 staged_forward.py  one run of a block that pauses before each group of linears
 input_ranges.py    static ranges of linears' inputs
 kv_scales.py       static scales of cached keys and values
+kv_channels.py     offsets and scales of their channels
 """

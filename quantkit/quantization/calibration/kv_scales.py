@@ -1,7 +1,7 @@
 """Scales of a quantized key and value cache: where they are named in the checkpoint, and their calibration.
 
-A block's attention hands its keys and values to whatever cache it is called with; one that only looks gathers their
-histograms, one that rounds is what evaluation runs (runtime/kv.py).
+A block's attention hands its keys and values to whatever cache it is called with; one that only looks gathers what
+scales are chosen from: histograms for static ones, the channels' moments for constants of channels.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PretrainedConfig
 
 from quantkit.algorithms.activation_range import Histogram, choose_range
+from quantkit.cache_spec import CacheSpec
+from quantkit.checkpoint.quantization_config import CHANNEL_NAMES
 from quantkit.checkpoint.writer import TensorLayout
 from quantkit.errors import UserError
 from quantkit.grids.activations import KVRange, _static, static_range
@@ -24,6 +26,7 @@ from quantkit.model.streamed_model import (
     StreamedModel,
 )
 from quantkit.quantization.calibration.hidden_states import HiddenStates
+from quantkit.quantization.calibration.kv_channels import ChannelCache, choose_channels
 from quantkit.recipe.number_formats import KVCache
 from quantkit.types import KVSpec
 
@@ -51,32 +54,64 @@ def cache_places(streamed: StreamedModel) -> list[int | str]:
     return places
 
 
-def scale_layouts(spec: KVSpec, names: tuple[str, str] | None, streamed: StreamedModel) -> list[TensorLayout]:
-    """Two scales per block, in block order; UserError where a block's attention is given no cache for them.
+def scale_layouts(spec: CacheSpec, names: tuple[str, str] | None, streamed: StreamedModel) -> list[list[TensorLayout]]:
+    """What calibration finds for each block's cache; UserError where a block's attention is given no cache.
 
-    names: what the format calls the two within an attention module; None only for scales that are not stored.
+    names: what the format calls the static scales of keys and values within an attention module; None: it has none.
     """
     places = cache_places(streamed)
 
-    def owner(index: int, block: nn.Module, hidden: Tensor, call: BlockCall) -> str:
+    def owner(index: int, block: nn.Module, hidden: Tensor, call: BlockCall) -> tuple[str, CacheShape]:
         def run(cache: Cache) -> None:
             call.with_cache(places[index], cache).run(block, hidden)
 
-        return attention_path(block, run, streamed.model.config)
+        path, spy = attention_path(block, run, streamed.model.config), ShapeCache()
+        run(spy)
+        assert spy.seen is not None, "attention_path raises where no cache is updated"
+        return path, spy.seen
 
-    paths = once_per_structure(streamed, owner)
-    if spec.per == "token":
-        return []
-    assert names is not None, "resolve refuses formats without a place for the scales"
-    shape = (1,)
-    if spec.per == "head":
-        text = streamed.model.config.get_text_config()
-        shape = (getattr(text, "num_key_value_heads", None) or text.num_attention_heads, 1, 1)
-    return [
-        TensorLayout(f"{module}.{name}", torch.float32, shape)
-        for module in (_checkpoint_name(streamed, index, path) for index, path in enumerate(paths))
-        for name in names
-    ]
+    modules = (
+        (_checkpoint_name(streamed, index, path), shape)
+        for index, (path, shape) in enumerate(once_per_structure(streamed, owner))
+    )
+    return [block_scales(spec, names, module, shape) for module, shape in modules]
+
+
+class CacheShape(NamedTuple):
+    """Heads of a layer's cache, and the features of its keys and of its values."""
+
+    heads: int
+    key_features: int
+    value_features: int
+
+
+class ShapeCache(DynamicCache):
+    """A cache that notes the shapes of what it is given."""
+
+    seen: CacheShape | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, T, D] as a DynamicCache keeps them."""
+        self.seen = CacheShape(key_states.shape[1], key_states.shape[-1], value_states.shape[-1])
+        return super().update(key_states, value_states, *args, **kwargs)
+
+
+def block_scales(spec: CacheSpec, names: tuple[str, str] | None, module: str, shape: CacheShape) -> list[TensorLayout]:
+    """The tensors of one attention module's cache: of its keys, then of its values, where they are calibrated.
+
+    names: of static scales, None only where there are none.
+    """
+    found = []
+    for at, (side, features) in enumerate(((spec.keys, shape.key_features), (spec.values, shape.value_features))):
+        if side is None or not side.calibrated:
+            continue
+        if side.channels:
+            found.append(TensorLayout(f"{module}.{CHANNEL_NAMES[at]}", torch.float32, (2, shape.heads, features)))
+            continue
+        assert names is not None, "resolve refuses formats without a place for the scales"
+        sizes = (1,) if side.per == "tensor" else (shape.heads, 1, 1)
+        found.append(TensorLayout(f"{module}.{names[at]}", torch.float32, sizes))
+    return found
 
 
 def _checkpoint_name(streamed: StreamedModel, index: int, path: str) -> str:
@@ -90,19 +125,23 @@ def _checkpoint_name(streamed: StreamedModel, index: int, path: str) -> str:
 
 
 def calibrate(
-    states: HiddenStates, block: nn.Module, index: int, place: int | str, spec: KVSpec, options: KVCache
-) -> tuple[Tensor, Tensor]:
-    """Scales of a block's keys and values on all calibration states, in the shapes of `scale_layouts`.
+    states: HiddenStates, block: nn.Module, index: int, place: int | str, spec: CacheSpec, options: KVCache
+) -> KVRange:
+    """What a block's keys and values need from all calibration states, as `quantize_kv` takes it.
 
     place: where the block takes its cache (`cache_places`).
     """
+    static = spec.shared if spec.shared is not None and not spec.shared.channels else None
     seen: dict[int, Any] = {}
     for _, hidden, call in states.batches(index):
-        call.with_cache(place, ObservingCache(seen)).run(block, hidden)
+        cache = ChannelCache(seen) if static is None else ObservingCache(seen)
+        call.with_cache(place, cache).run(block, hidden)
     check_seen(seen, [next(iter(seen), index)], f"block {index}")
-    found = choose_kv_scales(next(iter(seen.values())), spec, METHODS[options.observer])  # type: ignore[arg-type]
-    k_scale, v_scale = ((t.reshape(-1, 1, 1) if spec.per == "head" else t.reshape(1)) for t in found)
-    return k_scale, v_scale
+    layer = next(iter(seen.values()))
+    if static is None:
+        return choose_channels(layer, spec)
+    side = options.sides[0]
+    return choose_kv_scales(layer, static, METHODS["minmax" if side is None else side.observer])  # type: ignore[arg-type]
 
 
 class LayerSeen(NamedTuple):

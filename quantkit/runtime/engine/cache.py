@@ -2,11 +2,13 @@
 
 What attention reads is what `quantize_kv` makes of what was written, exactly in float32. Codes of up to 4 bits lie two
 in a byte; a scale is float32, for each token and head, for `group_size` of its features, or (static) none is stored.
+A packed scale is a word of 16 bits. Calibrated channels are taken off before a token is encoded and put back when read.
 
 Shapes: N = blocks, H = key/value heads, P = tokens of a block, D = features of a head, G = groups of a head,
 T = tokens.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from torch.nn.functional import pad
 from quantkit.errors import UserError
 from quantkit.grids.activations import FP8_LEAST, TINY, int_codes
 from quantkit.grids.elements import round_float_
+from quantkit.grids.packed_scales import packed_codes, packed_values
 from quantkit.types import FP8_MAX, ActivationRange, ActivationSpec, KVSpec
 
 
@@ -55,42 +58,56 @@ class Pages:
     """The keys, or the values, of one layer.
 
     spec    None: elements in `dtype`
-    static  the scale of all tokens, float32 [] or [H]; where the spec is static
+    static  what calibration found, where the spec needs it: the scale of all tokens, float32 [] or [H], or offset and
+            scale of channels, [2, H, D]
     codes   [N, H, P, D], or [N, H, P, D / 2] bytes of two codes; scale, shift float32 [N, H, P, G]
+    tokens_first  [N, P, H, ..] instead, as the GPU's kernels have it
     """
 
     def __init__(
         self, blocks: int, block_size: int, heads: int, head_size: int, spec: KVSpec | None, dtype: torch.dtype,
-        device: torch.device, static: Tensor | None = None,
+        device: torch.device, static: Tensor | None = None, *, tokens_first: bool = False,
     ) -> None:  # fmt: skip
+        self.tokens_first = tokens_first
         self.spec, self.dtype, self.heads, self.head_size, self.block_size = spec, dtype, heads, head_size, block_size
-        self.static = None if static is None else static.reshape(-1, 1, 1).to(device) if static.dim() else static
+        self.static = self.channels = None
+        if static is not None and spec is not None and spec.channels:
+            self.channels = static.to(device)
+        elif static is not None:
+            self.static = static.reshape(-1, 1, 1).to(device) if static.dim() else static
         self.scale: Tensor | None = None
         self.shift: Tensor | None = None
-        shape = (blocks, heads, block_size)
+        shape = (blocks, block_size, heads) if tokens_first else (blocks, heads, block_size)
         if spec is None:
             self.codes = torch.zeros(*shape, head_size, dtype=dtype, device=device)
             return
-        _check(spec, heads, self.static)
+        _check(spec, heads, head_size, static)
         self.group = head_size if spec.group_size == -1 else spec.group_size
         groups = -(-head_size // self.group)
         self.nibbles = spec.bits <= 4
         self.half = 32 if head_size % 64 == 0 else head_size // 2  # columns from a byte's low code to its high one
         if self.nibbles and head_size % 2:
             raise UserError(f"a {spec} cache packs two codes in a byte, and heads have {head_size} features: take int8")
-        element = torch.uint8 if self.nibbles or not spec.symmetric else torch.int8
+        element = torch.uint8 if self.nibbles or not spec.symmetric or spec.packed else torch.int8
         element = torch.float8_e4m3fn if spec.element == "float" else element
-        self.offset = 8 if self.nibbles and spec.symmetric else 0
+        self.offset = 8 if self.nibbles and spec.symmetric and not spec.packed else 0
         self.codes = torch.zeros(*shape, head_size // 2 if self.nibbles else head_size, dtype=element, device=device)
         if spec.per == "token":
-            self.scale = torch.zeros(*shape, groups, dtype=torch.float32, device=device)
-        if not spec.symmetric:
+            kind = torch.int16 if spec.packed else torch.float32
+            self.scale = torch.zeros(*shape, groups, dtype=kind, device=device)
+        if not spec.symmetric and not spec.packed:
             self.shift = torch.zeros(*shape, groups, dtype=torch.float32, device=device)
 
     @property
     def kernel(self) -> Paged | None:
         """What the CPU's attention reads, but for a static scale; None where it has no kernel for this."""
-        if self.codes.device.type != "cpu" or (self.scale is not None and self.scale.shape[-1] > 1):
+        special = self.spec is not None and (self.spec.packed or self.spec.channels)
+        if (
+            self.codes.device.type != "cpu"
+            or self.tokens_first
+            or special
+            or (self.scale is not None and self.scale.shape[-1] > 1)
+        ):
             return None
         return Paged(self.codes, self.scale, self.shift, self.spec is not None and self.nibbles)
 
@@ -99,13 +116,28 @@ class Pages:
         """Of codes, scales and shifts."""
         return sum(tensor.nbytes for tensor in (self.codes, self.scale, self.shift) if tensor is not None)
 
+    def rows(self, slots: Tensor) -> Tensor:
+        """[T * H]: where each head of the tokens lies among the N * H * P; slots [T]: block * P + place in it."""
+        step, first = 1, slots * self.heads
+        if not self.tokens_first:
+            step, P = self.block_size, self.block_size
+            first = slots // P * (self.heads * P) + slots % P
+        return (first[:, None] + torch.arange(self.heads, device=slots.device) * step).flatten()
+
     def write(self, rows: Tensor, x_THD: Tensor) -> None:
         """Keep x_THD; rows [T * H]: where each of its heads lies among the N * H * P of the cache."""
         if self.spec is None:
             self.codes.view(-1, self.head_size).index_copy_(0, rows, x_THD.reshape(-1, self.head_size))
             return
-        codes, scale, shift = encode(x_THD.float(), self.spec, self.static)
-        packed = codes.flatten(-2)[..., : self.head_size]
+        x_THD = x_THD.float()
+        if self.channels is not None:
+            x_THD = (x_THD - self.channels[0]) / self.channels[1]
+        if self.spec.packed:
+            packed, word = packed_codes(x_THD, self.spec)
+            scale, shift = word[..., None], None
+        else:
+            codes, scale, shift = encode(x_THD, self.spec, self.static)
+            packed = codes.flatten(-2)[..., : self.head_size]
         if self.nibbles:
             low, high = (packed + self.offset).to(torch.uint8).unflatten(-1, (-1, 2, self.half)).unbind(-2)
             packed = (low | high << 4).flatten(-2)
@@ -125,6 +157,9 @@ class Pages:
         if self.nibbles:
             bytes_ = codes.unflatten(-1, (-1, 1, self.half))
             codes = torch.cat([bytes_ & 15, bytes_ >> 4], -2).flatten(-3)
+        if self.spec.packed:
+            assert self.scale is not None
+            return self._with_channels(packed_values(codes, self._gather(self.scale, blocks), self.spec))
         values = codes.float()
         values = pad(values, (0, -self.head_size % self.group)).unflatten(-1, (-1, self.group))
         if self.shift is not None:
@@ -135,25 +170,41 @@ class Pages:
             values *= self._gather(self.scale, blocks)[..., None]
         elif self.static is not None:
             values *= self.static[..., None] if self.static.dim() else self.static
-        return values.flatten(-2)[..., : self.head_size].to(self.dtype)
+        return self._with_channels(values.flatten(-2)[..., : self.head_size])
+
+    def _with_channels(self, values: Tensor) -> Tensor:
+        """[.., H, n * P, D] in the model's dtype, with what was taken off put back."""
+        if self.channels is not None:
+            offset_HD, scale_HD = self.channels
+            values = values * scale_HD[:, None] + offset_HD[:, None]
+        return values.to(self.dtype)
 
     def _gather(self, tensor: Tensor, blocks: Tensor) -> Tensor:
         """[.., n] blocks of [N, H, P, W] as [.., H, n * P, W]."""
         view = tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
-        found = view[blocks].transpose(-4, -3).flatten(-3, -2)
+        found = view[blocks]
+        if self.tokens_first:
+            found = found.flatten(-4, -3).transpose(-3, -2)
+        else:
+            found = found.transpose(-4, -3).flatten(-3, -2)
         return found.view(tensor.dtype) if view is not tensor else found
 
 
-def _check(spec: KVSpec, heads: int, static: Tensor | None) -> None:
+def _check(spec: KVSpec, heads: int, head_size: int, static: Tensor | None) -> None:
     """UserError where a cache of this format cannot be kept."""
-    if spec.element == "float" and spec.bits != 8:
-        raise UserError(f"a cache of {spec} is not supported; floats are fp8")
-    if (spec.per == "token") != (static is None):
+    if spec.calibrated != (static is not None):
         raise UserError(f"a {spec} cache {'takes no' if static is not None else 'needs the checkpoint for its'} scales")
-    if static is not None and not spec.symmetric:
-        raise UserError(f"a {spec} cache: static scales have no zero point")
-    if static is not None and static.dim() and len(static) != heads:
-        raise UserError(f"{len(static)} scales of cached keys or values for {heads} heads: they are another model's")
+    if static is None:
+        return
+    wanted = (2, heads, head_size) if spec.channels else (heads,)
+    if static.dim() and static.shape != wanted:
+        raise UserError(
+            f"{len(static)} scales of cached keys or values for {heads} heads, shape {list(static.shape)} where "
+            f"{list(wanted)} is needed: they are another model's"
+        )
+
+
+NAMED = {"int8": KVSpec(8, "int", "token"), "fp8": KVSpec(8, "float", "token")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,25 +217,29 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class CacheFormat:
-    """How keys and values are kept (None: in the model's dtype), with static scales by layer where these are static."""
+    """How keys and values are kept (None: in the model's dtype), with what calibration found for them by layer."""
 
     keys: KVSpec | None = None
     values: KVSpec | None = None
-    k_scales: dict[int, Tensor] | None = None
-    v_scales: dict[int, Tensor] | None = None
+    k_scales: Mapping[int, Tensor | None] | None = None
+    v_scales: Mapping[int, Tensor | None] | None = None
 
     def bytes_per_token(self, shapes: dict[int, LayerShape], dtype: torch.dtype) -> int:
         """Of all layers, keys and values."""
         total = 0
         for shape in shapes.values():
             for spec in (self.keys, self.values):
-                pages = Pages(1, 1, shape.heads, shape.head_size, spec, dtype, torch.device("cpu"), _one(spec))
+                static = _any(spec, shape)
+                pages = Pages(1, 1, shape.heads, shape.head_size, spec, dtype, torch.device("cpu"), static)
                 total += pages.nbytes
         return total
 
 
-def _one(spec: KVSpec | None) -> Tensor | None:
-    return None if spec is None or spec.per == "token" else torch.tensor(1.0)
+def _any(spec: KVSpec | None, shape: LayerShape) -> Tensor | None:
+    """Something to stand for what calibration found."""
+    if spec is None or not spec.calibrated:
+        return None
+    return torch.ones(2, shape.heads, shape.head_size) if spec.channels else torch.tensor(1.0)
 
 
 class PagedCache:
@@ -192,36 +247,19 @@ class PagedCache:
 
     def __init__(
         self, shapes: dict[int, LayerShape], blocks: int, block_size: int, form: CacheFormat, dtype: torch.dtype,
-        device: torch.device,
+        device: torch.device, *, tokens_first: bool = False,
     ) -> None:  # fmt: skip
-        self.blocks, self.block_size = blocks, block_size
+        self.blocks, self.block_size, self.tokens_first = blocks, block_size, tokens_first
         self.layers: dict[int, tuple[Pages, Pages]] = {}
         for layer, shape in shapes.items():
             pair = []
             for spec, scales in ((form.keys, form.k_scales), (form.values, form.v_scales)):
-                static = None if spec is None or spec.per == "token" else (scales or {}).get(layer)
+                static = (scales or {}).get(layer) if spec is not None and spec.calibrated else None
                 sizes = (blocks, block_size, shape.heads, shape.head_size)
-                pair.append(Pages(*sizes, spec, dtype, device, static))
+                pair.append(Pages(*sizes, spec, dtype, device, static, tokens_first=tokens_first))
             self.layers[layer] = pair[0], pair[1]
 
     @property
     def nbytes(self) -> int:
         """Of all blocks."""
         return sum(pages.nbytes for pair in self.layers.values() for pages in pair)
-
-
-NAMED = {
-    "int8": KVSpec(8, "int", "token"),
-    "int4": KVSpec(4, "int", "token"),
-    "fp8": KVSpec(8, "float", "token"),
-}
-PLAIN = ("auto", "none", "fp32", "fp16", "bf16", "float32", "float16", "bfloat16")
-
-
-def cache_spec(value: KVSpec | str | None) -> KVSpec | None:
-    """The format of a name: int8, int4, fp8, or auto for the model's dtype; UserError for any other."""
-    if value is None or isinstance(value, KVSpec):
-        return value
-    if value not in NAMED and value not in PLAIN:
-        raise UserError(f"kv_cache is {value!r}; expected int8, int4, fp8 or auto (the model's dtype)")
-    return NAMED.get(value)

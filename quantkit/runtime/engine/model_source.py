@@ -1,6 +1,7 @@
 """The model an engine runs: refused by its configuration before weights are read, loaded, and its cache's size."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,18 @@ import psutil
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from quantkit.cache_spec import CacheSpec, cache_named
 from quantkit.checkpoint.gguf_path import find_gguf
 from quantkit.checkpoint.hub import locate_config
 from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.errors import UserError
 from quantkit.model.meta_model import read_config
-from quantkit.runtime.engine.cache import CacheFormat, cache_spec
+from quantkit.runtime.engine.cache import CacheFormat
 from quantkit.runtime.load import load
+from quantkit.types import KVSpec
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+PLAIN = (None, "auto", "fp32", "fp16", "bf16", "float32", "float16", "bfloat16")  # the model's dtype, as vLLM calls it
 ROPE_BY_LENGTH = {"dynamic", "longrope"}  # whose angles depend on the longest sequence of a batch
 CACHE_SHARE = 0.25  # of the free memory of a computer without a GPU
 HINT = "\nhint: quantkit.load(...).generate(...) runs it"
@@ -96,19 +100,18 @@ def check_config(config: PretrainedConfig) -> int:
 def _cache_format(model: PreTrainedModel, wanted: Any) -> CacheFormat:
     """The cache a user asks for, or, where he does not, the one the checkpoint describes."""
     if wanted is None:
-        spec, ranges = getattr(model, "quantkit_cache", None) or (None, {})
+        spec, ranges = getattr(model, "quantkit_cache", None) or (CacheSpec(None, None), {})
         keys, values = ({layer: pair[side] for layer, pair in ranges.items()} for side in (0, 1))
-        return CacheFormat(spec, spec, keys, values)
-    if isinstance(wanted, str) and "=" in wanted:
-        pairs = [part.split("=", 1) for part in wanted.split(",")]
-        wanted = {pair[0].strip(): pair[-1].strip() for pair in pairs}
-    if isinstance(wanted, CacheFormat):
-        return wanted
-    if not isinstance(wanted, dict):
-        wanted = {"keys": wanted, "values": wanted}
-    if set(wanted) - {"keys", "values"}:
-        raise UserError(f"kv_cache has {sorted(set(wanted) - {'keys', 'values'})}; expected keys and values")
-    return CacheFormat(cache_spec(wanted.get("keys")), cache_spec(wanted.get("values")))
+        return CacheFormat(spec.keys, spec.values, keys, values)
+    if isinstance(wanted, KVSpec):
+        wanted = CacheSpec(wanted, wanted)
+    if isinstance(wanted, CacheSpec):
+        return CacheFormat(wanted.keys, wanted.values)
+    if isinstance(wanted, Mapping):
+        wanted = ",".join(f"{side}={'none' if kind in PLAIN else kind}" for side, kind in wanted.items())
+    if not isinstance(wanted, str):
+        raise UserError(f"kv_cache is {wanted!r}; expected a name like int8, or keys=int8,values=int4")
+    return _cache_format(model, (None if wanted in PLAIN else cache_named(wanted)) or CacheSpec(None, None))
 
 
 def cache_blocks(block_bytes: int, wanted: int, longest: int, device: torch.device, share: float) -> int:

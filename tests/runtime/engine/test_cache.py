@@ -6,7 +6,7 @@ from torch import Tensor
 
 from quantkit.errors import UserError
 from quantkit.grids.activations import quantize_kv
-from quantkit.runtime.engine.cache import CacheFormat, LayerShape, Pages, cache_spec
+from quantkit.runtime.engine.cache import CacheFormat, LayerShape, Pages
 from quantkit.types import KVSpec
 
 H, P, BLOCKS = 2, 16, 5
@@ -21,22 +21,30 @@ SPECS = [
     KVSpec(4, "int", "token", group_size=16),
     KVSpec(5, "int", "token", symmetric=False, group_size=24),
     KVSpec(8, "float", "token"),
-    KVSpec(8, "float", "token", group_size=32),
     KVSpec(8, "float"),
     KVSpec(8, "float", "head"),
     KVSpec(8, "int", "head"),
     KVSpec(4, "int", "tensor"),
+    KVSpec(4, "int", "token", symmetric=False, packed=True),
+    KVSpec(8, "int", "token", packed=True),
+    KVSpec(4, "int", "token", symmetric=False, packed=True, group_size=32),
+    KVSpec(4, "int", "token", symmetric=False, packed=True, channels=True),
+    KVSpec(8, "int", "token", channels=True),
 ]
 
 
-def scale_of(spec: KVSpec) -> Tensor | None:
+def scale_of(spec: KVSpec, D: int) -> Tensor | None:
+    if spec.channels:
+        return torch.stack([torch.linspace(-2, 2, H * D), torch.linspace(0.5, 3, H * D)]).view(2, H, D)
     return {"token": None, "tensor": torch.tensor(0.013), "head": torch.tensor([0.013, 0.02])}[spec.per]
 
 
 def filled(spec: KVSpec | None, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Tokens x [T, H, D] written to the blocks 3, 1, 4, and read back: [H, T, D]."""
     T, _, D = x.shape
-    pages = Pages(BLOCKS, P, H, D, spec, dtype, torch.device("cpu"), None if spec is None else scale_of(spec))
+    pages = Pages(
+        BLOCKS, P, H, D, spec, dtype, torch.device("cpu"), None if spec is None else scale_of(spec, x.shape[-1])
+    )
     table = torch.tensor([3, 1, 4])
     slots = table[torch.arange(T) // P] * P + torch.arange(T) % P
     rows = (slots // P * (H * P) + slots % P)[:, None] + torch.arange(H) * P
@@ -58,7 +66,7 @@ def test_equal_to_the_simulation(spec: KVSpec, dtype: torch.dtype, D: int) -> No
     x[7, :, 0] = 300
     x[8] = x[8].abs() + 3  # a range without zero
     x = x.to(dtype)
-    wanted = quantize_kv(x.transpose(0, 1)[None], spec, scale_of(spec))[0]
+    wanted = quantize_kv(x.transpose(0, 1)[None], spec, scale_of(spec, D))[0]
     assert torch.equal(filled(spec, x, dtype), wanted)
 
 
@@ -71,16 +79,16 @@ def test_bytes() -> None:
     shapes = {0: LayerShape(2, 64), 1: LayerShape(2, 64)}
     plain = CacheFormat().bytes_per_token(shapes, torch.bfloat16)
     assert plain == 2 * 2 * 2 * 64 * 2
-    eight = CacheFormat(cache_spec("int8"), cache_spec("int8")).bytes_per_token(shapes, torch.bfloat16)
+    int8, int4 = KVSpec(8, "int", "token"), KVSpec(4, "int", "token")
+    eight = CacheFormat(int8, int8).bytes_per_token(shapes, torch.bfloat16)
     assert eight <= 0.55 * plain
-    mixed = CacheFormat(cache_spec("int8"), cache_spec("int4")).bytes_per_token(shapes, torch.bfloat16)
+    mixed = CacheFormat(int8, int4).bytes_per_token(shapes, torch.bfloat16)
     assert mixed == 2 * 2 * (64 + 4 + 32 + 4)
 
 
 @pytest.mark.parametrize(
     ("spec", "static", "message"),
     [
-        (KVSpec(4, "float", "token"), None, "floats are fp8"),
         (KVSpec(8, "int", "head"), None, "needs the checkpoint"),
         (KVSpec(8, "int", "head"), torch.ones(3), "3 scales .* for 2 heads"),
     ],
@@ -88,9 +96,3 @@ def test_bytes() -> None:
 def test_refused(spec: KVSpec, static: Tensor | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Pages(2, P, H, 64, spec, torch.float32, torch.device("cpu"), static)
-
-
-def test_names() -> None:
-    assert cache_spec("auto") is None
-    with pytest.raises(UserError, match="int8, int4, fp8"):
-        cache_spec("int7")
