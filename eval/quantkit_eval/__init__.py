@@ -5,6 +5,7 @@ results.py            what was found, as dataclasses that become JSON once
 cached_model.py       a model with a quantized cache
 early_checks.py       refusals before torch is imported
 texts.py              files and named texts
+paged_model.py        a model run by the paged engine
 llama_cpp_library.py  a GGUF file run by llama.cpp
 perplexity.py         log-probabilities of a text, window by window
 divergence.py         KL and agreement

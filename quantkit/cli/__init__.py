@@ -6,6 +6,7 @@ usage.py         wrong verbs and options, answered like every other mistake
 completion.py    what the shell completes options with
 quantize.py      quantize, plan
 evaluate.py      eval
+generate.py      generate
 folders.py       inspect, convert, verify
 imatrix.py       imatrix
 recipes.py       recipes: list, show, check, schema

@@ -4,6 +4,7 @@ from quantkit.cli.app import app, verb
 from quantkit.cli.environment import env
 from quantkit.cli.evaluate import evaluate
 from quantkit.cli.folders import convert, inspect, verify
+from quantkit.cli.generate import generate
 from quantkit.cli.imatrix import imatrix
 from quantkit.cli.quantize import plan, quantize
 from quantkit.cli.recipes import recipes_app
@@ -12,6 +13,7 @@ from quantkit.cli.usage import Convert
 VERBS = {
     "quantize": quantize,
     "eval": evaluate,
+    "generate": generate,
     "inspect": inspect,
     "convert": convert,
     "verify": verify,

@@ -224,6 +224,11 @@ def test_options_are_frozen() -> None:
         "convert": [
             *("--format", "--json", "--max-shard", "--output-type", "--pre", "--requantize", "--token-embedding"),
         ],
+        "generate": [
+            *("--chat", "--context", "--device", "--draft", "--dtype", "--file", "--ignore-eos", "--json", "--kv"),
+            *("--kv-cache", "--max-tokens", "--min-p", "--prompt", "--quiet", "--repetition-penalty", "--seed"),
+            *("--speculate", "--stop", "--temperature", "--top-k", "--top-p", "--trust-remote-code"),
+        ],
         "imatrix": [
             *("--calibration", "--data", "--device", "--json", "--model", "--output", "--progress", "--quiet"),
             *("--samples", "--seq-len", "--trust-remote-code", "--verbose"),
@@ -238,6 +243,8 @@ def test_options_are_frozen() -> None:
                 "--device",
                 "--engine",
                 "--json",
+                "--kv",
+                "--kv-cache",
                 "--progress",
                 "--quiet",
                 "--ref",
@@ -311,7 +318,10 @@ def test_completion(typed: str, offered: set[str]) -> None:
     assert "--install-completion" in invoke("--help").output
 
 
-@pytest.mark.parametrize("verb", ["quantize", "eval", "inspect", "convert", "verify", "plan", "recipes", "env"])
+VERBS = ["quantize", "eval", "generate", "inspect", "convert", "verify", "plan", "recipes", "env"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_json(verb: str) -> None:
     assert "--json" in invoke(verb, "--help").output
 

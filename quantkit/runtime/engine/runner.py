@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 from quantkit.errors import UserError
 from quantkit.runtime.engine.attention import NAME, Chunk, Probe, Step
 from quantkit.runtime.engine.cache import CacheFormat, LayerShape, PagedCache
+from quantkit.runtime.engine.gpu import Sequences
 
 SINGLES = 8  # so many tokens of a sequence, or fewer, attend each for itself
 
@@ -37,10 +39,13 @@ class Runner:
         self.shapes = self._probe()
         self.windows = _windows(model)
         self.cache: PagedCache | None = None
+        self.on_gpu = self.device.type == "cuda"
 
     def allocate(self, blocks: int, block_size: int, form: CacheFormat) -> PagedCache:
         """Make the cache that `run` uses."""
-        self.cache = PagedCache(self.shapes, blocks, block_size, form, self.model.dtype, self.device)
+        self.cache = PagedCache(
+            self.shapes, blocks, block_size, form, self.model.dtype, self.device, tokens_first=self.on_gpu
+        )
         return self.cache
 
     @torch.inference_mode()
@@ -81,8 +86,24 @@ class Runner:
             chunks,
             self.windows,
         )
+        if self.on_gpu:
+            step.sequences = self._sequences([pieces[index] for index in order])
         rows = [row for piece in wanted for row in piece]
         return self._forward(torch.tensor([tokens], device=device), position_ids, step, rows)
+
+    def _sequences(self, pieces: list[Piece]) -> Sequences:
+        """The pieces, in the order of their tokens, as Triton's kernels take them."""
+        width = max(len(piece.blocks) for piece in pieces)
+        starts = [0, *accumulate(len(piece.tokens) for piece in pieces)]
+        table, lengths, starts_ = (
+            torch.tensor(numbers, dtype=torch.int32, device=self.device)
+            for numbers in (
+                [piece.blocks + [0] * (width - len(piece.blocks)) for piece in pieces],
+                [piece.start + len(piece.tokens) for piece in pieces],
+                starts,
+            )
+        )
+        return Sequences(table, lengths, starts_, max(len(piece.tokens) for piece in pieces))
 
     def _forward(self, input_ids: Tensor, position_ids: Tensor, step: Step | Probe, rows: list[int]) -> Tensor:
         keep = torch.tensor(rows, dtype=torch.int64, device=self.device)

@@ -108,6 +108,29 @@ def test_cancelling_frees_at_once() -> None:
     assert idle(llm)
 
 
+def test_callbacks_may_cancel_and_add() -> None:
+    """Themselves, others of the same step, and after the end; what they add runs."""
+    llm = tiny()
+    ids: list[str] = []
+    added: list[str] = []
+
+    def act(output: RequestOutput) -> None:
+        if len(output.outputs[0].token_ids) == 2:
+            llm.cancel(ids[0])
+            llm.cancel(ids[2])
+            added.append(llm.add([9], GREEDY))
+        if output.finished:
+            assert not llm.cancel(output.request_id)
+
+    ids += [llm.add([5 + i], GREEDY, on_output=act if i == 0 else None) for i in range(4)]
+    done = {}
+    while llm.unfinished:
+        done |= {output.request_id: output for output in llm.step()}
+    assert sorted(done) == sorted([ids[1], ids[3], *added])
+    assert all(output.error is None for output in done.values())
+    assert idle(llm)
+
+
 def test_an_exception_of_a_step_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     llm = tiny()
     llm.generate([[5] * 20], GREEDY)
@@ -269,7 +292,7 @@ def test_keys_and_values_each_of_their_own() -> None:
     mixed, eight, four = (tiny(kv_cache=each).score(tokens)[0] for each in ("keys=int8,values=int4", "int8", "int4"))
     plain = tiny().score(tokens)[0]
     assert (eight - plain).abs().max() < (mixed - plain).abs().max() < 2 * (four - plain).abs().max()
-    with pytest.raises(UserError, match="expected keys and values"):
+    with pytest.raises(UserError, match="did you mean `keys`"):
         tiny(kv_cache={"key": "int8"})
 
 
@@ -366,3 +389,23 @@ def test_the_model_itself_says_it_is_the_engine_s() -> None:
     LLM(model, num_blocks=4)
     with pytest.raises(UserError, match="paged engine"):
         model(torch.tensor([[1, 2]]))
+
+
+@pytest.mark.parametrize("option", [{"tensor_parallel_size": 2}, {"quantisation": "awq"}])
+def test_what_the_engine_does_not_do_is_named(option: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(option))):
+        tiny(**option)
+
+
+def test_chat(bundled: LLM) -> None:
+    talk = [{"role": "user", "content": "def f("}]
+    assert bundled.tokenizer is not None
+    with pytest.raises(UserError, match="no chat template"):
+        bundled.chat(talk)
+    bundled.tokenizer.chat_template = "{% for m in messages %}<{{ m['content'] }}{% endfor %}"
+    try:
+        found = bundled.chat([talk, talk], GREEDY)
+    finally:
+        bundled.tokenizer.chat_template = None
+    assert len(found) == 2
+    assert found[0].outputs[0].token_ids == bundled.generate("<def f(", GREEDY)[0].outputs[0].token_ids
