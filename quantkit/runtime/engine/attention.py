@@ -118,7 +118,7 @@ def paged_attention(
         parts.append(_attend_singles(query_THD[: step.singles], keys, values, step, rule))
     for chunk in step.chunks:
         parts.append(_attend_chunk(query_THD[chunk.begin : chunk.end], keys, values, chunk, rule))
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
+    return (parts[0].contiguous() if len(parts) == 1 else torch.cat(parts))[None], None
 
 
 @dataclass(frozen=True, slots=True)
