@@ -9,7 +9,7 @@ from quantkit.planner.linear_groups import Blocks, Group, PlannedLinear, grouped
 from quantkit.planner.model_inventory import ModelInventory
 from quantkit.planner.this_machine import Machine
 from quantkit.quantization.calibration.hidden_states import batch_samples
-from quantkit.quantization.gguf_allocation import CHECKED, RUNS
+from quantkit.quantization.gguf_allocation import CHECKED
 from quantkit.quantization.gguf_budget import FREE
 from quantkit.quantization.gguf_measured import compared_samples
 from quantkit.quantization.gguf_weights import SAMPLE
@@ -65,15 +65,14 @@ def _measuring(inventory: ModelInventory, text: CalibrationSize, per_token: floa
     tokens = min(text.samples, compared_samples(vocabulary, text.seq_len)) * text.seq_len
     blocks = tokens * (per_token + 4 * text.seq_len * H * len(inventory.blocks))
     tensors = {re.sub(r"experts\.\d+", "experts", matrix.name) for matrix in inventory.matrices}
-    runs = RUNS * (len(tensors) + 1)
-    return runs * (blocks / 2 + 2 * tokens * H * vocabulary)
+    return (len(tensors) + 1) * (blocks / 2 + 2 * tokens * H * vocabulary)
 
 
 def _rounded(inventory: ModelInventory) -> float:
     """Weights that are rounded for it: in the types of those runs, in all types a sample, and in the mixes compared."""
     sizes = [matrix.numel for matrix in inventory.matrices]
     sizes.append(inventory.config.get_text_config().vocab_size * inventory.hidden_size)
-    return (RUNS + 1 + CHECKED) * sum(sizes) + len(FREE) * sum(min(size, SAMPLE) for size in sizes)
+    return (2 + CHECKED) * sum(sizes) + len(FREE) * sum(min(size, SAMPLE) for size in sizes)
 
 
 def _passes(recipe: Recipe, blocks: Blocks, stops: bool) -> float:
