@@ -2,11 +2,11 @@
 
     python eval/bench/runtime.py examples/tiny-llama --json out/runtime.json
 
-Times are of the processor (other programs' share of it does not count) where one thread does all the work, and of the
-clock beside them. Each row is the median of its repetitions:
+Times are of the processor (other programs' share of it does not count) where one thread does all the work, and of
+the clock beside them. Each row is the median of its repetitions:
 
     step      one decode step of 8 sequences over that of a bare forward of the model on a DynamicCache
-    mixed     32 requests of 8 to 128 tokens in, 64 out: `generate` in padded batches of 8, and `generate_batch`, over LLM
+    mixed     32 requests of 8 to 128 tokens in, 64 out: `generate` in padded batches of 8, `generate_batch`, over LLM
     prefix    32 requests that share 512 tokens: without the prefix cache over with it
     cache     one sequence at 4000 tokens: a decode step on a bfloat16 cache over one on int8; and the bytes of int8's
 """
@@ -98,7 +98,8 @@ def step(folder: str, repeat: int) -> dict[str, Any]:
 def mixed(folder: str, repeat: int, new: int = 64) -> dict[str, Any]:
     """32 requests of 8 to 128 tokens."""
     model, llm = load(folder, dtype="float32"), LLM(folder, dtype="float32", enable_prefix_caching=False)
-    batched = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="paged|eager").eval()
+    paged = {"dtype": torch.float32, "attn_implementation": "paged|eager"}
+    batched = AutoModelForCausalLM.from_pretrained(folder, **paged).eval()
     every = prompts(32, 8, 128, llm.vocabulary)
     found: dict[str, list[list[int]]] = {}
 

@@ -21,8 +21,21 @@ sys.path[:] = [place for place in sys.path if place != HERE]  # a file here is c
 
 import torch  # noqa: E402
 from auto_round import AutoRound  # noqa: E402
-from auto_round.export.export_to_gguf.conversion import base  # noqa: E402
+from auto_round.export.export_to_gguf import llama_cpp_conversion  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+
+
+def name_the_pre_tokenizer(name: str) -> None:
+    """AutoRound imports llama.cpp's converter under a name of its own while it exports: changed right behind that."""
+    original = llama_cpp_conversion._import_conversion_from
+
+    def imported(*arguments: object) -> object:
+        context = original(*arguments)
+        base = sys.modules["conversion.base"]
+        base.TextModel.get_vocab_base_pre = lambda self, tokenizer: name
+        return context
+
+    llama_cpp_conversion._import_conversion_from = imported
 
 
 def main() -> None:
@@ -33,9 +46,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--pre", default="gpt-2")
     a = parser.parse_args()
-    for kind in vars(base).values():
-        if isinstance(kind, type) and "get_vocab_base_pre" in vars(kind):
-            kind.get_vocab_base_pre = lambda self, tokenizer: a.pre
+    name_the_pre_tokenizer(a.pre)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     tokenizer = AutoTokenizer.from_pretrained(a.model)
     ids = torch.tensor(tokenizer(a.text.read_text(), add_special_tokens=False).input_ids)

@@ -8,6 +8,7 @@ scheduler.py     which tokens the next step computes
 blocks.py        who holds which block of the cache, and which can be shared
 cache.py         keys and values in blocks, plain or as codes
 attention.py     attention over them, inside transformers' models
+gpu.py           the same by Triton's kernels
 runner.py        one step of a model
 sampling.py      the next token from logits
 speculation.py   guesses at tokens, by prompt lookup or by a draft model

@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from quantkit.errors import UserError
 from quantkit.runtime.engine.cache import LayerShape, PagedCache, Pages
+from quantkit.runtime.engine.gpu import Sequences, attend_on_gpu
 
 NAME = "quantkit_paged"
 
@@ -39,6 +40,7 @@ class Step:
     slots    [T] block * P + place in it, of each token
     singles  how many tokens, the first ones, attend each for itself: tables [singles, n] and lengths [singles] say to
              what, the longest of them `longest`; the others lie in chunks
+    sequences  all of them, where Triton's kernels may attend
     windows  tokens that a layer sees, where its configuration says so; 0: all
     """
 
@@ -50,15 +52,13 @@ class Step:
     longest: int
     chunks: list[Chunk]
     windows: dict[int, int]
+    sequences: Sequences | None = None
     _rows: dict[int, Tensor] = field(default_factory=dict)
 
     def rows(self, pages: Pages) -> Tensor:
         """[T * H]: the row of each token's head among the cache's."""
         if pages.heads not in self._rows:
-            P = pages.block_size
-            first = self.slots // P * (pages.heads * P) + self.slots % P
-            heads = torch.arange(pages.heads, device=first.device) * P
-            self._rows[pages.heads] = (first[:, None] + heads).flatten()
+            self._rows[pages.heads] = pages.rows(self.slots)
         return self._rows[pages.heads]
 
 
@@ -101,19 +101,24 @@ def paged_attention(
         step.shapes[layer] = LayerShape(key.shape[1], key.shape[3])
         return query.transpose(1, 2), None
     keys, values = step.cache.layers[layer]
-    rows = step.rows(keys)
-    keys.write(rows, key[0].transpose(0, 1))
-    values.write(rows, value[0].transpose(0, 1))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window or step.windows.get(layer, 0)
     rule = _Rule(scale, window, softcap, s_aux)
-    query_THD = query[0].transpose(0, 1)
+    query_THD, key_THD, value_THD = (x[0].transpose(0, 1) for x in (query, key, value))
+    if step.sequences is not None and rule.plain:
+        pages = keys, values
+        out = attend_on_gpu(query_THD, key_THD, value_THD, pages, step.slots, step.sequences, scale, window)
+        if out is not None:
+            return out[None], None
+    rows = step.rows(keys)
+    keys.write(rows, key_THD)
+    values.write(rows, value_THD)
     parts = []
     if step.singles:
         parts.append(_attend_singles(query_THD[: step.singles], keys, values, step, rule))
     for chunk in step.chunks:
         parts.append(_attend_chunk(query_THD[chunk.begin : chunk.end], keys, values, chunk, rule))
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
+    return (parts[0].contiguous() if len(parts) == 1 else torch.cat(parts))[None], None
 
 
 @dataclass(frozen=True, slots=True)

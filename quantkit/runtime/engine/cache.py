@@ -61,12 +61,14 @@ class Pages:
     static  what calibration found, where the spec needs it: the scale of all tokens, float32 [] or [H], or offset and
             scale of channels, [2, H, D]
     codes   [N, H, P, D], or [N, H, P, D / 2] bytes of two codes; scale, shift float32 [N, H, P, G]
+    tokens_first  [N, P, H, ..] instead, as the GPU's kernels have it
     """
 
     def __init__(
         self, blocks: int, block_size: int, heads: int, head_size: int, spec: KVSpec | None, dtype: torch.dtype,
-        device: torch.device, static: Tensor | None = None,
+        device: torch.device, static: Tensor | None = None, *, tokens_first: bool = False,
     ) -> None:  # fmt: skip
+        self.tokens_first = tokens_first
         self.spec, self.dtype, self.heads, self.head_size, self.block_size = spec, dtype, heads, head_size, block_size
         self.static = self.channels = None
         if static is not None and spec is not None and spec.channels:
@@ -75,7 +77,7 @@ class Pages:
             self.static = static.reshape(-1, 1, 1).to(device) if static.dim() else static
         self.scale: Tensor | None = None
         self.shift: Tensor | None = None
-        shape = (blocks, heads, block_size)
+        shape = (blocks, block_size, heads) if tokens_first else (blocks, heads, block_size)
         if spec is None:
             self.codes = torch.zeros(*shape, head_size, dtype=dtype, device=device)
             return
@@ -100,7 +102,12 @@ class Pages:
     def kernel(self) -> Paged | None:
         """What the CPU's attention reads, but for a static scale; None where it has no kernel for this."""
         special = self.spec is not None and (self.spec.packed or self.spec.channels)
-        if self.codes.device.type != "cpu" or special or (self.scale is not None and self.scale.shape[-1] > 1):
+        if (
+            self.codes.device.type != "cpu"
+            or self.tokens_first
+            or special
+            or (self.scale is not None and self.scale.shape[-1] > 1)
+        ):
             return None
         return Paged(self.codes, self.scale, self.shift, self.spec is not None and self.nibbles)
 
@@ -108,6 +115,14 @@ class Pages:
     def nbytes(self) -> int:
         """Of codes, scales and shifts."""
         return sum(tensor.nbytes for tensor in (self.codes, self.scale, self.shift) if tensor is not None)
+
+    def rows(self, slots: Tensor) -> Tensor:
+        """[T * H]: where each head of the tokens lies among the N * H * P; slots [T]: block * P + place in it."""
+        step, first = 1, slots * self.heads
+        if not self.tokens_first:
+            step, P = self.block_size, self.block_size
+            first = slots // P * (self.heads * P) + slots % P
+        return (first[:, None] + torch.arange(self.heads, device=slots.device) * step).flatten()
 
     def write(self, rows: Tensor, x_THD: Tensor) -> None:
         """Keep x_THD; rows [T * H]: where each of its heads lies among the N * H * P of the cache."""
@@ -167,7 +182,11 @@ class Pages:
     def _gather(self, tensor: Tensor, blocks: Tensor) -> Tensor:
         """[.., n] blocks of [N, H, P, W] as [.., H, n * P, W]."""
         view = tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
-        found = view[blocks].transpose(-4, -3).flatten(-3, -2)
+        found = view[blocks]
+        if self.tokens_first:
+            found = found.flatten(-4, -3).transpose(-3, -2)
+        else:
+            found = found.transpose(-4, -3).flatten(-3, -2)
         return found.view(tensor.dtype) if view is not tensor else found
 
 
@@ -183,6 +202,9 @@ def _check(spec: KVSpec, heads: int, head_size: int, static: Tensor | None) -> N
             f"{len(static)} scales of cached keys or values for {heads} heads, shape {list(static.shape)} where "
             f"{list(wanted)} is needed: they are another model's"
         )
+
+
+NAMED = {"int8": KVSpec(8, "int", "token"), "fp8": KVSpec(8, "float", "token")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,16 +247,16 @@ class PagedCache:
 
     def __init__(
         self, shapes: dict[int, LayerShape], blocks: int, block_size: int, form: CacheFormat, dtype: torch.dtype,
-        device: torch.device,
+        device: torch.device, *, tokens_first: bool = False,
     ) -> None:  # fmt: skip
-        self.blocks, self.block_size = blocks, block_size
+        self.blocks, self.block_size, self.tokens_first = blocks, block_size, tokens_first
         self.layers: dict[int, tuple[Pages, Pages]] = {}
         for layer, shape in shapes.items():
             pair = []
             for spec, scales in ((form.keys, form.k_scales), (form.values, form.v_scales)):
                 static = (scales or {}).get(layer) if spec is not None and spec.calibrated else None
                 sizes = (blocks, block_size, shape.heads, shape.head_size)
-                pair.append(Pages(*sizes, spec, dtype, device, static))
+                pair.append(Pages(*sizes, spec, dtype, device, static, tokens_first=tokens_first))
             self.layers[layer] = pair[0], pair[1]
 
     @property

@@ -74,13 +74,14 @@ class Engine:
 
     def cancel(self, request_id: str) -> bool:
         """Stop a request and free what it holds; False where it has ended already or there is none."""
-        request = self._requests.pop(request_id, None)
-        if request is None:
+        request = self._requests.get(request_id)
+        if request is None or (request.finish_reason is not None and request not in self._refused):
             return False
+        del self._requests[request_id]
         if request in self._refused:
             self._refused.remove(request)
-            return True
-        self._end(request, "abort")
+        else:
+            self._end(request, "abort")
         return True
 
     @property
@@ -114,8 +115,11 @@ class Engine:
         for item, piece in zip(plan, pieces, strict=True):
             rows = slice(row, row + piece.rows)
             row += piece.rows
-            if self._advance(item, logits_RV[rows], None if tokens is None else tokens[rows]):
-                ended.append(self._output(self._requests.pop(item.request.id)))
+            if item.request.finish_reason is not None:  # another one's callback has cancelled it
+                continue
+            ends = self._advance(item, logits_RV[rows], None if tokens is None else tokens[rows])
+            if ends and self._requests.pop(item.request.id, None) is not None:
+                ended.append(self._output(item.request))
         return ended
 
     def _add(

@@ -7,7 +7,8 @@ for output in llm.generate(["def f(", "class A:"], SamplingParams(temperature=0,
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from quantkit.errors import UserError
 from quantkit.runtime.engine.blocks import BlockManager
 from quantkit.runtime.engine.engine import Engine, Prompt
 from quantkit.runtime.engine.model_source import cache_blocks, check_draft, end_tokens, load_source
-from quantkit.runtime.engine.request import RequestOutput, SamplingParams
+from quantkit.runtime.engine.request import RequestOutput, SamplingParams, UnknownFieldError
 from quantkit.runtime.engine.runner import Runner
 from quantkit.runtime.engine.scheduler import Scheduler
 from quantkit.runtime.engine.speculation import Drafter, DraftModel, PromptLookup
@@ -65,7 +66,12 @@ class LLM(Engine):
         seed: int = 0,
         trust_remote_code: bool = False,
         clock: Callable[[], float] = time.perf_counter,
+        tensor_parallel_size: int = 1,
+        **unknown: Any,
     ) -> None:
+        if unknown or tensor_parallel_size != 1:
+            name = next(iter(unknown), "tensor_parallel_size")
+            raise UnknownFieldError(f"LLM: {name} is not what this engine does; it runs one model in one process")
         counts = {
             "max_num_seqs": max_num_seqs,
             "max_num_batched_tokens": max_num_batched_tokens,
@@ -120,15 +126,22 @@ class LLM(Engine):
         prompts    texts, lists of token ids, or {"prompt": ..} and {"prompt_token_ids": ..}; one, or a list
         on_output  called at each step that gave a request tokens; use_tqdm: taken and not needed, no bar is shown
         """
-        ids = self._add_all(prompts, sampling_params, priority, on_output)
-        done: dict[str, RequestOutput] = {}
-        try:
-            while len(done) < len(ids):
-                done.update((output.request_id, output) for output in self.step())
-        finally:  # an exception or Ctrl-C frees what was under way
-            for request_id in ids:
-                self.cancel(request_id)
-        return [done[request_id] for request_id in ids]
+        run = self._run(self._requests_of(prompts, sampling_params, priority, on_output))
+        return sorted((output for ended in run for output in ended), key=lambda output: int(output.request_id))
+
+    def chat(
+        self, messages: list[Any], sampling_params: SamplingParams | None = None, **template: Any
+    ) -> list[RequestOutput]:
+        """`generate` behind a conversation, or each of a list of them, as the tokenizer's chat template writes it.
+
+        template: further arguments of `apply_chat_template`. UserError where the tokenizer has none.
+        """
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise UserError("this model's tokenizer has no chat template\nhint: generate() takes plain text")
+        every = messages if messages and isinstance(messages[0], list) else [messages]
+        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True} | template
+        ids = [self.tokenizer.apply_chat_template(each, **options)["input_ids"] for each in every]  # type: ignore
+        return self.generate(ids, sampling_params)
 
     def stream(
         self,
@@ -137,19 +150,10 @@ class LLM(Engine):
     ) -> Iterator[RequestOutput]:
         """The outputs as they grow, one for each request and step that gave it tokens; closing it cancels the rest."""
         fresh: list[RequestOutput] = []
-        ids = self._add_all(prompts, sampling_params, None, fresh.append)
-        try:
-            left = set(ids)
-            while left:
-                for output in self.step():
-                    if output.request_id in left and output.error is not None:
-                        fresh.append(output)
-                yield from fresh
-                left -= {output.request_id for output in fresh if output.finished}
-                fresh.clear()
-        finally:
-            for request_id in ids:
-                self.cancel(request_id)
+        for ended in self._run(self._requests_of(prompts, sampling_params, None, fresh.append)):
+            yield from fresh
+            yield from (output for output in ended if output.error is not None)
+            fresh.clear()
 
     def score(self, token_lists: Sequence[Sequence[int]]) -> list[Tensor]:
         """For each list of T tokens the log-probability of each but the first, float32 [T - 1] on the CPU.
@@ -159,10 +163,10 @@ class LLM(Engine):
         results = [torch.zeros(max(len(tokens) - 1, 0)) for tokens in token_lists]
 
         def keep(index: int, start: int, logits_RV: Tensor) -> None:
-            targets = torch.tensor(token_lists[index][start + 1 : start + 1 + len(logits_RV)], device=logits_RV.device)
-            rows_RV = logits_RV[: len(targets)]
-            losses = torch.nn.functional.cross_entropy(rows_RV, targets, reduction="none")
-            results[index][start : start + len(targets)] = -losses.cpu()
+            next_ = token_lists[index][start + 1 : start + 1 + len(logits_RV)]
+            targets = torch.tensor(next_, dtype=torch.int64, device=logits_RV.device)
+            losses = torch.nn.functional.cross_entropy(logits_RV[: len(next_)], targets, reduction="none")
+            results[index][start : start + len(next_)] = -losses.cpu()
 
         self.logits(token_lists, keep)
         return results
@@ -172,21 +176,30 @@ class LLM(Engine):
 
         UserError for tokens that do not fit.
         """
-        ids = []
+        requests = [
+            partial(self._add, tokens, None, on_logits=partial(take, index)) for index, tokens in enumerate(token_lists)
+        ]
+        for ended in self._run(requests):
+            for output in ended:
+                if output.error is not None:
+                    raise UserError(output.error)
+
+    def _run(self, requests: Iterable[Callable[[], str]]) -> Iterator[list[RequestOutput]]:
+        """Add requests, and step until all of them have ended: at each step those that did. What stops it cancels."""
+        ids: list[str] = []
         try:
-            for index, tokens in enumerate(token_lists):
-                ids.append(self._add(list(tokens), None, on_logits=lambda start, rows, i=index: take(i, start, rows)))
+            for add in requests:
+                ids.append(add())
             left = set(ids)
             while left:
-                for output in self.step():
-                    if output.error is not None:
-                        raise UserError(output.error)
-                    left.discard(output.request_id)
+                ended = [output for output in self.step() if output.request_id in left]
+                left -= {output.request_id for output in ended}
+                yield ended
         finally:
             for request_id in ids:
                 self.cancel(request_id)
 
-    def _add_all(self, prompts: Any, params: Any, priority: Any, on_output: Any) -> list[str]:
+    def _requests_of(self, prompts: Any, params: Any, priority: Any, on_output: Any) -> list[Callable[[], str]]:
         single = isinstance(prompts, str | Mapping) or (len(prompts) > 0 and isinstance(prompts[0], int))
         every: list[Any] = [prompts] if single else list(prompts)
         if params is None or isinstance(params, SamplingParams):
@@ -194,12 +207,7 @@ class LLM(Engine):
         priority = priority or [0] * len(every)
         if not len(every) == len(params) == len(priority):
             raise UserError(f"{len(every)} prompts, {len(params)} sampling_params and {len(priority)} priorities")
-        ids: list[str] = []
-        try:
-            for prompt, each, order in zip(every, params, priority, strict=True):
-                ids.append(self._add(prompt, each, priority=order, on_output=on_output))
-        except BaseException:
-            for request_id in ids:
-                self.cancel(request_id)
-            raise
-        return ids
+        return [
+            partial(self._add, prompt, each, priority=order, on_output=on_output)
+            for prompt, each, order in zip(every, params, priority, strict=True)
+        ]

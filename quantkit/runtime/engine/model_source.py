@@ -15,12 +15,13 @@ from quantkit.checkpoint.gguf_path import find_gguf
 from quantkit.checkpoint.hub import locate_config
 from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.errors import UserError
-from quantkit.model.meta_model import read_config
+from quantkit.model.meta_model import is_encoder, read_config, refusal
 from quantkit.runtime.engine.cache import CacheFormat
 from quantkit.runtime.load import load
+from quantkit.types import KVSpec
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
-PLAIN = ("auto", "fp32", "fp16", "bf16", "float32", "float16", "bfloat16")  # the model's dtype, as vLLM calls it
+PLAIN = (None, "auto", "fp32", "fp16", "bf16", "float32", "float16", "bfloat16")  # the model's dtype, as vLLM calls it
 ROPE_BY_LENGTH = {"dynamic", "longrope"}  # whose angles depend on the longest sequence of a batch
 CACHE_SHARE = 0.25  # of the free memory of a computer without a GPU
 HINT = "\nhint: quantkit.load(...).generate(...) runs it"
@@ -41,6 +42,8 @@ def load_source(
 ) -> Source:
     """The model of a folder, a Hub id or a GGUF file, or a loaded one; UserError for one the engine does not run."""
     if isinstance(model, PreTrainedModel):
+        if is_encoder(model):
+            raise UserError(refusal(model.config, "an encoder"))
         context = check_config(model.config)
         return Source(model, None, context, _cache_format(model, kv_cache))
     if not isinstance(model, str | os.PathLike):
@@ -102,12 +105,15 @@ def _cache_format(model: PreTrainedModel, wanted: Any) -> CacheFormat:
         spec, ranges = getattr(model, "quantkit_cache", None) or (CacheSpec(None, None), {})
         keys, values = ({layer: pair[side] for layer, pair in ranges.items()} for side in (0, 1))
         return CacheFormat(spec.keys, spec.values, keys, values)
-    if isinstance(wanted, CacheFormat):
-        return wanted
+    if isinstance(wanted, KVSpec):
+        wanted = CacheSpec(wanted, wanted)
+    if isinstance(wanted, CacheSpec):
+        return CacheFormat(wanted.keys, wanted.values)
     if isinstance(wanted, Mapping):
-        wanted = ",".join(f"{name}={kind}" for name, kind in wanted.items())
-    spec = (None if wanted in PLAIN else cache_named(wanted)) or CacheSpec(None, None)
-    return CacheFormat(spec.keys, spec.values)
+        wanted = ",".join(f"{side}={'none' if kind in PLAIN else kind}" for side, kind in wanted.items())
+    if not isinstance(wanted, str):
+        raise UserError(f"kv_cache is {wanted!r}; expected a name like int8, or keys=int8,values=int4")
+    return _cache_format(model, (None if wanted in PLAIN else cache_named(wanted)) or CacheSpec(None, None))
 
 
 def cache_blocks(block_bytes: int, wanted: int, longest: int, device: torch.device, share: float) -> int:

@@ -69,7 +69,7 @@ def probabilities(logits_V: Tensor, params: SamplingParams) -> Tensor:
 def logprobs(logits_RV: Tensor, tokens: Sequence[int], count: int) -> list[dict[int, Logprob]]:
     """For each row the `count` likeliest tokens and `tokens[row]`, by token, that of the row first."""
     shares = torch.log_softmax(logits_RV, -1)
-    chosen = torch.tensor(tokens, device=shares.device)[:, None]
+    chosen = torch.tensor(tokens, dtype=torch.int64, device=shares.device)[:, None]
     own = shares.gather(-1, chosen)
     ranks = (shares > own).sum(-1).add(1).tolist()
     top = shares.topk(min(count, shares.shape[-1]), -1) if count else None

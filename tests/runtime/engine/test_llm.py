@@ -1,5 +1,6 @@
 """What a user does with LLM: outputs, faults of one request, cancelling, streaming, caches, folders, refusals."""
 
+import copy
 import inspect
 import json
 import re
@@ -105,6 +106,29 @@ def test_cancelling_frees_at_once() -> None:
     assert not llm.cancel(waiting)
     assert not llm.cancel("unknown")
     assert llm.step() == []
+    assert idle(llm)
+
+
+def test_callbacks_may_cancel_and_add() -> None:
+    """Themselves, others of the same step, and after the end; what they add runs."""
+    llm = tiny()
+    ids: list[str] = []
+    added: list[str] = []
+
+    def act(output: RequestOutput) -> None:
+        if len(output.outputs[0].token_ids) == 2:
+            llm.cancel(ids[0])
+            llm.cancel(ids[2])
+            added.append(llm.add([9], GREEDY))
+        if output.finished:
+            assert not llm.cancel(output.request_id)
+
+    ids += [llm.add([5 + i], GREEDY, on_output=act if i == 0 else None) for i in range(4)]
+    done = {}
+    while llm.unfinished:
+        done |= {output.request_id: output for output in llm.step()}
+    assert sorted(done) == sorted([ids[1], ids[3], *added])
+    assert all(output.error is None for output in done.values())
     assert idle(llm)
 
 
@@ -269,7 +293,7 @@ def test_keys_and_values_each_of_their_own() -> None:
     mixed, eight, four = (tiny(kv_cache=each).score(tokens)[0] for each in ("keys=int8,values=int4", "int8", "int4"))
     plain = tiny().score(tokens)[0]
     assert (eight - plain).abs().max() < (mixed - plain).abs().max() < 2 * (four - plain).abs().max()
-    with pytest.raises(UserError, match="expected keys and values"):
+    with pytest.raises(UserError, match="did you mean `keys`"):
         tiny(kv_cache={"key": "int8"})
 
 
@@ -351,6 +375,12 @@ def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
         tiny(**options)
 
 
+def test_an_encoder() -> None:
+    config = transformers.BertConfig(vocab_size=96, hidden_size=48, num_hidden_layers=2, num_attention_heads=4)
+    with pytest.raises(UserError, match="is an encoder"):
+        LLM(transformers.AutoModelForCausalLM.from_config(config), num_blocks=8)
+
+
 def test_a_draft_of_another_vocabulary(bundled: LLM) -> None:
     with pytest.raises(UserError, match=r"96 tokens.*4096"):
         LLM(BUNDLED, dtype="float32", num_blocks=8, draft=tiny_model("llama"))
@@ -366,3 +396,72 @@ def test_the_model_itself_says_it_is_the_engine_s() -> None:
     LLM(model, num_blocks=4)
     with pytest.raises(UserError, match="paged engine"):
         model(torch.tensor([[1, 2]]))
+
+
+@pytest.mark.parametrize("option", [{"tensor_parallel_size": 2}, {"quantisation": "awq"}])
+def test_what_the_engine_does_not_do_is_named(option: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(option))):
+        tiny(**option)
+
+
+def test_chat(bundled: LLM) -> None:
+    talk = [{"role": "user", "content": "def f("}]
+    assert bundled.tokenizer is not None
+    with pytest.raises(UserError, match="no chat template"):
+        bundled.chat(talk)
+    bundled.tokenizer.chat_template = "{% for m in messages %}<{{ m['content'] }}{% endfor %}"
+    try:
+        found = bundled.chat([talk, talk], GREEDY)
+    finally:
+        bundled.tokenizer.chat_template = None
+    assert len(found) == 2
+    assert found[0].outputs[0].token_ids == bundled.generate("<def f(", GREEDY)[0].outputs[0].token_ids
+
+
+SMALL = {
+    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+
+
+def other_model(config: transformers.PretrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for param in model.parameters():
+            param.copy_(torch.randn_like(param) * (param.shape[-1] ** -0.5 if param.dim() > 1 else 1))
+    return model
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.DiffLlamaConfig(**SMALL),  # attends twice in a layer
+        transformers.DogeConfig(**SMALL, keep_window_size=8),  # masks by what the keys say
+    ],
+    ids=lambda config: config.model_type,
+)  # fmt: skip
+def test_a_model_that_would_compute_something_else_is_refused(config: transformers.PretrainedConfig) -> None:
+    with pytest.raises(UserError, match="its logits differ from its own"):
+        LLM(other_model(config), num_blocks=8)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.GptOssConfig(**SMALL, sliding_window=8, num_local_experts=4, num_experts_per_tok=2),  # sinks
+        transformers.Gemma2Config(**SMALL, sliding_window=8, attn_logit_softcapping=2.0),
+        transformers.Cohere2Config(**SMALL, sliding_window=8),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_sinks_softcap_and_windows(config: transformers.PretrainedConfig) -> None:
+    config._attn_implementation = "eager"
+    model = other_model(config)
+    tokens = [torch.randint(3, 96, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (40, 23)]
+    got = LLM(other_model(config), block_size=8, num_blocks=20, max_num_batched_tokens=13).score(tokens)
+    for each, ours in zip(tokens, got, strict=True):
+        with torch.no_grad():
+            shares = model(torch.tensor([each]), use_cache=False).logits[0, :-1].log_softmax(-1)
+        assert torch.allclose(ours, shares.gather(-1, torch.tensor(each)[1:, None])[:, 0], atol=1e-4)

@@ -113,6 +113,17 @@ def test_logprobs_of_an_output_and_its_prompt() -> None:
     assert llm.stats.preemptions > 0
 
 
+@pytest.mark.parametrize("budget", [1, 5])
+def test_prompts_of_one_token_and_chunks_of_one(budget: int) -> None:
+    """A chunk may hold the prompt's last token alone, which says nothing of the prompt."""
+    llm = LLM(tiny_model("llama"), num_blocks=8, max_num_batched_tokens=budget)
+    params = SamplingParams(temperature=0, max_tokens=2, logprobs=0, prompt_logprobs=0, ignore_eos=True)
+    for output in llm.generate([[5], [5, 6, 7, 8, 9, 10]], params):
+        assert output.prompt_logprobs is not None
+        assert len(output.prompt_logprobs) == len(output.prompt_token_ids)
+    assert [len(each) for each in llm.score([[5], [5, 6], [5] * 6])] == [0, 1, 5]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("n", 2), ("temperature", -1), ("top_p", 0), ("top_p", 1.1), ("top_k", -2), ("min_p", 2), ("max_tokens", 0),
