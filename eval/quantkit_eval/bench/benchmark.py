@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from quantkit_eval.texts import read_text
 
 LOG = logging.getLogger("quantkit.bench")
 WARM_REQUESTS, WARM_TOKENS = 8, 4  # of the run that is not counted
+BUSY = 0.8  # share of the clock's time, below which a run had less than a processor for itself
 SOURCE_CHARACTERS = 1 << 18  # of the text that prompts are pieces of
 PACKAGES = ("quantkit", "torch", "transformers")
 Tokens = tuple[list[list[int]], list[Timeline]]  # of each request
@@ -55,11 +57,13 @@ def benchmark(options: BenchOptions, *, trace: Path | None = None) -> Benchmark:
             named = [name for name in options.baselines if name in TRANSFORMERS]
             runs |= {name: _plain(plain, name) for name in named}
         measured.append(compare(llm, cost, peak, scenario, requests, {name: runs[name] for name in options.baselines}))
+    on_cpu = llm.runner.device.type == "cpu"
+    notes = tuple(busy_note([sample for each in measured for sample in each.samples])) if on_cpu else ()
     profiled = () if trace is None else profile(llm, _short(requests), trace)
     bench = () if options.llamacpp is None else llama_bench(options.llamacpp, options.model, options.scenarios)
     return Benchmark(
         options.model, _plain_data(options), str(llm.runner.device), torch.get_num_threads(), peak.dtype,
-        cache_text(llm), peak, tuple(measured), bench, profiled, time.perf_counter() - started, _versions(),
+        cache_text(llm), peak, tuple(measured), bench, profiled, time.perf_counter() - started, _versions(), notes,
     )  # fmt: skip
 
 
@@ -104,18 +108,18 @@ def compare(
         LOG.info("%s: warming up %s", scenario.name, name)
         each(_short(requests))
     run(llm, _short(requests), cost, slots=scenario.slots)
-    runs = [_engine(llm, scenario, requests, cost)]
-    samples, compared = [Sample.of(runs[0].timelines)], []
+    runs, samples, compared = list[EngineRun](), list[Sample](), list[Compared]()
+
+    def measured() -> Tokens:
+        runs.append(run(llm, requests, cost, slots=scenario.slots))
+        return runs[-1].outputs, runs[-1].timelines
+
+    samples.append(_timed(scenario, "engine", measured)[1])
     for name, each in baselines.items():
-        LOG.info("%s: %s", scenario.name, name)
-        outputs, timelines = each(requests)
-        sample = Sample.of(timelines)
-        runs.append(_engine(llm, scenario, requests, cost))
-        samples.append(Sample.of(runs[-1].timelines))
-        around = (samples[-2].tokens_per_second + samples[-1].tokens_per_second) / 2
+        (outputs, timelines), sample = _timed(scenario, name, partial(each, requests))
+        samples.append(_timed(scenario, "engine", measured)[1])
         same = sum(one == other for one, other in zip(outputs, runs[0].outputs, strict=True))
-        speedup = around / sample.tokens_per_second if sample.tokens_per_second else 0.0
-        compared.append(Compared(name, speedup, same, Latencies.of(timelines), sample))
+        compared.append(compared_to(name, sample, samples[-2:], same, Latencies.of(timelines)))
     steps = [phases(each.steps) for each in runs]
     prefill, decode = (
         regime([step for pair in steps for step in pair[side]], peak.flops, peak.copy_bytes) for side in (0, 1)
@@ -131,9 +135,33 @@ def compare(
     )  # fmt: skip
 
 
-def _engine(llm: LLM, scenario: Scenario, requests: list[Arrival], cost: ModelCost) -> EngineRun:
-    LOG.info("%s: engine", scenario.name)
-    return run(llm, requests, cost, slots=scenario.slots)
+def _timed(scenario: Scenario, name: str, work: Callable[[], Tokens]) -> tuple[Tokens, Sample]:
+    LOG.info("%s: %s", scenario.name, name)
+    clock, processor = time.perf_counter(), time.process_time()
+    made = work()
+    return made, Sample.of(made[1], time.perf_counter() - clock, time.process_time() - processor)
+
+
+def compared_to(name: str, sample: Sample, around: Sequence[Sample], same: int, latencies: Latencies) -> Compared:
+    """A baseline's run beside the engine's runs around it."""
+    speed, processor = (
+        sum(getattr(each, field) for each in around) / len(around)
+        for field in ("tokens_per_second", "processor_seconds")
+    )
+    speedup = speed / sample.tokens_per_second if sample.tokens_per_second else 0.0
+    ratio = sample.processor_seconds / processor if processor else 0.0
+    return Compared(name, speedup, ratio, same, latencies, sample)
+
+
+def busy_note(samples: Sequence[Sample]) -> list[str]:
+    """A remark where other programs had much of the machine while the engine ran."""
+    clock, processor = (sum(getattr(each, field) for each in samples) for field in ("seconds", "processor_seconds"))
+    if processor >= BUSY * clock:
+        return []
+    return [
+        f"other programs were busy: the engine had a processor {processor / clock:.0%} of the time, so compare its "
+        "times with others of this run alone"
+    ]
 
 
 def _other(llm: LLM, scenario: Scenario) -> Callable[[list[Arrival]], Tokens]:

@@ -12,16 +12,21 @@ from quantkit_eval.bench.statistics import Latencies, Timeline, tokens_per_secon
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run of one scenario: its speed, and the moments of each request (arrival, first and last token)."""
+    """One run of one scenario: its speed, and the moments of each request (arrival, first and last token).
+
+    seconds  of the clock, without those in which nothing was there to do; processor_seconds: of all threads
+    """
 
     tokens_per_second: float
+    seconds: float
+    processor_seconds: float
     requests: tuple[tuple[float, float, float], ...]
 
     @classmethod
-    def of(cls, timelines: Sequence[Timeline]) -> "Sample":
+    def of(cls, timelines: Sequence[Timeline], seconds: float, processor_seconds: float) -> "Sample":
         """Of requests that have ended."""
         moments = tuple((line.arrival, line.tokens[0], line.tokens[-1]) for line in timelines)
-        return cls(tokens_per_second(timelines), moments)
+        return cls(tokens_per_second(timelines), seconds, processor_seconds, moments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +34,14 @@ class Compared:
     """A baseline in one scenario.
 
     speedup  tokens a second of the engine, in the runs before and after the baseline's, by the baseline's
+    processor_ratio  seconds of the processor that the baseline took, by those of the engine in these two runs: what
+                     other programs take of the machine does not count
     same     of the requests, how many got the engine's tokens
     """
 
     name: str
     speedup: float
+    processor_ratio: float
     same: int
     latencies: Latencies
     sample: Sample

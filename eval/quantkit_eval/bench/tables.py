@@ -35,6 +35,8 @@ def render(result: Benchmark, console: Console) -> None:
         markup=False,
         highlight=False,
     )
+    for note in result.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
 
 
 def _speeds(result: Benchmark, scenario: Measured) -> Table:
@@ -45,12 +47,12 @@ def _speeds(result: Benchmark, scenario: Measured) -> Table:
     title = f"{result.model}: {s.requests} request{many}{arrivals}, {s.input} tokens in, {s.output} out"
     table = Table(title=escape(title), title_justify="left")
     table.add_column("", overflow="fold")
-    for column in ("tokens/s", "engine over it", "same outputs"):
+    for column in ("tokens/s", "engine over it", "by processor time", "same outputs"):
         table.add_column(column, justify="right")
-    table.add_row("engine", f"{scenario.tokens_per_second:.0f}", "", "")
+    table.add_row("engine", f"{scenario.tokens_per_second:.0f}", "", "", "")
     for each in scenario.baselines:
-        same = f"{each.same} of {s.requests}"
-        table.add_row(escape(each.name), f"{each.sample.tokens_per_second:.0f}", f"{each.speedup:.2f}", same)
+        figures = (f"{each.sample.tokens_per_second:.0f}", f"{each.speedup:.2f}", f"{each.processor_ratio:.2f}")
+        table.add_row(escape(each.name), *figures, f"{each.same} of {s.requests}")
     return table
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quantkit_eval.bench.benchmark import busy_note, compared_to
 from quantkit_eval.bench.llama_bench import llama_bench, parse
 from quantkit_eval.bench.options import scenarios
 from quantkit_eval.bench.plot import svg
 from quantkit_eval.bench.profiling import OTHER, OUTSIDE, by_kind, kind_of
+from quantkit_eval.bench.results import Sample
+from quantkit_eval.bench.statistics import Latencies
 from typer.testing import CliRunner
 
 from quantkit.cli.main import app
@@ -37,6 +40,7 @@ def test_json_is_alone_on_stdout_and_has_all_of_it(tmp_path: Path) -> None:
     for at, each in enumerate(scenario["baselines"]):
         assert each["same"] == 5, each["name"]
         around = [scenario["samples"][index]["tokens_per_second"] for index in (at, at + 1)]
+        assert each["processor_ratio"] > 0
         assert each["speedup"] == pytest.approx(sum(around) / 2 / each["sample"]["tokens_per_second"])
     assert scenario["latencies"]["e2e"]["count"] == 25
     for metric in ("ttft", "tpot", "itl", "e2e"):
@@ -102,8 +106,22 @@ def test_llama_bench(tmp_path: Path) -> None:
     (tmp_path / "llama-bench").write_text("#!/bin/sh\necho broken model >&2\nexit 3\n")
     with pytest.raises(RunError, match="llama-bench ended with code 3:\nbroken model"):
         llama_bench(tmp_path, str(MODEL), scenarios(1024))
+    crash = f"#!{sys.executable}\nimport os, sys\nif '--repack' not in sys.argv: os.kill(os.getpid(), 4)\n"
+    (tmp_path / "llama-bench").write_text(f"{crash}print({json.dumps(rows)!r})\n")
+    again = llama_bench(tmp_path, str(MODEL), scenarios(1024))[0]
+    assert (again.name, again.decode) == ("llama ?B F32, --repack 0: it crashes without", 50.0)
     with pytest.raises(RunError, match="printed no figures"):
         parse("[]")
+
+
+def test_what_other_programs_take_does_not_count() -> None:
+    """The engine at 10 and 30 tokens a second around a baseline at 4; in 2 s of the processor each, and 5 s."""
+    latencies = Latencies.of([])
+    around = [Sample(10.0, 4.0, 2.0, ()), Sample(30.0, 4.0, 2.0, ())]
+    found = compared_to("other", Sample(4.0, 9.0, 5.0, ()), around, 3, latencies)
+    assert (found.speedup, found.processor_ratio, found.same) == (5.0, 2.5, 3)
+    assert busy_note([Sample(1.0, 4.0, 3.9, ())]) == []
+    assert "a processor 50% of the time" in busy_note(around)[0]
 
 
 def test_kinds_of_work() -> None:
