@@ -5,8 +5,8 @@
 
 Prints a markdown table: the mean KL of the model's next-token distributions, with such a cache, from its own without.
 First 8,192 tokens of the text in windows of --context; `+channels` behind a name adds constants of channels from the
-first 8,192 tokens of the calibration text, in windows of --calibration-context (as long, if not given). Bits of an entry count its share of scales, 16 bits each, and of zero points, 8
-each unless they are packed.
+first 8,192 tokens of the calibration text, in windows of --calibration-context (as long, if not given). Bits of an
+entry count its share of scales, 16 bits each, and of zero points, 8 each unless they are packed.
 """
 
 import argparse
