@@ -12,6 +12,7 @@ divergence.py         KL and agreement
 bootstrap.py          confidence intervals
 folders.py            opens the folders that are compared
 tables.py             the results as tables
+bench/                speed, beside transformers and llama.cpp
 search/               several recipes side by side
 
 Names are imported on first use: a refusal needs no torch.

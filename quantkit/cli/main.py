@@ -1,6 +1,7 @@
 """The `quantkit` command: which function is which verb, in the order of `quantkit --help`."""
 
 from quantkit.cli.app import app, verb
+from quantkit.cli.bench import bench
 from quantkit.cli.environment import env
 from quantkit.cli.evaluate import evaluate
 from quantkit.cli.folders import convert, inspect, verify
@@ -14,6 +15,7 @@ VERBS = {
     "quantize": quantize,
     "eval": evaluate,
     "generate": generate,
+    "bench": bench,
     "inspect": inspect,
     "convert": convert,
     "verify": verify,

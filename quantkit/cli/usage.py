@@ -15,6 +15,7 @@ UsageError: Any = typer.BadParameter.__mro__[1]  # typer brings its own copy of 
 # What other tools call a verb.
 VERB_WORDS = {
     **dict.fromkeys(("evaluate", "perplexity", "ppl", "score"), "eval"),
+    **dict.fromkeys(("benchmark", "speed", "latency", "throughput"), "bench"),
     **dict.fromkeys(("chat", "complete", "infer", "sample"), "generate"),
     **dict.fromkeys(("info", "show", "describe", "ls"), "inspect"),
     **dict.fromkeys(("check", "validate", "test"), "verify"),

@@ -23,7 +23,9 @@ class BlockColumns:
     def __init__(self, type_: BlockType, parameters: BlockParameters, dtype: torch.dtype) -> None:
         self.type_, self.span, self.dtype = type_, type_.span, dtype
         d_NG, offset_NG, sub_scale_NS, sub_offset_NS = parameters
-        self.half_levels = type_.half_levels.to(d_NG.device, dtype) if type_.codebook else d_NG.new_empty(0)
+        if type_.codebook:
+            self.levels, self.half_levels = (t.to(d_NG.device, dtype) for t in (type_.levels, type_.half_levels))
+            self.half_steps = type_.half_steps.to(d_NG.device, torch.uint8)
         self.per_block = type_.columns // type_.span
         self.d_GN, self.offset_GN = half(d_NG).mT.contiguous(), half(offset_NG).mT.contiguous()
         copy = torch.contiguous_format  # always a copy, even of parameters that already lie like this
@@ -35,7 +37,8 @@ class BlockColumns:
         self.inverse_SN = inverse(self.scale_SN)  # for a codebook in half steps above the least level
         self.inverse_SN *= 2 if type_.codebook else 1
         self.shift_SN = self.inverse_SN * self.min_SN if type_.sub_offset else torch.empty_like(self.scale_SN)
-        self.shift_SN.fill_(-2 * type_.low) if type_.codebook else None
+        if type_.codebook:
+            self.shift_SN.fill_(-2 * type_.low)
 
     def nearest_(self, wanted_N: Tensor, k: int, step_N: Tensor, value_N: Tensor) -> None:
         s, type_ = k // self.span, self.type_
@@ -59,13 +62,13 @@ class BlockColumns:
 
     def codes(self, step_BN: Tensor, columns_B: Tensor) -> Tensor:
         if self.type_.codebook:
-            half_steps = self.type_.half_steps.to(step_BN.device)
-            return half_steps[((step_BN - self.type_.low) * 2).int()].to(torch.uint8)
+            index = ((step_BN - self.type_.low) * 2).int().flatten()
+            return torch.index_select(self.half_steps, 0, index).view(step_BN.shape)
         return (step_BN + self.type_.zero).to(torch.uint8)
 
     def steps(self, codes_BN: Tensor, columns_B: Tensor) -> Tensor:
         if self.type_.codebook:
-            return self.type_.levels.to(codes_BN.device, self.dtype)[codes_BN.int()]
+            return torch.index_select(self.levels, 0, codes_BN.flatten().int()).view(codes_BN.shape)
         return codes_BN.to(self.dtype).sub_(self.type_.zero)
 
     def slopes(self, step_gN: Tensor, k: int) -> Sequence[Tensor]:

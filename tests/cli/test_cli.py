@@ -224,6 +224,12 @@ def test_options_are_frozen() -> None:
         "convert": [
             *("--format", "--json", "--max-shard", "--output-type", "--pre", "--requantize", "--token-embedding"),
         ],
+        "bench": [
+            *("--baseline", "--decode", "--device", "--draft", "--dtype", "--input", "--json", "--kv", "--kv-cache"),
+            *("--llamacpp", "--max-num-batched-tokens", "--max-num-seqs", "--no-prefix-cache", "--num-blocks"),
+            *("--output", "--plot", "--prefill", "--profile", "--progress", "--quiet", "--rate", "--requests"),
+            *("--seed", "--shared-prefix", "--speculate", "--sweep-batch", "--trust-remote-code", "--verbose"),
+        ],
         "generate": [
             *("--chat", "--context", "--device", "--draft", "--dtype", "--file", "--ignore-eos", "--json", "--kv"),
             *("--kv-cache", "--max-tokens", "--min-p", "--prompt", "--quiet", "--repetition-penalty", "--seed"),
@@ -318,7 +324,7 @@ def test_completion(typed: str, offered: set[str]) -> None:
     assert "--install-completion" in invoke("--help").output
 
 
-VERBS = ["quantize", "eval", "generate", "inspect", "convert", "verify", "plan", "recipes", "env"]
+VERBS = ["quantize", "eval", "generate", "bench", "inspect", "convert", "verify", "plan", "recipes", "env"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -15,7 +15,7 @@ from quantkit.checkpoint.gguf_path import find_gguf
 from quantkit.checkpoint.hub import locate_config
 from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.errors import UserError
-from quantkit.model.meta_model import read_config
+from quantkit.model.meta_model import is_encoder, read_config, refusal
 from quantkit.runtime.engine.cache import CacheFormat
 from quantkit.runtime.load import load
 from quantkit.types import KVSpec
@@ -42,6 +42,8 @@ def load_source(
 ) -> Source:
     """The model of a folder, a Hub id or a GGUF file, or a loaded one; UserError for one the engine does not run."""
     if isinstance(model, PreTrainedModel):
+        if is_encoder(model):
+            raise UserError(refusal(model.config, "an encoder"))
         context = check_config(model.config)
         return Source(model, None, context, _cache_format(model, kv_cache))
     if not isinstance(model, str | os.PathLike):

@@ -2,7 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from quantkit.runtime.engine.attention import NAME, Chunk, Probe, Step
 from quantkit.runtime.engine.cache import CacheFormat, LayerShape, PagedCache
 from quantkit.runtime.engine.gpu import Sequences
 
+TRIAL = 48  # tokens of the proof that a model runs here as it does alone
 SINGLES = 8  # so many tokens of a sequence, or fewer, attend each for itself
 
 
@@ -32,6 +33,7 @@ class Runner:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.device = model, model.device
         self._selects = "logits_to_keep" in inspect.signature(model.forward).parameters
+        trial = None if model.config._attn_implementation == NAME else self._own_logits()
         try:
             model.set_attn_implementation(NAME)
         except ValueError as error:
@@ -40,6 +42,8 @@ class Runner:
         self.windows = _windows(model)
         self.cache: PagedCache | None = None
         self.on_gpu = self.device.type == "cuda"
+        if trial is not None:
+            self._prove(*trial)
 
     def allocate(self, blocks: int, block_size: int, form: CacheFormat) -> PagedCache:
         """Make the cache that `run` uses."""
@@ -111,6 +115,32 @@ class Runner:
         out = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False, step=step, **options)
         logits = out.logits[0] if self._selects else out.logits[0, keep]
         return logits.float()
+
+    @torch.inference_mode()
+    def _own_logits(self) -> tuple[list[int], Tensor]:
+        """A few tokens, and their logits by the model's own attention."""
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or TRIAL
+        vocabulary: int = self.model.get_input_embeddings().num_embeddings  # type: ignore
+        tokens = [(37 * at + 11) % vocabulary for at in range(min(TRIAL, context))]
+        return tokens, self.model(torch.tensor([tokens], device=self.device), use_cache=False).logits[0].float()
+
+    def _prove(self, tokens: list[int], wanted: Tensor) -> None:
+        """UserError unless the same tokens in pieces, over pages, have the same logits.
+
+        Some models mask, bias or combine their attention outside of what AttentionInterface hands on.
+        """
+        self.allocate(-(-TRIAL // 16), 16, CacheFormat())
+        blocks = list(range(-(-TRIAL // 16)))[::-1]
+        cuts = [0, len(tokens) // 2, len(tokens) * 2 // 3, len(tokens)]
+        parts = [self.run([Piece(tokens[a:b], a, blocks, b - a)]) for a, b in pairwise(cuts) if b > a]
+        self.cache = None
+        later = slice(cuts[1], None)  # what reads from the cache
+        error = ((torch.cat(parts) - wanted).norm(dim=-1) / wanted.norm(dim=-1))[later].median().item()
+        if not error < (0.003 if self.model.dtype == torch.float32 else 0.1):
+            raise UserError(
+                f"{type(self.model).__name__}: over the paged cache its logits differ from its own by {error:.0%}: its "
+                "attention is not that of the paged engine\nhint: quantkit.load(...).generate(...) runs it"
+            )
 
     @torch.inference_mode()
     def _probe(self) -> dict[int, LayerShape]:

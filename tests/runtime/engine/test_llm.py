@@ -1,5 +1,6 @@
 """What a user does with LLM: outputs, faults of one request, cancelling, streaming, caches, folders, refusals."""
 
+import copy
 import inspect
 import json
 import re
@@ -13,7 +14,9 @@ import transformers
 from transformers import DynamicCache, LlamaModel, PreTrainedModel
 
 import quantkit
+from quantkit.cache_spec import CacheSpec
 from quantkit.errors import UserError
+from quantkit.grids.activations import KVRange
 from quantkit.runtime.engine.llm import LLM
 from quantkit.runtime.engine.request import Request, RequestOutput, SamplingParams
 from quantkit.runtime.engine.text import decode
@@ -283,6 +286,40 @@ def test_quantized_caches_equal_the_simulation(name: str, cache: str) -> None:
         assert torch.allclose(got, wanted, atol=1e-4), (got - wanted).abs().max()
 
 
+@pytest.mark.parametrize(
+    "spec", [KVSpec(8, "float"), KVSpec(8, "float", "head"), KVSpec(8, "int", "token", channels=True)], ids=str
+)
+def test_calibrated_caches_equal_the_simulation(spec: KVSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded by the kernel, which folds what was calibrated into queries and outputs, and by the plain path."""
+    model = tiny_model("gemma3")
+    generator = torch.Generator().manual_seed(0)
+    shape = {"tensor": (), "head": (2,), "token": (2, 2, 16)}[spec.per]
+    pairs = [KVRange(*(torch.rand(shape, generator=generator) * 0.02 + 0.01 for _ in "kv")) for _ in range(2)]
+    if spec.channels:
+        pairs = [KVRange(*(x * 50 for x in pair if x is not None)) for pair in pairs]
+    ranges = dict(enumerate(pairs))
+    tokens = torch.randint(3, 96, (20,), generator=generator).tolist()
+    cache = QuantizedCache(CacheSpec(spec, spec), ranges, config=model.config)
+    with torch.no_grad():
+        shares = model(torch.tensor([tokens]), **{CACHE: cache}).logits[0, :-1].log_softmax(-1)
+    wanted = shares.gather(-1, torch.tensor(tokens)[1:, None])[:, 0]
+    for kernel in (True, False):
+        if not kernel:
+            monkeypatch.setattr("quantkit.runtime.engine.attention.cpu_paged_attention", lambda *a, **k: None)
+        ours = tiny_model("gemma3")
+        vars(ours)["quantkit_cache"] = CacheSpec(spec, spec), ranges
+        got = LLM(ours, block_size=8, num_blocks=8, max_num_batched_tokens=1).score([tokens])[0]
+        assert torch.allclose(got, wanted, atol=1e-4), (got - wanted).abs().max()
+
+
+def test_others_in_the_step_change_float_noise_only() -> None:
+    """A token's scales are its own: alone, or beside others."""
+    every = prompts(5, 96)
+    llm = tiny(kv_cache="int8", enable_prefix_caching=False)
+    for alone, among in zip((llm.score([each])[0] for each in every), llm.score(every), strict=True):
+        assert torch.allclose(alone, among, atol=1e-4)
+
+
 def test_keys_and_values_each_of_their_own() -> None:
     tokens = [torch.randint(3, 96, (40,), generator=torch.Generator().manual_seed(0)).tolist()]
     both = tiny(kv_cache={"keys": "int8", "values": "int4"})
@@ -374,6 +411,12 @@ def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
         tiny(**options)
 
 
+def test_an_encoder() -> None:
+    config = transformers.BertConfig(vocab_size=96, hidden_size=48, num_hidden_layers=2, num_attention_heads=4)
+    with pytest.raises(UserError, match="is an encoder"):
+        LLM(transformers.AutoModelForCausalLM.from_config(config), num_blocks=8)
+
+
 def test_a_draft_of_another_vocabulary(bundled: LLM) -> None:
     with pytest.raises(UserError, match=r"96 tokens.*4096"):
         LLM(BUNDLED, dtype="float32", num_blocks=8, draft=tiny_model("llama"))
@@ -409,3 +452,52 @@ def test_chat(bundled: LLM) -> None:
         bundled.tokenizer.chat_template = None
     assert len(found) == 2
     assert found[0].outputs[0].token_ids == bundled.generate("<def f(", GREEDY)[0].outputs[0].token_ids
+
+
+SMALL = {
+    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+
+
+def other_model(config: transformers.PretrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for param in model.parameters():
+            param.copy_(torch.randn_like(param) * (param.shape[-1] ** -0.5 if param.dim() > 1 else 1))
+    return model
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.DiffLlamaConfig(**SMALL),  # attends twice in a layer
+        transformers.DogeConfig(**SMALL, keep_window_size=8),  # masks by what the keys say
+    ],
+    ids=lambda config: config.model_type,
+)  # fmt: skip
+def test_a_model_that_would_compute_something_else_is_refused(config: transformers.PretrainedConfig) -> None:
+    with pytest.raises(UserError, match="its logits differ from its own"):
+        LLM(other_model(config), num_blocks=8)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.GptOssConfig(**SMALL, sliding_window=8, num_local_experts=4, num_experts_per_tok=2),  # sinks
+        transformers.Gemma2Config(**SMALL, sliding_window=8, attn_logit_softcapping=2.0),
+        transformers.Cohere2Config(**SMALL, sliding_window=8),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_sinks_softcap_and_windows(config: transformers.PretrainedConfig) -> None:
+    config._attn_implementation = "eager"
+    model = other_model(config)
+    tokens = [torch.randint(3, 96, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (40, 23)]
+    got = LLM(other_model(config), block_size=8, num_blocks=20, max_num_batched_tokens=13).score(tokens)
+    for each, ours in zip(tokens, got, strict=True):
+        with torch.no_grad():
+            shares = model(torch.tensor([each]), use_cache=False).logits[0, :-1].log_softmax(-1)
+        assert torch.allclose(ours, shares.gather(-1, torch.tensor(each)[1:, None])[:, 0], atol=1e-4)
