@@ -4,9 +4,9 @@
     python eval/kv_cache.py --model M --calibration TEXT --eval TEXT --grid [NAME ...]        # of keys by of values
 
 Prints a markdown table: the mean KL of the model's next-token distributions, with such a cache, from its own without.
-First 8,192 tokens of the text in windows of 256; `+channels` behind a name adds constants of channels from the first
-8,192 tokens of the calibration text. Bits of an entry count its share of scales, 16 bits each, and of zero points, 8
-each unless they are packed.
+First 8,192 tokens of the text in windows of --context; `+channels` behind a name adds constants of channels from the
+first 8,192 tokens of the calibration text, in windows of --calibration-context (as long, if not given). Bits of an
+entry count its share of scales, 16 bits each, and of zero points, 8 each unless they are packed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.quantization.calibration.kv_channels import ChannelCache, Moments, choose_channels
 from quantkit.types import KVSpec
 
-LENGTH, TOKENS = 256, 8192
+TOKENS = 8192
 CHANNELS = "+channels"
 FORMATS = [
     *("int8", "fp8", "int4", "int4-g32", "int4-asym", "int4-asym-packed", "int4-asym-g32-packed"),
@@ -39,11 +39,10 @@ GRID = ["none", "fp8", "int8", "int4", "int4-asym-g32-packed+channels"]
 class Measurement:
     """A model, what its cache holds on the calibration text, and the windows it is compared with itself on."""
 
-    def __init__(self, folder: str, calibration: str, text: str) -> None:
+    def __init__(self, folder: str, calibration: str, text: str, context: int, calibration_context: int) -> None:
         tokenizer = locate_tokenizer(Path(folder), False)
-        calibration_windows, self.windows = (
-            cut(read_text(path), tokenizer, LENGTH, TOKENS) for path in (calibration, text)
-        )
+        calibration_windows = cut(read_text(calibration), tokenizer, calibration_context, TOKENS)
+        self.windows = cut(read_text(text), tokenizer, context, TOKENS)
         self.name, self.model = folder, load_model(Path(folder), torch.device("cpu"))
         self.seen = self._moments(calibration_windows)
         config: Any = self.model.config.get_text_config()
@@ -105,8 +104,10 @@ def main() -> None:
         parser.add_argument(name, required=True)
     parser.add_argument("--formats", nargs="+", default=FORMATS)
     parser.add_argument("--grid", nargs="*")
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--calibration-context", type=int)
     a = parser.parse_args()
-    measured = Measurement(a.model, a.calibration, a.eval)
+    measured = Measurement(a.model, a.calibration, a.eval, a.context, a.calibration_context or a.context)
     if a.grid is None:
         by_format(measured, a.formats)
     else:

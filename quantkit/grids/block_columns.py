@@ -76,7 +76,7 @@ class BlockColumns:
         if not self.type_.nested:
             return (step_gN, step_gN.new_full((), -1).expand_as(step_gN)) if offset else (step_gN,)
         slopes = (step_gN * self.d_GN[g].to(self.dtype),)
-        return (*slopes, -self.offset_GN[g].to(self.dtype).expand_as(step_gN)) if offset else slopes
+        return (*slopes, (-self.offset_GN[g].to(self.dtype)).expand_as(step_gN)) if offset else slopes
 
     def shift(self, k: int, i: int, by_N: Tensor) -> Tensor:
         part, at, (low, high) = self._parameter(k, i)

@@ -419,6 +419,16 @@ def test_constants_of_channels_are_those_of_the_text(llama: Path, ids: Tensor, t
                 torch.testing.assert_close(stored, moments.constants(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(("cache", "warned"), [(BEST, True), ({"keys": "int8", "values": BEST}, False)])
+def test_constants_of_keys_are_for_the_positions_of_the_text(
+    llama: Path, ids: Tensor, tmp_path: Path, cache: Any, warned: bool
+) -> None:
+    report = quantize(llama, tmp_path / "out", ids, scheme="W4A16", kv_cache=cache)
+    said = [line for line in report.warnings if "constants of key channels" in line]
+    assert len(said) == warned
+    assert all(f"positions up to {ids.shape[1]}, the model has 64" in line for line in said)
+
+
 def test_channels_are_for_no_engine(llama: Path, ids: Tensor, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"vllm would not load(?s:.*)k_channels.*without channels in kv_cache"):
         quantize(llama, tmp_path / "out", ids, scheme="W4A16", kv_cache=BEST, output={"engine": "vllm"})

@@ -19,13 +19,12 @@ def test_names() -> None:
         kv_cache.side_of(name)
 
 
-def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Constants of channels help, keys need more bits than values, and nothing rounded is no row."""
-    monkeypatch.setattr(kv_cache, "LENGTH", 64)
     text = (MODEL / "eval.txt").read_text(encoding="utf-8")
     for name, part in (("calibration", text[:4000]), ("eval", text[4000:7000])):
         (tmp_path / name).write_text(part, encoding="utf-8")
-    measured = kv_cache.Measurement(str(MODEL), str(tmp_path / "calibration"), str(tmp_path / "eval"))
+    measured = kv_cache.Measurement(str(MODEL), str(tmp_path / "calibration"), str(tmp_path / "eval"), 64, 64)
     kv_cache.by_format(measured, ["int8", "int4-asym-g32-packed", "int4-asym-g32-packed+channels"])
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[1] for row in rows] == ["8.25", "4.5", "4.5"]

@@ -166,19 +166,24 @@ def _by_kernel(query_BHD: Tensor, keys: Pages, values: Pages, step: Step, rule: 
     k, v = keys.kernel, values.kernel
     if k is None or v is None:
         return None
-    query_BHD = _times(query_BHD, keys.static)
+    # A scale that all tokens share multiplies the query or the output; an offset of keys moves all scores alike.
     out = cpu_paged_attention(
-        query_BHD, k, v, step.tables, step.lengths, step.longest, scale=rule.scale, window=rule.window
+        _times(query_BHD, keys), k, v, step.tables, step.lengths, step.longest, scale=rule.scale, window=rule.window
     )
-    return None if out is None else _times(out, values.static)
+    if out is None:
+        return None
+    out = _times(out, values)
+    if values.channels is not None:
+        out = (out.unflatten(1, (values.heads, -1)) + values.channels[0][:, None]).flatten(1, 2)
+    return out.to(query_BHD.dtype)
 
 
-def _times(x_BHD: Tensor, static: Tensor | None) -> Tensor:
-    """Times a static scale, which each key/value head may have one of."""
-    if static is None:
+def _times(x_BHD: Tensor, pages: Pages) -> Tensor:
+    """Times what calibration found, which each key/value head, and each feature of it, may have one of."""
+    scale = pages.static if pages.channels is None else pages.channels[1][:, None]
+    if scale is None:
         return x_BHD
-    heads = static.reshape(-1, 1, 1)
-    return (x_BHD.unflatten(1, (len(heads), -1)) * heads).flatten(1, 2).to(x_BHD.dtype)
+    return (x_BHD.float().unflatten(1, (scale.shape[0] if scale.dim() else 1, -1)) * scale).flatten(1, 2)
 
 
 def _attend_chunk(query_nHD: Tensor, keys: Pages, values: Pages, chunk: Chunk, rule: _Rule) -> Tensor:

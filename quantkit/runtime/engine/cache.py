@@ -100,14 +100,10 @@ class Pages:
 
     @property
     def kernel(self) -> Paged | None:
-        """What the CPU's attention reads, but for a static scale; None where it has no kernel for this."""
-        special = self.spec is not None and (self.spec.packed or self.spec.channels)
-        if (
-            self.codes.device.type != "cpu"
-            or self.tokens_first
-            or special
-            or (self.scale is not None and self.scale.shape[-1] > 1)
-        ):
+        """What the CPU's attention reads, but for what was calibrated; None where it has no kernel for this."""
+        grouped = self.scale is not None and self.scale.shape[-1] > 1
+        packed = self.spec is not None and self.spec.packed
+        if self.codes.device.type != "cpu" or self.tokens_first or grouped or packed:
             return None
         return Paged(self.codes, self.scale, self.shift, self.spec is not None and self.nibbles)
 

@@ -236,7 +236,7 @@ class Engine:
         for row in range(item.drafts + 1):
             token = likeliest[row] if likeliest else sampling.next_token(logits_RV[row], request, forbidden)
             if params.logprobs is not None:
-                request.logprobs += self._named(sampling.logprobs(logits_RV[row : row + 1], [token], params.logprobs))
+                request.logprobs += sampling.logprobs(logits_RV[row : row + 1], [token], params.logprobs, self._text)
             request.tokens.append(token)
             request.metrics.token_times.append(now)
             check_end(request, self.tokenizer, self.ends)
@@ -264,15 +264,10 @@ class Engine:
             request.on_logits(first, rows_RV)
         if (count := request.params.prompt_logprobs) is not None:
             targets = request.tokens[first + 1 : min(first + 1 + len(rows_RV), request.prompt_length)]
-            request.prompt_logprobs += self._named(sampling.logprobs(rows_RV[: len(targets)], targets, count))
+            request.prompt_logprobs += sampling.logprobs(rows_RV[: len(targets)], targets, count, self._text)
 
-    def _named(self, entries: list[Any]) -> list[Any]:
-        if self.tokenizer is None:
-            return entries
-        return [
-            {token: sampling.named(found, str(self.tokenizer.decode([token]))) for token, found in entry.items()}
-            for entry in entries
-        ]
+    def _text(self, token: int) -> str | None:
+        return None if self.tokenizer is None else str(self.tokenizer.decode([token]))
 
     def _end(self, request: Request, reason: Any) -> bool:
         request.finish_reason = reason

@@ -7,8 +7,7 @@ Guesses are verified by choosing every token as if there were none: a guess is r
 speculation changes neither greedy output nor the distribution of sampled output, nor, with a seed, a single token.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -66,8 +65,10 @@ def probabilities(logits_V: Tensor, params: SamplingParams) -> Tensor:
     return shares
 
 
-def logprobs(logits_RV: Tensor, tokens: Sequence[int], count: int) -> list[dict[int, Logprob]]:
-    """For each row the `count` likeliest tokens and `tokens[row]`, by token, that of the row first."""
+def logprobs(
+    logits_RV: Tensor, tokens: Sequence[int], count: int, text: Callable[[int], str | None] = lambda token: None
+) -> list[dict[int, Logprob]]:
+    """For each row the `count` likeliest tokens and `tokens[row]`, by token, that of the row first; text: its text."""
     shares = torch.log_softmax(logits_RV, -1)
     chosen = torch.tensor(tokens, dtype=torch.int64, device=shares.device)[:, None]
     own = shares.gather(-1, chosen)
@@ -75,15 +76,10 @@ def logprobs(logits_RV: Tensor, tokens: Sequence[int], count: int) -> list[dict[
     top = shares.topk(min(count, shares.shape[-1]), -1) if count else None
     found = []
     for row, token in enumerate(tokens):
-        entry = {token: Logprob(own[row].item(), ranks[row])}
+        entry = {token: Logprob(own[row].item(), ranks[row], text(token))}
         if top is not None:
             ranked = zip(top.indices[row].tolist(), top.values[row].tolist(), strict=True)
             for rank, (other, value) in enumerate(ranked, 1):
-                entry.setdefault(other, Logprob(value, rank))
+                entry.setdefault(other, Logprob(value, rank, text(other)))
         found.append(entry)
     return found
-
-
-def named(found: Logprob, text: str) -> Logprob:
-    """The same with the token's text."""
-    return replace(found, decoded_token=text)

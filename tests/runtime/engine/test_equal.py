@@ -44,6 +44,19 @@ def test_each_model(name: str) -> None:
     llm.scheduler.check()
 
 
+def test_the_same_model_as_its_own_draft_is_always_right() -> None:
+    """So that its cache holds what it should: with chunks, hits, preemption, and guesses cut off at the end."""
+    llm = LLM(
+        tiny_model("qwen3"), draft=tiny_model("qwen3"), block_size=4, num_blocks=22, max_num_batched_tokens=21,
+        num_speculative_tokens=3,
+    )  # fmt: skip
+    every = prompts(10, 96)
+    for _ in range(2):
+        llm.generate(every, SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True))
+    assert llm.stats.acceptance == 1.0
+    assert min(llm.stats.drafted, llm.stats.preemptions, llm.stats.hits) > 0
+
+
 def test_logits_do_not_depend_on_chunks_or_pages(bundled: tuple[PreTrainedModel, list, list]) -> None:
     """Chunks, page sizes and prefix hits change log-probabilities by float noise only: 1e-4 of logits of about 10."""
     tokens = [torch.randint(3, 4096, (150,), generator=torch.Generator().manual_seed(0)).tolist() for _ in range(2)]

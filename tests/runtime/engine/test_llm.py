@@ -14,7 +14,9 @@ import transformers
 from transformers import DynamicCache, LlamaModel, PreTrainedModel
 
 import quantkit
+from quantkit.cache_spec import CacheSpec
 from quantkit.errors import UserError
+from quantkit.grids.activations import KVRange
 from quantkit.runtime.engine.llm import LLM
 from quantkit.runtime.engine.request import Request, RequestOutput, SamplingParams
 from quantkit.runtime.engine.text import decode
@@ -282,6 +284,40 @@ def test_quantized_caches_equal_the_simulation(name: str, cache: str) -> None:
             LLM(tiny_model(name), kv_cache=wanted_format, block_size=8, num_blocks=16, **options).score(tokens)
         )
         assert torch.allclose(got, wanted, atol=1e-4), (got - wanted).abs().max()
+
+
+@pytest.mark.parametrize(
+    "spec", [KVSpec(8, "float"), KVSpec(8, "float", "head"), KVSpec(8, "int", "token", channels=True)], ids=str
+)
+def test_calibrated_caches_equal_the_simulation(spec: KVSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded by the kernel, which folds what was calibrated into queries and outputs, and by the plain path."""
+    model = tiny_model("gemma3")
+    generator = torch.Generator().manual_seed(0)
+    shape = {"tensor": (), "head": (2,), "token": (2, 2, 16)}[spec.per]
+    pairs = [KVRange(*(torch.rand(shape, generator=generator) * 0.02 + 0.01 for _ in "kv")) for _ in range(2)]
+    if spec.channels:
+        pairs = [KVRange(*(x * 50 for x in pair if x is not None)) for pair in pairs]
+    ranges = dict(enumerate(pairs))
+    tokens = torch.randint(3, 96, (20,), generator=generator).tolist()
+    cache = QuantizedCache(CacheSpec(spec, spec), ranges, config=model.config)
+    with torch.no_grad():
+        shares = model(torch.tensor([tokens]), **{CACHE: cache}).logits[0, :-1].log_softmax(-1)
+    wanted = shares.gather(-1, torch.tensor(tokens)[1:, None])[:, 0]
+    for kernel in (True, False):
+        if not kernel:
+            monkeypatch.setattr("quantkit.runtime.engine.attention.cpu_paged_attention", lambda *a, **k: None)
+        ours = tiny_model("gemma3")
+        vars(ours)["quantkit_cache"] = CacheSpec(spec, spec), ranges
+        got = LLM(ours, block_size=8, num_blocks=8, max_num_batched_tokens=1).score([tokens])[0]
+        assert torch.allclose(got, wanted, atol=1e-4), (got - wanted).abs().max()
+
+
+def test_others_in_the_step_change_float_noise_only() -> None:
+    """A token's scales are its own: alone, or beside others."""
+    every = prompts(5, 96)
+    llm = tiny(kv_cache="int8", enable_prefix_caching=False)
+    for alone, among in zip((llm.score([each])[0] for each in every), llm.score(every), strict=True):
+        assert torch.allclose(alone, among, atol=1e-4)
 
 
 def test_keys_and_values_each_of_their_own() -> None:

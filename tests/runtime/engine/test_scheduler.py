@@ -110,7 +110,7 @@ def test_priority_orders_the_queue_but_nobody_waits_for_ever() -> None:
     assert [r.id for r in scheduler.waiting] == ["soon", "plain", "late", "newer"]
 
 
-def test_prefixes_are_shared_and_the_oldest_unused_one_goes_first() -> None:
+def test_prefixes_are_shared() -> None:
     manager = BlockManager(8, 2, watermark=0)
     scheduler = Scheduler(manager, 4, 64)
     scheduler.add(request("a", [1, 2, 3, 4, 5], 2))
@@ -119,15 +119,44 @@ def test_prefixes_are_shared_and_the_oldest_unused_one_goes_first() -> None:
     plan = scheduler.schedule()
     a, b = scheduler.running
     assert (plan[1].start, b.blocks[:2]) == (4, a.blocks[:2])
-    assert manager.references[a.blocks[0]] == 2
+    assert [manager.references[block] for block in b.blocks] == [2, 2, 1]
     scheduler.check()
-    for each in (a, b):
-        scheduler.finish(each)
-    scheduler.add(request("c", [7] * 12, 2))  # needs six of eight blocks: only what begins the prefix stays known
+
+
+def test_known_blocks_are_taken_last_and_the_ends_of_sequences_before_their_beginnings() -> None:
+    manager = BlockManager(8, 2, watermark=0)
+    scheduler = Scheduler(manager, 4, 64)
+
+    def pass_through(tokens: list[int]) -> list[int]:
+        scheduler.add(one := request("x", tokens, 1))
+        blocks = scheduler.schedule()[0].request.blocks[:]
+        scheduler.finish(one)
+        scheduler.check()
+        return blocks
+
+    known = pass_through([1, 2, 3, 4, 5])[:2]
+    assert not set(pass_through([7, 8, 9])) & set(known)
+    like_a, like_c = request("d", [1, 2, 3, 4, 6]), request("d", [7, 8, 1])
+    assert manager.match(like_a) == known
+    pass_through([11] * 10)  # the five blocks that are not known
+    assert manager.match(like_a) == known
+    pass_through([13] * 10)  # five more: of those unused for longest, all but the newest three
+    assert manager.match(like_a) == []
+    assert manager.match(like_c) == []
+    assert len(manager.match(request("d", [13] * 11))) == 5
+    pass_through([17] * 7)
+    assert len(manager.match(request("d", [13] * 11))) == 4
+
+
+def test_nobody_is_preempted_for_a_guess() -> None:
+    scheduler = Scheduler(BlockManager(4, 2, watermark=0), 4, 64)
+    for name in "ab":
+        scheduler.add(request(name, [1, 2, 3] if name == "a" else [4, 5, 6], 4))
     run(scheduler)
-    assert manager.match(request("d", [1, 2, 3, 4, 5], 2))[:1] == a.blocks[:1] or manager.match(
-        request("d", [1, 2, 3, 4, 5], 2)
-    )
+    scheduler.running[0].drafts_wanted = 3
+    plan = scheduler.schedule()
+    assert [(item.request.id, item.count, item.drafts) for item in plan] == [("a", 1, 0), ("b", 1, 0)]
+    assert scheduler.preemptions == 0
 
 
 def test_a_digest_alone_is_not_believed() -> None:
