@@ -1,11 +1,12 @@
 """KL by the formats of cached keys and values: integers of a width, zero points, groups, channel constants.
 
-    python eval/kv_cache.py --model M --calibration TEXT --eval TEXT [--formats keys=int8,values=int4 ...]
+    python eval/kv_cache.py --model M --calibration TEXT --eval TEXT [--formats NAME ...]     # one after the other
+    python eval/kv_cache.py --model M --calibration TEXT --eval TEXT --grid [NAME ...]        # of keys by of values
 
-Prints a markdown table: bits an entry takes with its share of scales, for keys and for values, and the mean KL of the
-model's next-token distributions from its own with an unquantized cache. First 8,192 tokens of the text in windows of
-256; behind a format, `+channels` adds constants of channels from the first 8,192 tokens of the calibration text. Scales
-count 16 bits, zero points 8 unless they are packed.
+Prints a markdown table: the mean KL of the model's next-token distributions, with such a cache, from its own without.
+First 8,192 tokens of the text in windows of --context; `+channels` behind a name adds constants of channels from the
+first 8,192 tokens of the calibration text, in windows of --calibration-context (as long, if not given). Bits of an
+entry count its share of scales, 16 bits each, and of zero points, 8 each unless they are packed.
 """
 
 import argparse
@@ -15,44 +16,86 @@ from typing import Any
 
 import torch
 from quantkit_eval.cached_model import CachedModel
-from quantkit_eval.evaluation import score
+from quantkit_eval.evaluation import Scores, score
 from quantkit_eval.folders import load_model
-from quantkit_eval.perplexity import cut
+from quantkit_eval.perplexity import Windows, cut
 from quantkit_eval.texts import read_text
 
 from quantkit.cache_spec import CacheSpec, cache_named
 from quantkit.checkpoint.tokenizer import locate_tokenizer
-from quantkit.grids.activations import KVRange
-from quantkit.quantization.calibration.kv_channels import ChannelCache, choose_channels
+from quantkit.quantization.calibration.kv_channels import ChannelCache, Moments, choose_channels
+from quantkit.types import KVSpec
 
-LENGTH, TOKENS = 256, 8192
+TOKENS = 8192
+CHANNELS = "+channels"
 FORMATS = [
-    *("int8", "keys=int8,values=int4", "keys=int4,values=int8", "int4"),
-    *("int4-asym", "int4-asym-packed", "int4-g32", "int4-asym-g32-packed"),
+    *("int8", "fp8", "int4", "int4-g32", "int4-asym", "int4-asym-packed", "int4-asym-g32-packed"),
     *("int4+channels", "int4-asym-packed+channels", "int4-asym-g32-packed+channels", "int4-asym-g16-packed+channels"),
-    *("keys=int5,values=int4-asym-packed+channels", "keys=int5,values=int4", "fp8"),
+    *("int6", "int5", "int5+channels", "int3-asym-g16-packed+channels"),
 ]
+GRID = ["none", "fp8", "int8", "int4", "int4-asym-g32-packed+channels"]
 
 
-def spec_of(text: str) -> CacheSpec:
-    """The formats of one row; `+channels` at the end is for keys and values alike."""
-    name, plus, _ = text.partition("+channels")
-    found = cache_named(name)
-    assert found is not None
-    if not plus:
-        return found
-    keys, values = (None if side is None else replace(side, channels=True) for side in (found.keys, found.values))
-    return CacheSpec(keys, values)
+class Measurement:
+    """A model, what its cache holds on the calibration text, and the windows it is compared with itself on."""
+
+    def __init__(self, folder: str, calibration: str, text: str, context: int, calibration_context: int) -> None:
+        tokenizer = locate_tokenizer(Path(folder), False)
+        calibration_windows = cut(read_text(calibration), tokenizer, calibration_context, TOKENS)
+        self.windows = cut(read_text(text), tokenizer, context, TOKENS)
+        self.name, self.model = folder, load_model(Path(folder), torch.device("cpu"))
+        self.seen = self._moments(calibration_windows)
+        config: Any = self.model.config.get_text_config()
+        self.features = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+    @torch.inference_mode()
+    def _moments(self, windows: Windows) -> dict[int, tuple[Moments, Moments]]:
+        seen: dict[int, tuple[Moments, Moments]] = {}
+        observed = CachedModel(self.model, self.name, None, make=lambda config: ChannelCache(seen, config))
+        for ids_BT in windows.ids_WT.split(8):
+            observed(ids_BT)
+        return seen
+
+    def scores(self, spec: CacheSpec) -> Scores:
+        """The model with such a cache against itself."""
+        ranges = {layer: choose_channels(moments, spec) for layer, moments in self.seen.items()}
+        return score(CachedModel(self.model, self.name, spec, ranges), self.model, self.windows)
+
+    def bits(self, side: KVSpec | None) -> str:
+        """Of an entry; nothing for what is not quantized."""
+        return "" if side is None else f"{side.bits_per_entry(self.features):g}"
 
 
-@torch.inference_mode()
-def moments(model: Any, ids_ST: torch.Tensor) -> dict[int, Any]:
-    """What `choose_channels` takes, by layer, from calibration windows."""
-    seen: dict[int, Any] = {}
-    looked_at = CachedModel(model, "model", None, make=lambda config: ChannelCache(seen, config))
-    for ids_BT in ids_ST.split(8):
-        looked_at(ids_BT)
-    return seen
+def side_of(name: str) -> KVSpec | None:
+    """The format of a name, with constants of channels where it ends in +channels."""
+    found = cache_named(name.removesuffix(CHANNELS))
+    side = None if found is None else found.keys
+    return replace(side, channels=True) if side is not None and name.endswith(CHANNELS) else side
+
+
+def by_format(measured: Measurement, names: list[str]) -> None:
+    """A row for each format, of keys and values alike."""
+    print("| keys and values | bits of an entry | KL | top-1 agreement |\n|---|---|---|---|")
+    for name in names:
+        side = side_of(name)
+        found = measured.scores(CacheSpec(side, side))
+        assert found.kl is not None
+        assert found.agree is not None
+        cells = [name, measured.bits(side), f"{found.kl.mean():.6f}", f"{found.agree.mean():.2%}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def by_side(measured: Measurement, names: list[str]) -> None:
+    """A row for each format of keys, a column for each of values; nothing where neither is quantized."""
+    sides = {name: side_of(name) for name in names}
+    heads = [f"{name} ({bits})" if (bits := measured.bits(side)) else name for name, side in sides.items()]
+    print(f"| keys, values (bits) | {' | '.join(heads)} |\n{'|---' * (1 + len(heads))}|")
+    for head, keys in zip(heads, sides.values(), strict=True):
+        cells = []
+        for values in sides.values():
+            kl = None if keys is values is None else measured.scores(CacheSpec(keys, values)).kl
+            cells.append("" if kl is None else f"{kl.mean():.6f}")
+        print(f"| {head} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -60,22 +103,15 @@ def main() -> None:
     for name in ("--model", "--calibration", "--eval"):
         parser.add_argument(name, required=True)
     parser.add_argument("--formats", nargs="+", default=FORMATS)
+    parser.add_argument("--grid", nargs="*")
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--calibration-context", type=int)
     a = parser.parse_args()
-    tokenizer = locate_tokenizer(Path(a.model), False)
-    texts = [cut(read_text(path), tokenizer, LENGTH, TOKENS) for path in (a.calibration, a.eval)]
-    model = load_model(Path(a.model), torch.device("cpu"))
-    seen = moments(model, texts[0].ids_WT)
-    text = model.config.get_text_config()
-    features = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    print(f"| keys, values (heads of {features}) | bits of keys, of values | KL | top-1 agreement |\n|---|---|---|---|")
-    for given in a.formats:
-        spec = spec_of(given)
-        ranges: dict[int, KVRange] = {layer: choose_channels(part, spec) for layer, part in seen.items()}
-        found = score(CachedModel(model, a.model, spec, ranges), model, texts[1])
-        assert found.kl is not None
-        assert found.agree is not None
-        bits = [16.0 if side is None else side.bits_per_entry(features) for side in (spec.keys, spec.values)]
-        print(f"| {given} | {bits[0]:g}, {bits[1]:g} | {found.kl.mean():.6f} | {found.agree.mean():.2%} |", flush=True)
+    measured = Measurement(a.model, a.calibration, a.eval, a.context, a.calibration_context or a.context)
+    if a.grid is None:
+        by_format(measured, a.formats)
+    else:
+        by_side(measured, a.grid or GRID)
 
 
 if __name__ == "__main__":

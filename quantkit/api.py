@@ -146,7 +146,8 @@ def quantize_module(
 
     The module's tensors are read where they lie. Where transformers would convert them as it saves them, or they are
     spread over devices, the model is first written to a temporary folder, which the log names, and removed afterwards.
-    The new module is on the source's device and in its dtype; it can be moved, copied and saved.
+    The new module is on the source's device and in its dtype; it can be moved, copied and saved. Of a GGUF file, which
+    needs an output and a tokenizer, it is decoded.
 
     Raises UserError for bad input, RunError for a failed run; nothing is left behind then but OUTPUT.partial, from
     which a run with the same arguments goes on.
@@ -159,8 +160,11 @@ def quantize_module(
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise UserError(f"tokenizer is {_shown(tokenizer)}; expected a tokenizer of transformers")
     place = None if output is None else user_path(_path(output, "output", "a folder's path"))
+    if found.gguf is not None and (place is None or tokenizer is None):
+        needs = "output=FOLDER, which keeps the file" if place is None else "tokenizer=, which the file holds"
+        raise UserError(f"quantize_module: a GGUF file needs a folder and a tokenizer\nhint: pass {needs}")
     from quantkit.quantization import pipeline
-    from quantkit.runtime.load import load_quantized
+    from quantkit.runtime.load import load, load_quantized
 
     kept = tempfile.TemporaryDirectory(prefix="quantkit-quantized-") if place is None else None
     target = Path(kept.name) / "model" if kept is not None else Path(place or "")
@@ -176,7 +180,10 @@ def quantize_module(
                 trust_remote_code=trust_remote_code,
                 progress=progress,
             )
-            quantized = load_quantized(target, source.device, trust_remote_code=trust_remote_code, owner=kept)
+            if found.gguf is not None:
+                quantized = load(target, source.dtype, source.device)
+            else:
+                quantized = load_quantized(target, source.device, trust_remote_code=trust_remote_code, owner=kept)
     except BaseException:
         if kept is not None:
             kept.cleanup()

@@ -71,7 +71,7 @@ def convert(source: Path, output: Path, format_name: str, *, requantize: bool = 
             format_name,
             modules=len(folder.schemes),
             schemes=dict(Counter(str(scheme) for scheme in folder.schemes.values())),
-            kv_cache=None if folder.kv is None else str(folder.kv),
+            kv_cache=None if folder.cache is None else str(folder.cache),
             rounded=rounded,
             versions=versions(),
             files=file_hashes(partial),

@@ -5,12 +5,14 @@ results.py            what was found, as dataclasses that become JSON once
 cached_model.py       a model with a quantized cache
 early_checks.py       refusals before torch is imported
 texts.py              files and named texts
+paged_model.py        a model run by the paged engine
 llama_cpp_library.py  a GGUF file run by llama.cpp
 perplexity.py         log-probabilities of a text, window by window
 divergence.py         KL and agreement
 bootstrap.py          confidence intervals
 folders.py            opens the folders that are compared
 tables.py             the results as tables
+bench/                speed, beside transformers and llama.cpp
 search/               several recipes side by side
 
 Names are imported on first use: a refusal needs no torch.

@@ -44,7 +44,7 @@ class CachedModel:
         out = None
         if self._argument is not None:
             out = self._model(input_ids=input_ids, use_cache=True, **{self._argument: cache})
-        if out is None or cache.get_seq_length() == 0:
+        if out is None or all(getattr(layer, "keys", None) is None for layer in cache.layers):
             raise UserError(
                 f"{self._name}: transformers keeps no keys and values of this model, so none can be quantized\n"
                 "hint: leave out --kv-cache"

@@ -18,6 +18,7 @@ from quantkit.formats.gguf.described_file import describe_file
 from quantkit.suggestions import unknown
 from quantkit_eval.texts import check_text
 
+ENGINES = ("llama.cpp", "paged")
 BOS = ("auto", "always", "never")
 INSTALL = (
     "--engine llama.cpp needs llama-cpp-python, which is not installed\n"
@@ -72,7 +73,7 @@ def check_before_torch(
     _check_engine(engine, model, files[0])
     for name, file in zip(names, opened, strict=True):
         if file is not None:
-            _check_file(name, file, context, decoded=engine is None or name is not model)
+            _check_file(name, file, context, decoded=engine != "llama.cpp" or name is not model)
         elif (folder := local_folder(str(name))) is not None:
             _check_folder(name, folder, context)
     folders = [file or locate_model(str(name)) for name, file in zip(names, files, strict=True)]
@@ -83,10 +84,10 @@ def check_before_torch(
 
 
 def _check_engine(engine: str | None, model: str | Path, file: Path | None) -> None:
-    if engine is None:
+    if engine in (None, "paged"):
         return
     if engine != "llama.cpp":
-        raise unknown("engine", engine, ["llama.cpp"])
+        raise unknown("engine", engine, ENGINES)
     if file is None:
         raise UserError(
             f"--engine llama.cpp runs GGUF files, and {model} is none\n"

@@ -30,6 +30,7 @@ from quantkit_eval.divergence import compare
 from quantkit_eval.early_checks import check_before_torch
 from quantkit_eval.folders import bos_token, check_tokenizers, load_model, load_tokenizer, remarks
 from quantkit_eval.llama_cpp_library import LlamaCppModel
+from quantkit_eval.paged_model import PagedModel
 from quantkit_eval.perplexity import Windows, cut, token_losses
 from quantkit_eval.results import Divergence, Evaluation, Interval, Surprise, TextResult
 from quantkit_eval.texts import Text, read_text
@@ -75,7 +76,8 @@ def evaluate(
     device      auto: a GPU where there is one. Models run in float32 on a CPU and in their own dtype elsewhere.
     bos         whether windows begin with the tokenizer's begin-of-sequence token. auto: where the tokenizer itself
                 puts it before a text. Only tokens of the text are predicted and counted, never the token itself.
-    engine      llama.cpp: `model` is a GGUF file, and llama-cpp-python runs it; None: transformers runs all models
+    engine      llama.cpp: `model` is a GGUF file, and llama-cpp-python runs it; paged: quantkit's paged engine runs it,
+                in chunks and on pages as it generates, and transformers the original; None: transformers runs both
     kv_cache    the format of the model's cached keys and values, int8 or keys=int8,values=int4 (see `cache_named`),
                 whatever its folder says; none: as computed; None: as its folder says
     progress    a bar, where stderr is a terminal, unless plain, off or False
@@ -104,8 +106,7 @@ def evaluate(
 
     started = time.perf_counter()
     LOG.info("loading %s", model)
-    loaded = load_model(folder, where, trust_remote_code) if engine is None else LlamaCppModel(folder, context)
-    run = loaded if kv_cache is None else CachedModel(loaded, str(model), cache_named(kv_cache))
+    loaded, run, more = _opened(folder, str(model), engine, context, where, kv_cache, trust_remote_code)
     reference = None
     if ref_folder is not None:
         LOG.info("loading %s", ref)
@@ -124,11 +125,25 @@ def evaluate(
         device=str(where),
         dtype=str(loaded.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - started,
-        versions=_versions() if engine is None else _versions() | {"llama-cpp-python": loaded.version},
+        versions=_versions() | ({"llama-cpp-python": loaded.version} if engine == "llama.cpp" else {}),
         engine=engine,
         kv_cache=kv_cache,
-        notes=(*notes, *remarks(folder, engine)),
+        notes=(*notes, *more, *remarks(folder, engine)),
     )
+
+
+def _opened(
+    folder: Path, name: str, engine: str | None, context: int, where: torch.device, kv_cache: str | None, trusted: bool
+) -> tuple[Any, Any, list[str]]:
+    """The model, what is called in its place to get logits, and remarks on these."""
+    if engine == "llama.cpp":
+        loaded = LlamaCppModel(folder, context)
+        return loaded, loaded, []
+    if engine == "paged":
+        loaded = PagedModel(folder, context, where, kv_cache, trust_remote_code=trusted)
+        return loaded, loaded, [loaded.remark]
+    loaded = load_model(folder, where, trusted)
+    return loaded, loaded if kv_cache is None else CachedModel(loaded, name, cache_named(kv_cache)), []
 
 
 @torch.inference_mode()

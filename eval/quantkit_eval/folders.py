@@ -41,7 +41,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> tuple[Any, list[str
 
 def remarks(folder: Path, engine: str | None) -> list[str]:
     """What a reader of the figures should know about how they were computed."""
-    if engine is not None:
+    if engine == "llama.cpp":
         return [f"{engine} computed the logits, with the inputs of each product rounded to 8 bits"]
     if folder.is_dir():
         return []

@@ -69,18 +69,29 @@ def _move_parameters(
     change_N: Tensor,
 ) -> Tensor:
     """Put each parameter where J is least, if that still helps once it is storable; returns how the values moved."""
-    moved_gN = torch.zeros_like(step_gN)
+    moved_gN, tiny = torch.zeros_like(step_gN), torch.finfo(step_gN.dtype).tiny
     for i, slope_gN in enumerate(columns.slopes(step_gN, k)):
-        curve_N = (matrix_gg @ slope_gN).mul_(slope_gN).sum(0).clamp_(min=torch.finfo(step_gN.dtype).tiny)
-        old_N = columns.shift(k, i, (slope_gN * gradient_gN).sum(0) / curve_N)
-        tried_gN = columns.values(step_gN, k).sub_(value_gN)
-        pull_gN = matrix_gg @ tried_gN
-        gain_N = (pull_gN - 2 * gradient_gN).mul_(tried_gN).sum(0)
-        keep_N = gain_N < 0
-        columns.put_back(k, i, old_N, ~keep_N)
-        tried_gN *= keep_N
+        if slope_gN.stride(0) == 0:  # all values of a row move by the same: sums over the columns say all
+            slope_N, pull_g, gradient_N = slope_gN[0], matrix_gg.sum(1), gradient_gN.sum(0)
+            curve_N = slope_N.square().mul_(pull_g.sum()).clamp_(min=tiny)
+            old_N = columns.shift(k, i, slope_N * gradient_N / curve_N)
+            tried_N = columns.values(step_gN[:1], k)[0].sub_(value_gN[0])
+            gain_N = (tried_N * pull_g.sum()).sub_(gradient_N, alpha=2).mul_(tried_N)
+            keep_N = gain_N < 0
+            columns.put_back(k, i, old_N, ~keep_N)
+            gradient_gN.addr_(pull_g, tried_N.mul_(keep_N), alpha=-1)
+            tried_gN = columns.values(step_gN, k).sub_(value_gN)
+        else:
+            curve_N = (matrix_gg @ slope_gN).mul_(slope_gN).sum(0).clamp_(min=tiny)
+            old_N = columns.shift(k, i, (slope_gN * gradient_gN).sum(0) / curve_N)
+            tried_gN = columns.values(step_gN, k).sub_(value_gN)
+            pull_gN = matrix_gg @ tried_gN
+            gain_N = pull_gN.sub(gradient_gN, alpha=2).mul_(tried_gN).sum(0)
+            keep_N = gain_N < 0
+            columns.put_back(k, i, old_N, ~keep_N)
+            gradient_gN.sub_(pull_gN.mul_(keep_N))
+            tried_gN *= keep_N
         change_N += gain_N * keep_N
-        gradient_gN.sub_(pull_gN.mul_(keep_N))
         value_gN += tried_gN
         moved_gN += tried_gN
     return moved_gN

@@ -153,6 +153,15 @@ def factor(
     return Factor(spare_KK, diagonal_K, order_K, diag_K + added_K, added_K, ridge / mean, attempts, dead_K, kept_KK)
 
 
+def share_left(factor: Factor) -> float:
+    """GPTQ's squared error over rounding's, where rounding errors of all columns are alike: from the factor alone.
+
+    Rounding loses A_kk for column k, GPTQ L_kk^2. Measured errors are near it, whatever the weights and the grid.
+    """
+    lost = factor.diagonal_K.double().square().sum() / factor.importance_K.double().sum()
+    return min(1.0, lost.item())
+
+
 def refit(
     weight_NK: Tensor, factor: Factor, *, cross_NK: Tensor | None = None, drift_NK: Tensor | None = None
 ) -> Tensor:

@@ -31,6 +31,7 @@ from quantkit.ggml_types import GGML_TYPES
 KeyValue = tuple[str, Any]  # what the value is in the file ("u32", "string", "f32[]", ...), and the value
 
 MAX_SHARDS = (1 << 16) - 1  # split.count is a u16
+SHARD_HEADER = 256  # bytes of each shard that are no tensor's, at most, without the model's keys
 _NUMBERS = {name: (number, code) for number, (name, code, _) in KINDS.items()}
 
 
@@ -173,6 +174,12 @@ def build_gguf_header(
     base = len(header)
     spans = {t.name: (base + start, base + start + t.nbytes) for t, start in zip(tensors, offsets, strict=True)}
     return header, spans, base + offset
+
+
+def header_bytes(metadata: Mapping[str, KeyValue], tensors: list[GgufLayout], size: int, max_shard_bytes: int) -> int:
+    """Bytes of the headers of a model's files, whatever the types; where `size` bytes need shards, at most."""
+    header, _, _ = build_gguf_header(metadata, tensors)
+    return len(header) + (0 if size <= max_shard_bytes else SHARD_HEADER * (1 + 2 * size // max_shard_bytes))
 
 
 def _value(key: str, value: KeyValue) -> bytes:

@@ -6,6 +6,8 @@ usage.py         wrong verbs and options, answered like every other mistake
 completion.py    what the shell completes options with
 quantize.py      quantize, plan
 evaluate.py      eval
+generate.py      generate
+bench.py         bench
 folders.py       inspect, convert, verify
 imatrix.py       imatrix
 recipes.py       recipes: list, show, check, schema

@@ -76,7 +76,8 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
-            _fail("interrupted; `quantkit quantize` goes on where it was when the same command is run again", 130)
+            resumed = "; it goes on where it was when the same command is run again"
+            _fail(f"interrupted{resumed if function.__name__ == 'quantize' else ''}", 130)
         except UserError as error:
             _fail(str(error), 2)
         except RunError as error:

@@ -33,7 +33,12 @@ def evaluate(
     device: Device = "auto",
     bos: Annotated[str, typer.Option(help="Begin windows with the tokenizer's BOS: auto, always or never.")] = "auto",
     engine: Annotated[
-        str | None, typer.Option(help="llama.cpp: let llama-cpp-python run a GGUF file, rounding of inputs included.")
+        str | None,
+        typer.Option(
+            metavar="llama.cpp|paged",
+            help="llama.cpp: llama-cpp-python runs a GGUF file, rounding of inputs included. "
+            "paged: the pages and kernels of `quantkit generate`.",
+        ),
     ] = None,
     kv_cache: Annotated[
         str | None,

@@ -1,9 +1,11 @@
 """The `quantkit` command: which function is which verb, in the order of `quantkit --help`."""
 
 from quantkit.cli.app import app, verb
+from quantkit.cli.bench import bench
 from quantkit.cli.environment import env
 from quantkit.cli.evaluate import evaluate
 from quantkit.cli.folders import convert, inspect, verify
+from quantkit.cli.generate import generate
 from quantkit.cli.imatrix import imatrix
 from quantkit.cli.quantize import plan, quantize
 from quantkit.cli.recipes import recipes_app
@@ -12,6 +14,8 @@ from quantkit.cli.usage import Convert
 VERBS = {
     "quantize": quantize,
     "eval": evaluate,
+    "generate": generate,
+    "bench": bench,
     "inspect": inspect,
     "convert": convert,
     "verify": verify,

@@ -14,7 +14,9 @@ from quantkit.suggestions import nearest
 UsageError: Any = typer.BadParameter.__mro__[1]  # typer brings its own copy of click, or uses the installed one
 # What other tools call a verb.
 VERB_WORDS = {
-    **dict.fromkeys(("evaluate", "perplexity", "ppl", "benchmark", "score"), "eval"),
+    **dict.fromkeys(("evaluate", "perplexity", "ppl", "score"), "eval"),
+    **dict.fromkeys(("benchmark", "speed", "latency", "throughput"), "bench"),
+    **dict.fromkeys(("chat", "complete", "infer", "sample"), "generate"),
     **dict.fromkeys(("info", "show", "describe", "ls"), "inspect"),
     **dict.fromkeys(("check", "validate", "test"), "verify"),
     **dict.fromkeys(("list", "recipe", "schemes"), "recipes"),

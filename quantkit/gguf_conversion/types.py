@@ -116,9 +116,10 @@ def _as_stored(source: SourceFolder, name: str, tensor: str, shape: tuple[int, .
 
 
 def _refuse_cache(source: SourceFolder) -> None:
-    if source.quantized is not None and source.quantized.kv is not None:
+    cache = None if source.quantized is None else source.quantized.cache
+    if cache is not None and cache.calibrated:
         raise UserError(
-            f"{source.checkpoint.folder}: the KV cache is described as {source.quantized.kv}; a GGUF file has no place "
+            f"{source.checkpoint.folder}: the KV cache is described as {cache}; a GGUF file has no place "
             f"for its scales, llama.cpp is told the cache's type when it starts\n{ROUND} and leave the scales out"
         )
 

@@ -23,7 +23,9 @@ class BlockColumns:
     def __init__(self, type_: BlockType, parameters: BlockParameters, dtype: torch.dtype) -> None:
         self.type_, self.span, self.dtype = type_, type_.span, dtype
         d_NG, offset_NG, sub_scale_NS, sub_offset_NS = parameters
-        self.half_levels = type_.half_levels.to(d_NG.device, dtype) if type_.codebook else d_NG.new_empty(0)
+        if type_.codebook:
+            self.levels, self.half_levels = (t.to(d_NG.device, dtype) for t in (type_.levels, type_.half_levels))
+            self.half_steps = type_.half_steps.to(d_NG.device, torch.uint8)
         self.per_block = type_.columns // type_.span
         self.d_GN, self.offset_GN = half(d_NG).mT.contiguous(), half(offset_NG).mT.contiguous()
         copy = torch.contiguous_format  # always a copy, even of parameters that already lie like this
@@ -31,17 +33,12 @@ class BlockColumns:
         repeated = [t.repeat_interleave(self.per_block, 0) for t in (self.d_GN, self.offset_GN)]
         self.min_SN = repeated[1] * self.sub_offset_SN  # what is subtracted, float32
         scale_SN = repeated[0] * self.sub_scale_SN
-        self.scale_SN, self.inverse_SN, self.shift_SN = (torch.empty_like(scale_SN, dtype=dtype) for _ in range(3))
-        self._set(slice(None), scale_SN)
-
-    def _set(self, s: int | slice, scale: Tensor) -> None:
-        """The scale of sub-blocks (a product of a float16 and a small integer: exact), and what depends on it."""
-        self.scale_SN[s] = scale
-        inverse_SN = inverse(self.scale_SN[s])
-        if self.type_.codebook:  # half steps above the least level
-            self.inverse_SN[s], self.shift_SN[s] = inverse_SN * 2, -2 * self.type_.low
-        else:
-            self.inverse_SN[s], self.shift_SN[s] = inverse_SN, inverse_SN * self.min_SN[s]
+        self.scale_SN = scale_SN.to(dtype)  # a product of a float16 and a small integer: exact
+        self.inverse_SN = inverse(self.scale_SN)  # for a codebook in half steps above the least level
+        self.inverse_SN *= 2 if type_.codebook else 1
+        self.shift_SN = self.inverse_SN * self.min_SN if type_.sub_offset else torch.empty_like(self.scale_SN)
+        if type_.codebook:
+            self.shift_SN.fill_(-2 * type_.low)
 
     def nearest_(self, wanted_N: Tensor, k: int, step_N: Tensor, value_N: Tensor) -> None:
         s, type_ = k // self.span, self.type_
@@ -65,21 +62,21 @@ class BlockColumns:
 
     def codes(self, step_BN: Tensor, columns_B: Tensor) -> Tensor:
         if self.type_.codebook:
-            half_steps = self.type_.half_steps.to(step_BN.device)
-            return half_steps[((step_BN - self.type_.low) * 2).int()].to(torch.uint8)
+            index = ((step_BN - self.type_.low) * 2).int().flatten()
+            return torch.index_select(self.half_steps, 0, index).view(step_BN.shape)
         return (step_BN + self.type_.zero).to(torch.uint8)
 
     def steps(self, codes_BN: Tensor, columns_B: Tensor) -> Tensor:
         if self.type_.codebook:
-            return self.type_.levels.to(codes_BN.device, self.dtype)[codes_BN.int()]
+            return torch.index_select(self.levels, 0, codes_BN.flatten().int()).view(codes_BN.shape)
         return codes_BN.to(self.dtype).sub_(self.type_.zero)
 
     def slopes(self, step_gN: Tensor, k: int) -> Sequence[Tensor]:
         g, offset = k // self.type_.columns, self.type_.sub_offset
         if not self.type_.nested:
-            return (step_gN, torch.full_like(step_gN, -1)) if offset else (step_gN,)
+            return (step_gN, step_gN.new_full((), -1).expand_as(step_gN)) if offset else (step_gN,)
         slopes = (step_gN * self.d_GN[g].to(self.dtype),)
-        return (*slopes, -self.offset_GN[g].to(self.dtype).expand_as(step_gN)) if offset else slopes
+        return (*slopes, (-self.offset_GN[g].to(self.dtype)).expand_as(step_gN)) if offset else slopes
 
     def shift(self, k: int, i: int, by_N: Tensor) -> Tensor:
         part, at, (low, high) = self._parameter(k, i)
@@ -94,6 +91,13 @@ class BlockColumns:
     def put_back(self, k: int, i: int, old_N: Tensor, where_N: Tensor) -> None:
         part, at, _ = self._parameter(k, i)
         self._store(k, i, torch.where(where_N, old_N, part[at]))
+        s, type_ = k // self.span, self.type_
+        if i == 0:
+            inverse_N = torch.reciprocal(self.scale_SN[s], out=self.inverse_SN[s]).nan_to_num_(0.0, 0.0, 0.0)
+            if type_.codebook:
+                inverse_N.mul_(2)
+        if type_.sub_offset:
+            torch.mul(self.inverse_SN[s], self.min_SN[s], out=self.shift_SN[s])
 
     def put(self, k: int, parameters: BlockParameters) -> None:
         raise AssertionError("the sub-blocks of a block share its scale: one of them cannot be fitted alone")
@@ -110,9 +114,11 @@ class BlockColumns:
         return (self.offset_GN if i else self.d_GN), k // self.span, (0, 0)
 
     def _store(self, k: int, i: int, new_N: Tensor) -> None:
+        """Put the i-th parameter of the span at k, and what `values` needs of it."""
         s, g = k // self.span, k // self.type_.columns
         part, at, _ = self._parameter(k, i)
         part[at] = new_N
         if i:
-            self.min_SN[s] = self.offset_GN[g] * self.sub_offset_SN[s]
-        self._set(s, self.d_GN[g] * self.sub_scale_SN[s])
+            torch.mul(self.offset_GN[g], self.sub_offset_SN[s], out=self.min_SN[s])
+        else:
+            torch.mul(self.d_GN[g], self.sub_scale_SN[s], out=self.scale_SN[s])

@@ -166,7 +166,7 @@ def decode_blocks(codes_NK: Tensor, parameters: BlockParameters, type_: BlockTyp
     scale_NS, offset_NS = sub_blocks(parameters, type_)
     shape = (N, K // type_.span, type_.span)
     if type_.codebook:
-        level_NSg = type_.levels.to(codes_NK.device)[codes_NK.int()].reshape(shape)
+        level_NSg = torch.index_select(type_.levels.to(codes_NK.device), 0, codes_NK.flatten().int()).reshape(shape)
     else:
         level_NSg = codes_NK.reshape(shape).float().sub_(type_.zero)
     value_NSg = level_NSg.mul_(scale_NS[..., None])

@@ -30,7 +30,7 @@ from quantkit.grids.offset_search import with_offset
 from quantkit.grids.protocol import joined
 from quantkit.grids.scale_search import scale_only
 
-CHUNK = 1 << 17  # weights worked on at a time: all tensors of one candidate stay in the cache
+CHUNK = 1 << 19  # weights worked on at a time: the cache holds them, and threads seldom wait for the interpreter
 ALIGNED = 128  # sums over leading dimensions go column by column, this many at a time
 FLOOR = 1e-8  # of an importance, over the greatest: columns that were never active still get a sensible range
 

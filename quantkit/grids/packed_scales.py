@@ -10,9 +10,10 @@ q is clamped to 0 .. 2^b - 1, and x is read as (q - z) * s, z = 2^(b-1) where it
 away from zero where the low bits of a scale are rounded off. The word is s as float16, z in the bits that are free. A
 group of zeros, or of numbers so small that s is 0, is read as zeros; s is at most the largest such float16.
 
-Four of a float16's ten mantissa bits are enough to move a scale by up to 1/128, which costs nothing that could be
-measured; a word of its own for the zero point costs as much as groups of half the size (quantkit's figures are in the
-recipe kv-int4). vLLM's packed caches hide a zero point in the mantissa of a scale as well.
+Rounding off four of a float16's ten mantissa bits moves a scale by at most 1/128. Measured on pycode-6m, one scale for
+a token and head of 64 features: KL .00787 packed (4.25 bits an entry), .00784 with the zero point beside a full scale
+(4.375); in groups of 32, the same 4.5 bits give .00627 asymmetric and packed, .00947 symmetric. vLLM's packed caches
+hide a zero point in the mantissa of a scale as well.
 
 Shapes: D = features, G = groups (the last may be cut short), g = features of a group.
 """

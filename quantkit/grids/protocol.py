@@ -61,14 +61,16 @@ class ColumnGrid(Protocol[P]):
     def slopes(self, step_gN: Tensor, k: int) -> Sequence[Tensor]:
         """For each parameter of the span at k that may move alone: how its decoded values change with it, [g, N].
 
-        Values are linear in each of them. Empty where rows share their parameters.
+        Values are linear in each of them. One that moves all values of a row alike is expanded over the columns (its
+        stride is 0). Empty where rows share their parameters.
         """
         ...
 
     def shift(self, k: int, i: int, by_N: Tensor) -> Tensor:
         """Move the i-th parameter of the span at k by about by_N, to the nearest that can be stored.
 
-        It stays where such a move is not allowed. Returns what it was, for `put_back`.
+        It stays where such a move is not allowed. Returns what it was, for `put_back`, which must follow: `values` goes
+        by the new parameter at once, `nearest_` from then on.
         """
         ...
 

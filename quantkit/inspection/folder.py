@@ -12,7 +12,7 @@ from typing import Any
 
 from quantkit.checkpoint.header import TensorInfo
 from quantkit.checkpoint.output_folder import REPORT
-from quantkit.checkpoint.quantization_config import descriptions, quantization_config
+from quantkit.checkpoint.quantization_config import CHANNEL_NAMES, descriptions, quantization_config
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.formats.common import listed
@@ -107,7 +107,7 @@ def _kinds(
 
 def _kind(name: str, info: TensorInfo, config: dict[str, Any], modules: Collection[str] = ()) -> str:
     owner, _, suffix = name.rpartition(".")
-    if suffix in ("k_scale", "v_scale"):
+    if suffix in ("k_scale", "v_scale", *CHANNEL_NAMES):
         return "key and value scales"
     if suffix in KINDS and (suffix != "weight" or owner in modules):
         return KINDS[suffix]
@@ -133,7 +133,7 @@ def _unquantized(checkpoint: Checkpoint, names: list[str], stated: dict[str, Any
         reason = given.get(_owner(name)) or given.get(name)
         if kind in KINDS.values():
             reason = "packed in a way quantkit does not read"
-        elif reason is None and kind in ("biases", "norms and vectors", "embeddings"):
+        elif reason is None and kind in ("biases", "norms and vectors", "embeddings", "key and value scales"):
             reason = f"{kind} are never quantized"
         elif reason is None and not stated:
             reason = "the folder is not quantized"

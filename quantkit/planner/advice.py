@@ -12,6 +12,7 @@ from quantkit.planner.model_inventory import ModelInventory
 from quantkit.planner.output_size import resolved, sizes
 from quantkit.planner.run_memory import need
 from quantkit.planner.this_machine import Machine
+from quantkit.recipe.gguf import Measured
 from quantkit.recipe.load import from_data
 from quantkit.recipe.recipe import Recipe
 from quantkit.report.plan import CalibrationSize
@@ -62,6 +63,8 @@ def _knobs(recipe: Recipe, read: CalibrationSize | None) -> Iterator[tuple[str, 
         return data
 
     algorithm = base["weights"]["algorithm"]
+    if recipe.gguf is not None and isinstance(recipe.gguf.mix, Measured):
+        yield "gguf.mix: Q4_K_M", changed(gguf__mix="Q4_K_M")
     options = algorithm.get("gptq")
     if recipe.propagate == "original" and options:
         yield "propagate: quantized", changed(propagate="quantized")

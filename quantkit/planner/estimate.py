@@ -20,7 +20,7 @@ from quantkit.planner.advice import GB, advice
 from quantkit.planner.calibration_size import calibration_size, check_text
 from quantkit.planner.linear_groups import PlannedLinear
 from quantkit.planner.model_inventory import kv_bytes, take_inventory
-from quantkit.planner.output_size import planned_gguf, planned_targets, resolved, sizes
+from quantkit.planner.output_size import measured_sizes, planned_gguf, planned_targets, resolved, sizes
 from quantkit.planner.run_memory import need
 from quantkit.planner.run_time import seconds
 from quantkit.planner.this_machine import Machine, measure
@@ -104,12 +104,17 @@ def estimate(
     warnings = check_engine(recipe, planned, inventory.tensors, config)
     machine = machine or measure(target)
     size, bits = sizes(recipe, inventory, jobs)
+    bits_per_weight = bits / sum(job.matrix.numel for job in jobs)
+    schemes, types = Counter(str(job.scheme) for job in jobs), None
     if gguf is not None:
-        gguf = gguf.with_dense((f"{name}.weight" for name, _ in found.skipped), inventory.tensors)
-        size = gguf.data_bytes
+        dense = [f"{name}.weight" for name, _ in found.skipped]
+        gguf = gguf.with_dense(dense, inventory.tensors)
+        size, types = gguf.data_bytes, gguf.by_type()
+        if (measured := measured_sizes(recipe, gguf, dense)) is not None:
+            size, types, bits_per_weight = measured.nbytes, measured.types, measured.bits_per_weight
+            schemes = Counter(measured.type_of(f"{job.matrix.name}.weight") for job in jobs)
     needed = need(recipe, inventory, jobs, machine.process, text)
     disk = int(size + needed.spilled)
-    weights = sum(job.matrix.numel for job in jobs)
     stages = seconds(recipe, inventory, jobs, machine, _per_weight(jobs), inventory.stored + size, text)
     kv = cache_spec(recipe.kv_cache)
     problems = []
@@ -125,11 +130,11 @@ def estimate(
         weights_seen=inventory.from_headers,
         params=dict(inventory.params),
         linears=len(jobs),
-        schemes=dict(Counter(str(job.scheme) for job in jobs)),
-        types=None if gguf is None else gguf.by_type(),
+        schemes=dict(schemes),
+        types=types,
         bytes_before=inventory.stored,
         bytes_after=size,
-        bits_per_weight=bits / weights,
+        bits_per_weight=bits_per_weight,
         kv_cache="as computed" if kv is None else str(kv),
         kv_bytes_per_token=kv_bytes(inventory.config, kv, inventory.dtype),
         calibration=text,

@@ -1,18 +1,25 @@
 """Bytes and bits of what a recipe makes of a model."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from quantkit.formats import FORMATS
+from quantkit.formats.gguf.mixes import size_by_type
 from quantkit.planner.linear_groups import PlannedLinear
 from quantkit.planner.model_inventory import ModelInventory, cached_heads
 from quantkit.quantization.calibration.kv_scales import CacheShape, block_scales
 from quantkit.quantization.dense_modules import ignored_names
+from quantkit.quantization.gguf_budget import measured_budget
 from quantkit.quantization.gguf_layout import GgufPlan, candidate_types, plan_before
 from quantkit.quantization.targets import Candidate, Resolved, Targets, resolve
+from quantkit.recipe.gguf import Measured
 from quantkit.recipe.recipe import Recipe
+
+UNMEASURED = "by measured harm"  # in place of a type
 
 
 def planned_gguf(recipe: Recipe, inventory: ModelInventory, config: Mapping[str, Any]) -> GgufPlan | None:
@@ -20,6 +27,41 @@ def planned_gguf(recipe: Recipe, inventory: ModelInventory, config: Mapping[str,
     if recipe.gguf is None:
         return None
     return plan_before(recipe, config, inventory.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredSizes:
+    """What is known of a measured mix before anything is measured: its size, and the types that are given."""
+
+    gguf: GgufPlan
+    fixed: Mapping[str, str]
+    nbytes: int
+
+    @property
+    def types(self) -> dict[str, tuple[int, int]]:
+        """Type -> (tensors, bytes); those that have no type yet stand together."""
+        given = size_by_type(self.fixed, self.gguf.shapes)
+        free = self.nbytes - sum(held for _, held in given.values())
+        return {UNMEASURED: (len(self.gguf.shapes) - len(self.fixed), free)} | given
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of all tensors together."""
+        return 8 * self.nbytes / sum(math.prod(shape) for shape in self.gguf.shapes.values())
+
+    def type_of(self, name: str) -> str:
+        """The type of the GGUF tensor that a checkpoint tensor goes to."""
+        return self.fixed.get(self.gguf.places[name].tensor, UNMEASURED)
+
+
+def measured_sizes(recipe: Recipe, gguf: GgufPlan, dense: Iterable[str]) -> MeasuredSizes | None:
+    """None where the types are known; dense: checkpoint tensors that stay as they are stored.
+
+    UserError where the size is too small for the model.
+    """
+    if recipe.gguf is None or not isinstance(recipe.gguf.mix, Measured):
+        return None
+    return MeasuredSizes(gguf, *measured_budget(recipe.gguf, gguf.shapes, gguf.dense_types(dense)))
 
 
 def resolved(

@@ -15,7 +15,10 @@ from quantkit.quantization import held_out
 from quantkit.quantization.calibration.hidden_states import batch_samples
 from quantkit.quantization.calibration.spill import STATES_LIMIT
 from quantkit.quantization.calibration.statistics import OutputDrift, Statistic
+from quantkit.quantization.gguf_measured import compared_samples
+from quantkit.quantization.output_divergence import OutputDivergence
 from quantkit.quantization.resources import resident_bytes
+from quantkit.recipe.gguf import Measured
 from quantkit.recipe.recipe import Recipe
 from quantkit.report.plan import CalibrationSize
 
@@ -85,7 +88,22 @@ def need(
     vocabulary = inventory.config.get_text_config().vocab_size
     logits = held_out.logits_sizes(unseen, vocabulary, H, inventory.dtype.itemsize)
     memory["running and quantizing one block"] = max(*working, resident_bytes([logits]) - held)
+    if recipe.gguf is not None and isinstance(recipe.gguf.mix, Measured):
+        measuring = {"python and libraries": libraries} | _measuring(inventory, text)
+        result.memory = max(memory, measuring, key=lambda parts: sum(parts.values()))
     return result
+
+
+def _measuring(inventory: ModelInventory, text: CalibrationSize) -> dict[str, float]:
+    """Before the blocks, where types are chosen by measured harm: the whole model, and all of it rounded."""
+    vocabulary = inventory.config.get_text_config().vocab_size
+    samples = min(text.samples, compared_samples(vocabulary, text.seq_len))
+    output = OutputDivergence.sizes(samples, text.seq_len, vocabulary, inventory.hidden_size)
+    each = FLOAT + inventory.dtype.itemsize
+    return {
+        "the whole model, and as stored": float(each * sum(inventory.params.values())),
+        "its output, to measure types by": resident_bytes([output]),
+    }
 
 
 def _phases(

@@ -3,12 +3,19 @@
 Shapes: N = out features (of all linears of a group), K = in features, M = calibration tokens, H = hidden size.
 """
 
+import re
+
 from quantkit.planner.linear_groups import Blocks, Group, PlannedLinear, grouped, halted
 from quantkit.planner.model_inventory import ModelInventory
 from quantkit.planner.this_machine import Machine
 from quantkit.quantization.calibration.hidden_states import batch_samples
+from quantkit.quantization.gguf_allocation import CHECKED
+from quantkit.quantization.gguf_budget import FREE
+from quantkit.quantization.gguf_measured import compared_samples
+from quantkit.quantization.gguf_weights import SAMPLE
 from quantkit.quantization.held_out import windows_for
 from quantkit.quantization.transforms.scale_folding import LOSS_TOKENS, trial_runs
+from quantkit.recipe.gguf import Measured
 from quantkit.recipe.recipe import Recipe
 from quantkit.report.plan import CalibrationSize
 
@@ -47,7 +54,25 @@ def seconds(
             algorithm += _algorithm(recipe, group, tokens)
     found["statistics"] = statistics / rate
     found["algorithms"] = algorithm / rate
+    if recipe.gguf is not None and isinstance(recipe.gguf.mix, Measured):
+        found["measuring types"] = _measuring(inventory, text, per_token) / rate + per_weight * _rounded(inventory)
     return found
+
+
+def _measuring(inventory: ModelInventory, text: CalibrationSize, per_token: float) -> float:
+    """Products of the runs that tell what a tensor's type does: through half of the blocks on average."""
+    vocabulary, H = inventory.config.get_text_config().vocab_size, inventory.hidden_size
+    tokens = min(text.samples, compared_samples(vocabulary, text.seq_len)) * text.seq_len
+    blocks = tokens * (per_token + 4 * text.seq_len * H * len(inventory.blocks))
+    tensors = {re.sub(r"experts\.\d+", "experts", matrix.name) for matrix in inventory.matrices}
+    return (len(tensors) + 1) * (blocks / 2 + 2 * tokens * H * vocabulary)
+
+
+def _rounded(inventory: ModelInventory) -> float:
+    """Weights that are rounded for it: in the types of those runs, in all types a sample, and in the mixes compared."""
+    sizes = [matrix.numel for matrix in inventory.matrices]
+    sizes.append(inventory.config.get_text_config().vocab_size * inventory.hidden_size)
+    return (2 + CHECKED) * sum(sizes) + len(FREE) * sum(min(size, SAMPLE) for size in sizes)
 
 
 def _passes(recipe: Recipe, blocks: Blocks, stops: bool) -> float:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from quantkit.checkpoint.gguf_header import ALIGNMENT, align
 from quantkit.errors import UserError
 from quantkit.formats.gguf.mixes import bytes_of, given_types
 from quantkit.ggml_types import GGML_TYPES, QUANTIZED
@@ -14,12 +15,9 @@ Shapes = Mapping[str, tuple[int, ...]]  # rows first, by GGUF name
 Types = Mapping[str, str]
 
 
-def byte_budget(shapes: Shapes, bits_per_weight: float | None, size: int | None) -> int:
-    """Bytes that all tensors together may have: of the average over all weights, or as given."""
-    if size is not None:
-        return size
-    assert bits_per_weight is not None
-    return int(bits_per_weight * sum(math.prod(shape) for shape in shapes.values()) / 8)
+def padded_bytes(type_: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a file that a tensor takes up."""
+    return align(bytes_of(type_, shape), ALIGNMENT)
 
 
 def possible_types(shape: tuple[int, ...]) -> list[str]:
@@ -27,27 +25,27 @@ def possible_types(shape: tuple[int, ...]) -> list[str]:
     return [type_ for type_ in FREE if shape[-1] % GGML_TYPES[type_].columns == 0]
 
 
-def check_budget(shapes: Shapes, fixed: Types, budget: int) -> None:
-    """UserError where the free tensors' smallest types and the fixed ones are larger than `budget` bytes together."""
-    least = sum(
-        min(bytes_of(type_, shape) for type_ in ([fixed[name]] if name in fixed else possible_types(shape)))
-        for name, shape in shapes.items()
-    )
-    if least > budget:
-        weights = sum(math.prod(shape) for shape in shapes.values())
-        raise UserError(
-            f"gguf.mix: {budget:,} bytes ({8 * budget / weights:.3g} bits per weight) are too few for this model: the "
-            f"smallest types that fit its rows need {least:,}\n"
-            f"hint: ask for at least {math.ceil(800 * least / weights) / 100:g} bits per weight"
-        )
+def measured_budget(section: Gguf, shapes: Shapes, dense: Types, headers: int = 0) -> tuple[dict[str, str], int]:
+    """The types of the tensors that a measured mix does not choose, and the bytes that all tensors may have together.
 
-
-def check_section(section: Gguf, shapes: Shapes, dense: Types) -> dict[str, str]:
-    """The types of the tensors that a measured mix does not choose; UserError where its size is too small for them all.
-
-    dense: types of tensors that stay as they are stored
+    dense: types of tensors that stay as they are stored; headers: bytes of the file beside its tensors. UserError where
+    the free tensors' smallest types and the others are larger.
     """
     assert isinstance(section.mix, Measured)
     fixed = given_types(shapes, section.tensor_types, section.token_embedding, section.output) | dict(dense)
-    check_budget(shapes, fixed, byte_budget(shapes, section.mix.bits_per_weight, section.mix.size))
-    return fixed
+    weights, size = sum(math.prod(shape) for shape in shapes.values()), section.mix.size
+    budget = int((section.mix.bits_per_weight or 0) * weights / 8) if size is None else size - headers
+    least = sum(
+        min(padded_bytes(type_, shape) for type_ in ([fixed[name]] if name in fixed else possible_types(shape)))
+        for name, shape in shapes.items()
+    )
+    if least > budget:
+        found = max(0, budget)
+        beside = f" beside {headers:,} of keys and vocabulary" if size is not None and headers else ""
+        raise UserError(
+            f"gguf.mix: {found:,} bytes for tensors{beside} ({8 * found / weights:.3g} bits per weight) are too few "
+            f"for this model: the smallest types that fit its rows need {least:,}\n"
+            f"hint: ask for at least {math.ceil(800 * least / weights) / 100:g} bits per weight"
+            + ("" if size is None else f", a size of {least + headers:,}")
+        )
+    return fixed, budget

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantkit.ggml_types import QUANTIZED
-from quantkit.quantization.gguf_budget import check_section
+from quantkit.quantization.gguf_budget import measured_budget
 from quantkit.quantization.gguf_importance import check_rounded, importance_by_name, recipe_imatrix
 from quantkit.quantization.gguf_layout import GgufPlan, Tensors, plan_before
 from quantkit.recipe.gguf import Measured
@@ -27,7 +27,7 @@ def check_gguf(recipe: Recipe, config: Mapping[str, Any], tensors: Tensors) -> N
         check_name(recipe.gguf.pre)
     plan = plan_before(recipe, config, tensors)
     if isinstance(recipe.gguf.mix, Measured):
-        check_section(recipe.gguf, plan.shapes, {})
+        measured_budget(recipe.gguf, plan.shapes, {})
     if (given := recipe_imatrix(recipe)) is not None:
         path, imatrix = given
         found = importance_by_name(path, imatrix, plan)

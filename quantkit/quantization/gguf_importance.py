@@ -78,7 +78,7 @@ def check_rounded(path: Path, found: Importance, plan: GgufPlan, rounded: Iterab
 def run_importance(
     given: tuple[Path, Imatrix] | None, plan: GgufPlan, linears: "Sequence[LinearTarget]"
 ) -> dict[str, NDArray[np.float32]]:
-    """What a run's weights are weighed with, by checkpoint name, as `importance_by_name`; empty without a file.
+    """What weighs those of a run's weights that are, or may be, rounded, as `importance_by_name`; empty without a file.
 
     linears: what is quantized. UserError where a rounded one has no entry, and where nothing would read the file.
     """
@@ -86,17 +86,19 @@ def run_importance(
         return {}
     path, imatrix = given
     found = importance_by_name(path, imatrix, plan)
-    rounded = [linear.name for linear in linears if linear.weights.algorithm == "rtn"]
+    rounded = {linear.name: linear for linear in linears if linear.weights.algorithm == "rtn"}
     check_rounded(path, found, plan, rounded)
-    experts = any(linear.site.index is not None for linear in linears)  # rounded where no calibration token comes
+    experts = {linear.name for linear in linears if linear.site.index is not None}  # rounded where no token comes
     tables = [table for table in TABLES if plan.types.get(table) in QUANTIZED]
-    if not rounded and not experts and not any(_has(found, plan, table) for table in tables):
+    ends = {name.removesuffix(".weight") for table in tables for name in plan.names_of(table)}
+    used = {name: value for name, value in found.items() if name in rounded or name in experts or name in ends}
+    if not used:
         raise UserError(
             f"gguf.imatrix: {path}: nothing would read it: gptq takes its Hessian from the calibration text, and the "
             "file has no entry for the embedding or the head\n"
             "hint: remove gguf.imatrix, or set weights.algorithm: rtn"
         )
-    return found
+    return used
 
 
 def importance_remarks(path: Path, imatrix: Imatrix, found: Importance, plan: GgufPlan) -> list[str]:
@@ -107,6 +109,11 @@ def importance_remarks(path: Path, imatrix: Imatrix, found: Importance, plan: Gg
         remarks.append(
             f"{path.name}: no token reached {sum(unreached.values())} experts in {len(unreached)} tensors (first: "
             f"{min(unreached)}): where they are rounded, all their columns count alike"
+        )
+    if all(plan.places[f"{name}.weight"].tensor in TABLES for name in found):
+        remarks.append(
+            f"{path.name}: weighs the embedding and the head alone: the linears are quantized by gptq, which takes its "
+            "Hessian from the calibration text"
         )
     head = plan.head
     if plan.types[head] in QUANTIZED and not _has(found, plan, head):

@@ -94,6 +94,10 @@ class GgufPlan:
         """Other types for some GGUF tensors."""
         return replace(self, types=self.types | dict(types))
 
+    def dense_types(self, names: Iterable[str]) -> dict[str, str]:
+        """GGUF tensor -> type, for checkpoint tensors that stay as they are stored."""
+        return {self.places[name].tensor: self.type_of(name) for name in names if name in self.places}
+
     def with_dense(self, names: Iterable[str], tensors: Tensors) -> "GgufPlan":
         """Those of these checkpoint tensors that lie in blocks as they are stored: what a recipe leaves out.
 

@@ -7,15 +7,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from quantkit.algorithms.gptq import factor, share_left
 from quantkit.formats.gguf.imatrix import ImatrixEntry
 from quantkit.formats.gguf.mixes import tensor_types
 from quantkit.model.streamed_model import StreamedModel, read_param, set_param
 from quantkit.progress import Progress
+from quantkit.quantization.calibration.statistics import Statistic
 from quantkit.quantization.gguf_allocation import Allocation, allocated_types
-from quantkit.quantization.gguf_budget import check_section
+from quantkit.quantization.gguf_budget import measured_budget
 from quantkit.quantization.gguf_importance import Importance
 from quantkit.quantization.gguf_layout import GgufPlan
-from quantkit.quantization.gguf_weights import model_parts
+from quantkit.quantization.gguf_weights import TensorParts, model_parts
 from quantkit.quantization.imatrix import gather
 from quantkit.recipe.gguf import MIXES, Gguf, Measured
 
@@ -31,36 +33,65 @@ def measured_types(
     dense: Iterable[str],
     bar: Progress,
     given: Importance | None = None,
+    *,
+    gptq: bool,
+    headers: int = 0,
 ) -> Allocation:
     """The types for `section.mix`'s size; the original model is whole in memory meanwhile.
 
-    ids_ST  calibration tokens (int64); dense: checkpoint tensors that stay as they are stored
-    given   what an importance matrix says: goes before what these tokens do
+    ids_ST   calibration tokens (int64); dense: checkpoint tensors that stay as they are stored
+    given    what an importance matrix says: goes before what these tokens do
+    gptq     whether the blocks' codes are chosen by GPTQ, not by rounding
+    headers  bytes of the file that are no tensor's
     UserError where the size is too small for the model, before anything is measured.
     """
     assert isinstance(section.mix, Measured)
-    stored = {plan.places[name].tensor: plan.type_of(name) for name in dense if name in plan.places}
-    fixed = check_section(section, plan.shapes, stored)
-    vocabulary, seq_len = streamed.model.config.get_text_config().vocab_size, ids_ST.shape[1]
-    few_ST = ids_ST[: max(1, min(TOKENS, KEPT_BYTES // (4 * vocabulary)) // seq_len)]
+    fixed, budget = measured_budget(section, plan.shapes, plan.dense_types(dense), headers)
+    few_ST = ids_ST[: compared_samples(streamed.model.config.get_text_config().vocab_size, ids_ST.shape[1])]
     bar.stage(f"measuring what each tensor's type does to the output on {few_ST.numel():,} tokens")
-    entries = gather(streamed, few_ST, plan.places, Progress(False))
+    left = _Left()
+    text_ST = ids_ST if gptq else few_ST  # what GPTQ gains depends on how many tokens it knows
+    entries = gather(streamed, text_ST, plan.places, Progress(False), left.observe if gptq else None)
     model = whole_model(streamed)
     first: dict[int, str] = {}  # of the names of a tied parameter
     names = {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
+    parts = model_parts(
+        plan.places, {names[name]: pieces for name, pieces in streamed.sources.items() if name in names}
+    )
+    importance = _importance(plan, entries, given or {})
     return allocated_types(
         model,
         few_ST,
         plan.shapes,
-        parts=model_parts(
-            plan.places, {names[name]: pieces for name, pieces in streamed.sources.items() if name in names}
-        ),
-        importance=_importance(plan, entries, given or {}),
+        tensors={name: TensorParts(found, importance.get(name), left.of(name)) for name, found in parts.items()},
         fixed=fixed,
         named={mix: named_types(mix, plan, section) | fixed for mix in MIXES},
-        bits_per_weight=section.mix.bits_per_weight,
-        size=section.mix.size,
+        budget=budget,
     )
+
+
+def compared_samples(vocabulary: int, seq_len: int) -> int:
+    """Windows of the calibration text whose output is compared."""
+    return max(1, min(TOKENS, KEPT_BYTES // (4 * vocabulary)) // seq_len)
+
+
+class _Left:
+    """What GPTQ leaves of the squared errors of rounding, by GGUF tensor: a mean over its matrices."""
+
+    def __init__(self) -> None:
+        self.shares: dict[str, list[float]] = {}
+        self._last: tuple[Statistic, float] | None = None  # linears that share an input share its Hessian
+
+    def observe(self, name: str, statistic: Statistic) -> None:
+        if self._last is None or self._last[0] is not statistic:
+            assert statistic.hessian_KK is not None
+            self._last = statistic, share_left(factor(statistic.hessian_KK, tokens=statistic.count))
+        self.shares.setdefault(name, []).append(self._last[1])
+
+    def of(self, name: str) -> float:
+        """1 where GPTQ does not choose the codes."""
+        shares = self.shares.get(name, [1.0])
+        return sum(shares) / len(shares)
 
 
 def _importance(plan: GgufPlan, entries: Mapping[str, ImatrixEntry], given: Importance) -> dict[str, Tensor]:

@@ -3,10 +3,12 @@
 Shapes: N = rows, K = columns of a matrix.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from quantkit.algorithms.rtn import round_to_type
@@ -15,7 +17,7 @@ from quantkit.formats.gguf.tensor_names import Place
 from quantkit.grids.dequantize import dequantize
 from quantkit.model.weight_sources import Index, TensorSlice
 
-SAMPLE = 1 << 19  # weights of a tensor whose errors in a type stand for all
+SAMPLE = 1 << 16  # weights of a tensor whose errors in a type stand for all
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,20 @@ class WeightPart:
 Parts = Mapping[str, Sequence[WeightPart]]
 
 
+@dataclass(frozen=True, slots=True)
+class TensorParts:
+    """What is known of a GGUF tensor before its type is chosen.
+
+    parts       where its matrices lie
+    importance  E[x^2] of what they read, float32 [matrices, K]; None: columns count alike
+    left        the share of rounding's squared error that a better choice of codes leaves; 1: codes are rounded
+    """
+
+    parts: Sequence[WeightPart]
+    importance: Tensor | None = None
+    left: float = 1.0
+
+
 def model_parts(
     places: Mapping[str, Place], sources: Mapping[str, Sequence[TensorSlice]]
 ) -> dict[str, list[WeightPart]]:
@@ -49,11 +65,11 @@ def model_parts(
     return parts
 
 
-def sampled_error(model: nn.Module, parts: Sequence[WeightPart], type_: str, importance: Tensor | None) -> float:
-    """Sum of E[x^2] times the squared errors of some rows in a type."""
+def sampled_error(model: nn.Module, tensor: TensorParts, type_: str) -> float:
+    """Sum of E[x^2] times the squared errors of some rows, rounded to a type."""
     total = 0.0
-    for w_NK, e_K in _matrices(model, parts, importance):
-        rows = max(1, SAMPLE // (len(parts) * w_NK.shape[1]))
+    for w_NK, e_K in _matrices(model, tensor):
+        rows = max(1, SAMPLE // (len(tensor.parts) * w_NK.shape[1]))
         w_nK = w_NK[:: -(-len(w_NK) // rows)]
         square_nK = (rounded(w_nK, type_, e_K) - w_nK.float()).double().square()
         total += float((square_nK if e_K is None else square_nK * e_K).sum())
@@ -67,27 +83,33 @@ def rounded(w_NK: Tensor, type_: str, importance_K: Tensor | None) -> Tensor:
     return dequantize(round_to_type(w_NK, type_, importance_K))
 
 
-def _matrices(
-    model: nn.Module, parts: Sequence[WeightPart], importance: Tensor | None
-) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _matrices(model: nn.Module, tensor: TensorParts) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Each matrix [N, K] of a tensor, live, and what it reads, E[x^2] [K]."""
-    for part in parts:
+    importance = tensor.importance
+    for part in tensor.parts:
         view = part.view(model)
         for i, w_NK in enumerate(view if view.dim() == 3 else [view]):
             yield w_NK, None if importance is None else importance[part.matrix + i].to(w_NK.device)
 
 
+def _copy(w_NK: Tensor) -> Tensor:
+    """The same values, in half the memory where a smaller dtype holds them: models are stored in one."""
+    for dtype in (torch.bfloat16, torch.float16):
+        small_NK = w_NK.to(dtype)
+        if torch.equal(small_NK.to(w_NK.dtype), w_NK):
+            return small_NK
+    return w_NK.clone()
+
+
 @contextmanager
-def with_rounded(
-    model: nn.Module, tensors: Iterable[tuple[Sequence[WeightPart], str, Tensor | None]]
-) -> Iterator[None]:
-    """Inside, these tensors hold what their types can."""
+def with_types(model: nn.Module, tensors: Iterable[tuple[TensorParts, str]]) -> Iterator[None]:
+    """Inside, these tensors are as far from the original as quantized to these types."""
     kept: list[tuple[Tensor, Tensor]] = []
     try:
-        for parts, type_, importance in tensors:
-            for w_NK, e_K in _matrices(model, parts, importance):
-                kept.append((w_NK, w_NK.clone()))
-                w_NK.copy_(rounded(w_NK, type_, e_K))
+        for tensor, type_ in tensors:
+            for w_NK, e_K in _matrices(model, tensor):
+                kept.append((w_NK, _copy(w_NK)))
+                w_NK.lerp_(rounded(w_NK, type_, e_K).to(w_NK.dtype), math.sqrt(tensor.left))
         yield
     finally:
         for w_NK, original_NK in reversed(kept):

@@ -7,6 +7,7 @@ Shapes: S = windows, T = tokens of a window, K = input features of a linear.
 """
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +66,17 @@ def make_imatrix(
     return ImatrixReport(str(output), len(found), samples, seq_len, sources, dict(matrix.unreached))
 
 
-def gather(streamed: StreamedModel, ids_ST: Tensor, named: dict[str, Place], bar: Progress) -> dict[str, ImatrixEntry]:
-    """Sums of x^2 and token counts of every linear's input and of the head's, by GGUF tensor name."""
+def gather(
+    streamed: StreamedModel,
+    ids_ST: Tensor,
+    named: dict[str, Place],
+    bar: Progress,
+    observe: Callable[[str, Statistic], None] | None = None,
+) -> dict[str, ImatrixEntry]:
+    """Sums of x^2 and token counts of every linear's input and of the head's, by GGUF tensor name.
+
+    observe  is shown the GGUF name of each linear in a block and the statistic of its input, with its Hessian
+    """
     graphs = once_per_structure(
         streamed, lambda _, block, hidden, call: trace_block(block, (hidden, *call.args), call.kwargs, folds=False)
     )
@@ -75,8 +85,8 @@ def gather(streamed: StreamedModel, ids_ST: Tensor, named: dict[str, Place], bar
         states = cal.HiddenStates(streamed, ids_ST, Path(folder))
         bar.begin(len(streamed.blocks))
         for index, graph in enumerate(graphs):
-            statistics = _block(streamed, states, graph, index)
-            _add(found, streamed, graph, index, statistics, named)
+            statistics = _block(streamed, states, graph, index, hessian=observe is not None)
+            _add(found, streamed, graph, index, statistics, named, observe)
             bar.advance()
         head = HEAD if any(place.tensor == HEAD for place in named.values()) else EMBEDDING
         if (statistic := _head(streamed, states)) is not None:
@@ -106,17 +116,21 @@ def _prepare(
     return StreamedModel(model, sources, checkpoint, compute, device), tokens
 
 
-def _block(streamed: StreamedModel, states: cal.HiddenStates, graph: BlockGraph, index: int) -> dict[int, Statistic]:
+def _block(
+    streamed: StreamedModel, states: cal.HiddenStates, graph: BlockGraph, index: int, *, hessian: bool
+) -> dict[int, Statistic]:
     """What reached each input group of a block that any token reached; the states are those behind it afterwards."""
     statistics: dict[int, Statistic] = {}
 
     def observe(group: int, tokens: slice, x_MK: Tensor) -> None:
         if group not in statistics:
-            statistics[group] = Statistic.empty(x_MK, hessian=False)
+            statistics[group] = Statistic.empty(x_MK, hessian=hessian)
         statistics[group].add(x_MK)
 
     block = streamed.fill(index)
     cal.run(states, block, graph, index, set(range(len(graph.inputs))), observe, advance=True)
+    for statistic in statistics.values():
+        statistic.finish()
     release(block)
     return_pages()
     return statistics
@@ -142,6 +156,7 @@ def _add(
     index: int,
     statistics: dict[int, Statistic],
     named: dict[str, Place],
+    observe: Callable[[str, Statistic], None] | None,
 ) -> None:
     """Put a block's statistics where its linears' GGUF names say."""
     experts: dict[str, int] = {}
@@ -157,6 +172,8 @@ def _add(
             entry = found.setdefault(place.tensor, _entry(experts.get(place.tensor, 1), K))
             if group in statistics:
                 _put(entry, place.expert or 0, statistics[group])
+                if observe is not None:
+                    observe(place.tensor, statistics[group])
 
 
 def _entry(matrices: int, K: int) -> ImatrixEntry:

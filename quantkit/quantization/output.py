@@ -85,7 +85,7 @@ def make_report(
         rotation=None if run.rotation is None else run.rotation.report(),
         kv_cache=None if targets.kv is None else str(targets.kv),
         folds_rejected=tuple(RejectedFold(pair, reason) for pair, reason in sorted(rejected)),
-        warnings=(*advice, *targets.notes, *_too_few_tokens(records), *remarks),
+        warnings=(*advice, *targets.notes, *_too_few_tokens(records), *_unseen_positions(run, calibration), *remarks),
         seconds={stage: round(spent, 3) for stage, spent in run.timer.stages.items()},
         peak_memory_bytes=run.timer.peak_bytes(),
         files=files,
@@ -103,6 +103,21 @@ def _too_few_tokens(records: Sequence[LinearRecord]) -> list[str]:
         f"{len(few)} of {len(counted)} linears saw fewer than {FEW_TOKENS} calibration tokens per input feature "
         f"(fewest: {name}, {tokens} tokens for {K} features), so GPTQ was damped and gains less; "
         "raise calibration.samples or calibration.seq_len"
+    ]
+
+
+def _unseen_positions(run: RunContext, calibration: CalibrationRecord | None) -> list[str]:
+    """A warning if constants of key channels come from fewer positions than the model has, or none."""
+    kv, config = run.targets.kv, run.streamed.model.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None)
+    if kv is None or kv.keys is None or not kv.keys.channels or calibration is None or not isinstance(longest, int):
+        return []
+    if calibration.seq_len >= longest:
+        return []
+    return [
+        f"constants of key channels come from positions up to {calibration.seq_len}, the model has {longest}: keys "
+        "change with the position, and on longer texts than that the constants can do harm; set calibration.seq_len "
+        "to the longest text it will see"
     ]
 
 

@@ -19,6 +19,7 @@ from quantkit.model.meta_model import find_blocks
 from quantkit.model.streamed_model import Stop
 
 LOGITS_BYTES = 64 << 20  # of float32 logits that are computed at a time
+WORKING = 4  # arrays of that size: logits, their logarithms, probabilities, products
 
 
 class OutputDivergence:
@@ -37,6 +38,13 @@ class OutputDivergence:
         self._states: list[Tensor] = []
         self._answer: Callable[[Tensor], Any] = lambda hidden: hidden
         self._log_p = [self._log_probabilities(i) for i in range(len(self.ids))]
+
+    @staticmethod
+    def sizes(samples: int, seq_len: int, vocabulary: int, hidden: int) -> list[int]:
+        """Bytes of the largest tensors: log-probabilities, states, and what a part of the logits is computed with."""
+        tokens, part = samples * seq_len, max(LOGITS_BYTES, 4 * vocabulary * seq_len)
+        kept = [4 * tokens * vocabulary, 2 * 4 * tokens * hidden]
+        return [*kept, *[min(part, kept[0])] * WORKING]
 
     def measure(self) -> float:
         """Nats per token. What was changed lies in block `block` or behind it, or anywhere while `block` is 0."""

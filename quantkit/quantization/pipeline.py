@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantkit.checkpoint.gguf_writer import header_bytes
 from quantkit.checkpoint.journal import Journal
 from quantkit.checkpoint.model_folder import TOKENIZERS
 from quantkit.checkpoint.output_folder import file_hash, versions
@@ -127,15 +128,20 @@ def _run(
     targets = resolve_targets(recipe, graphs, streamed, extra, None if plan is None else candidate_types(plan))
     format_ = FORMATS[recipe.output.format]
     advice = [*remarks, *check_engine(recipe, targets, checkpoint.tensors, config)]
-    measured, importance = None, {}
+    measured, importance, shard = None, {}, int(recipe.output.max_shard_gb * 1e9)
     if plan is not None and recipe.gguf is not None:
         dense = [f"{name}.weight" for name, _ in targets.skipped]
         plan = plan.with_dense(dense, stored)
         importance = run_importance(given_imatrix, plan, targets.linears)
         advice += gguf_remarks(plan, config, stored, given_imatrix, importance, tokenizer)
-        if isinstance(recipe.gguf.mix, Measured):
+        if isinstance(mix := recipe.gguf.mix, Measured):
             assert tokens is not None, "measured mixes require calibration (validated in the recipe)"
-            measured = measured_types(recipe.gguf, plan, streamed, tokens.ids_ST, dense, bar, importance)
+            keys = file_metadata(plan, recipe, tokenizer, _calibration(tokens), given_imatrix)
+            headers = header_bytes(keys, plan.layouts(), mix.size or 0, shard)
+            gptq = recipe.weights.algorithm == "gptq"
+            measured = measured_types(
+                recipe.gguf, plan, streamed, tokens.ids_ST, dense, bar, importance, gptq=gptq, headers=headers
+            )
             plan = plan.with_types(measured.types)
             targets = resolve_targets(recipe, graphs, streamed, extra, candidate_types(plan))
     key = run_key(recipe, checkpoint, None if tokens is None else tokens.ids_ST, streamed.device)
@@ -147,7 +153,6 @@ def _run(
     journal = Journal(partial, key, restart=restart)
     begun = bool(journal.entries)
     try:
-        shard = int(recipe.output.max_shard_gb * 1e9)
         if plan is None:
             writer = ShardWriter(partial, file_layout(checkpoint.tensors, targets, format_), shard)
         else:

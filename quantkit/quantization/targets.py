@@ -228,8 +228,8 @@ def resolve(
     if unmatched := recipe.unmatched({c.name: c.site.class_name for c in candidates}, never):
         raise UserError("\n".join(unmatched))
     kv = cache_spec(recipe.kv_cache)
-    if kv is not None:
-        _check_cache(kv, recipe, has_names=format_.KV_NAMES is not None)
+    if kv is not None and kv.shared is not None and kv.shared.per != "token" and format_.KV_NAMES is None:
+        raise UserError(f"output.format cannot hold the scales of a {kv} cache; compressed-tensors and modelopt can")
     linears, skipped, notes = list[LinearTarget](), list(never.items()), list[str]()
     misfits, refused = list[tuple[str, int, int]](), dict[str, str]()
     for candidate in candidates:
@@ -281,17 +281,6 @@ def resolve(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
         raise UserError(f"no linear is left to quantize ({reasons or 'none was found in the decoder blocks'})")
     return Resolved(linears, skipped, notes, kv)
-
-
-def _check_cache(kv: CacheSpec, recipe: Recipe, *, has_names: bool) -> None:
-    """UserError where the output's format has no names for static scales, or its engine none for channel constants."""
-    if kv.shared is not None and kv.shared.per != "token" and not has_names:
-        raise UserError(f"output.format cannot hold the scales of a {kv} cache; compressed-tensors and modelopt can")
-    if any(side is not None and side.channels for side in (kv.keys, kv.values)) and recipe.output.engine is not None:
-        raise UserError(
-            f"kv_cache: {recipe.output.engine} knows no channel constants ({kv}), only quantkit's runtime does\n"
-            "hint: set output.engine to null, or leave out channels"
-        )
 
 
 def _target(

@@ -85,7 +85,7 @@ class Measured(Strict):
     bits_per_weight: float | None = Field(default=None, ge=2, le=16)
     """Of all tensors of the file together."""
     size: Size | None = None
-    """Of the file's tensors, in bytes; text like 3.6MB or 4GiB is read too."""
+    """Of the file, keys and vocabulary included, in bytes; text like 3.6MB or 4GiB is read too."""
 
     @model_validator(mode="after")
     def _one(self) -> "Measured":

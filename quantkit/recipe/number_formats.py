@@ -154,7 +154,8 @@ class CacheSide(Strict):
     packed: bool = False
     """true: scale and zero point of a token share 16 bits (integers; with a zero point of up to 4 bits)."""
     channels: bool = False
-    """true: each feature of a head has an offset and a scale from the calibration text (integers per token)."""
+    """true: each feature of a head has an offset and a scale from the calibration text (integers per token).
+    Those of keys are for its positions: calibrate on texts as long as those the cache will hold."""
     observer: Literal["minmax", "percentile", "mse"] = "minmax"
     """How static scales are read from the calibration text."""
 

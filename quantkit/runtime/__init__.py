@@ -1,6 +1,8 @@
 """Quantized folders as transformers models. Start in load.py.
 
 load.py             the model of a folder
+early_checks.py     refusals of generation before torch is imported
+generation.py       text from one prompt, or from the turns of a chat
 gguf_model.py       the model of a GGUF file, decoded
 gguf_tokenizer.py   its tokenizer, from the file's keys or from the folder it lies in
 save.py             a loaded model written again

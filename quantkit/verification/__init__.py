@@ -305,7 +305,8 @@ def _check_headers(subject: Subject, modules: Modules, tensors: Mapping[str, Ten
         return []
     if found := layouts.check_weight_shape(subject, modules):
         return found
-    return layouts.check_tensors(subject, modules) + scales.check_kv(subject, tensors)
+    found = layouts.check_tensors(subject, modules) + scales.check_kv(subject, tensors)
+    return found + scales.check_channels(subject, tensors)
 
 
 def _dense(shapes: Mapping[str, Shape]) -> list[Finding]:

@@ -153,6 +153,17 @@ def check_zeros(subject: Subject, checkpoint: Checkpoint, modules: Modules) -> l
     return [make("zero-points", some(sorted(names)), text, remedy) for text, names in grouped(wrong)]
 
 
+def check_channels(subject: Subject, tensors: Mapping[str, TensorHeader]) -> list[Finding]:
+    """Offsets and scales of a cache's channels are quantkit's own: loaders that know every name stop at them."""
+    own = sorted(name for name in tensors if leaf(name) in ("k_channels", "v_channels"))
+    if not own:
+        return []
+    message = f"{subject.engine} knows no tensor of that name: constants of the channels of a cache are quantkit's own"
+    if subject.engine == "transformers":
+        return [info("kv-channels", some(own), f"{message}; it leaves them out", "evaluate the cache with quantkit")]
+    return [error("kv-channels", some(own), message, "quantize for this engine without channels in kv_cache")]
+
+
 def check_kv(subject: Subject, tensors: Mapping[str, TensorHeader]) -> list[Finding]:
     """A static KV cache scheme comes with a key and a value scale in every attention."""
     raw = subject.qc.get("kv_cache_scheme")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quantkit.algorithms import gptq as module
 from quantkit.algorithms.coordinate_descent import sweep
-from quantkit.algorithms.gptq import Factor, accumulate, factor, finish, gptq, refit
+from quantkit.algorithms.gptq import Factor, accumulate, factor, finish, gptq, refit, share_left
 from quantkit.algorithms.rtn import rtn
 from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.errors import RunError, UserError
@@ -135,6 +135,20 @@ def test_each_step_lowers_the_error_on_the_data(layer: tuple[Tensor, Tensor], sp
     assert errors[1] < 0.85 * errors[0]
     assert errors[2] < (0.99 if spec.bits < 8 else 1) * errors[1]
     assert errors[3] < errors[2]
+
+
+def test_share_left_is_what_gptq_leaves_of_roundings_error(layer: tuple[Tensor, Tensor]) -> None:
+    """Where ranges are those of the weights; nothing is gained where inputs do not depend on each other."""
+    w_NK, h_KK = torch.randn(200, K).double(), layer[1].T @ layer[1]
+    shared = factor(h_KK)
+    for spec in (TensorSpec(8, -1, True), TensorSpec(4, 32, True)):
+        grid = IntegerGrid(spec, torch.float32, None)
+        rounding, after = (
+            row_errors(w_NK, dequantize(q), damped(h_KK)).sum().item()
+            for q in (rtn(w_NK, grid), gptq(w_NK, shared, grid)[0])
+        )
+        assert share_left(shared) == pytest.approx(after / rounding, rel=0.05)
+    assert share_left(factor(torch.rand(K).diag())) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16], ids=str)

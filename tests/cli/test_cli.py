@@ -224,6 +224,17 @@ def test_options_are_frozen() -> None:
         "convert": [
             *("--format", "--json", "--max-shard", "--output-type", "--pre", "--requantize", "--token-embedding"),
         ],
+        "bench": [
+            *("--baseline", "--decode", "--device", "--draft", "--dtype", "--input", "--json", "--kv", "--kv-cache"),
+            *("--llamacpp", "--max-num-batched-tokens", "--max-num-seqs", "--no-prefix-cache", "--num-blocks"),
+            *("--output", "--plot", "--prefill", "--profile", "--progress", "--quiet", "--rate", "--requests"),
+            *("--seed", "--shared-prefix", "--speculate", "--sweep-batch", "--trust-remote-code", "--verbose"),
+        ],
+        "generate": [
+            *("--chat", "--context", "--device", "--draft", "--dtype", "--file", "--ignore-eos", "--json", "--kv"),
+            *("--kv-cache", "--max-tokens", "--min-p", "--prompt", "--quiet", "--repetition-penalty", "--seed"),
+            *("--speculate", "--stop", "--temperature", "--top-k", "--top-p", "--trust-remote-code"),
+        ],
         "imatrix": [
             *("--calibration", "--data", "--device", "--json", "--model", "--output", "--progress", "--quiet"),
             *("--samples", "--seq-len", "--trust-remote-code", "--verbose"),
@@ -238,6 +249,8 @@ def test_options_are_frozen() -> None:
                 "--device",
                 "--engine",
                 "--json",
+                "--kv",
+                "--kv-cache",
                 "--progress",
                 "--quiet",
                 "--ref",
@@ -311,7 +324,10 @@ def test_completion(typed: str, offered: set[str]) -> None:
     assert "--install-completion" in invoke("--help").output
 
 
-@pytest.mark.parametrize("verb", ["quantize", "eval", "inspect", "convert", "verify", "plan", "recipes", "env"])
+VERBS = ["quantize", "eval", "generate", "bench", "inspect", "convert", "verify", "plan", "recipes", "env"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_json(verb: str) -> None:
     assert "--json" in invoke(verb, "--help").output
 

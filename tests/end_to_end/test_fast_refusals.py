@@ -106,7 +106,7 @@ def wrong(tmp_path: Path) -> dict[str, tuple[Path | str, str]]:
 ONLY_CAUSAL = {"bert", "t5", "clip", "llava", "unet", "embeddings", "mlx"}  # inspect and verify judge these themselves
 
 
-@pytest.mark.parametrize("verb", ["quantize", "plan", "eval", "inspect", "convert", "verify"])
+@pytest.mark.parametrize("verb", ["quantize", "plan", "eval", "generate", "bench", "inspect", "convert", "verify"])
 def test_every_verb_names_the_wrong_input_at_once(
     tmp_path: Path, wrong: dict[str, tuple[Path | str, str]], verb: str
 ) -> None:
@@ -115,6 +115,8 @@ def test_every_verb_names_the_wrong_input_at_once(
         "quantize": lambda path: ["quantize", "-r", "fp8-dynamic", "-m", path, "-o", out],
         "plan": lambda path: ["plan", "-r", "fp8-dynamic", "-m", path],
         "eval": lambda path: ["eval", path, "--text", str(MODEL / "eval.txt")],
+        "generate": lambda path: ["generate", path, "--prompt", "def "],
+        "bench": lambda path: ["bench", path],
         "inspect": lambda path: ["inspect", path],
         "convert": lambda path: ["convert", path, out, "--format", "awq"],
         "verify": lambda path: ["verify", path],
@@ -124,7 +126,7 @@ def test_every_verb_names_the_wrong_input_at_once(
     )
     if verb in ("inspect", "convert", "verify"):
         left_out = left_out | {"address", "not an id"}  # these take paths alone
-    if verb == "eval":
+    if verb in ("eval", "generate", "bench"):
         left_out = {"mlx"}  # a quantized model is fine
     names = [name for name in wrong if name not in left_out]
     for name, result in zip(names, run([arguments(str(wrong[name][0])) for name in names]), strict=True):

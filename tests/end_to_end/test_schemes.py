@@ -17,20 +17,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, LlamaModel
 
+from quantkit.cache_spec import CacheSpec
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import RunError, UserError
 from quantkit.formats import FORMATS
 from quantkit.formats.compressed_tensors import tensors as ct
+from quantkit.formats.quantized_folder import QuantizedFolder
 from quantkit.grids.activations import fake_quantize
 from quantkit.grids.dequantize import dequantize
+from quantkit.inspection.folder import inspect_checkpoint
 from quantkit.quantization import pipeline
+from quantkit.quantization.calibration.kv_channels import ChannelCache
 from quantkit.recipe import load as recipe
-from quantkit.runtime.load import load
+from quantkit.runtime.load import cache_ranges, load
 from quantkit.runtime.quant_linear import QuantLinear
-from quantkit.types import PRESETS, ActivationRange, QuantizedWeight
+from quantkit.runtime.quantized_cache import QuantizedCache
+from quantkit.types import PRESETS, ActivationRange, KVSpec, QuantizedWeight
 from tests.killed_run import killed_at
 from tests.tiny_models import random_tokens, tiny_model
 
+INT8, INT4 = KVSpec(8, "int", "token"), KVSpec(4, "int", "token")
+INT4_BEST = KVSpec(4, "int", "token", symmetric=False, group_size=16, packed=True, channels=True)
 FUSED = [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]
 STATIC_INT8 = {"type": "int8", "dynamic": False}
 CALIBRATION = {"data": "given as token ids"}
@@ -360,6 +367,77 @@ def test_integer_caches(llama: Path, ids: Tensor, tmp_path: Path) -> None:
     assert moved["int8"] < moved["grouped"] < moved["int4"]
 
 
+BEST = {"type": "int4", "symmetric": False, "group_size": 16, "packed": True, "channels": True}
+
+
+@pytest.mark.parametrize(
+    ("cache", "stored", "tensors"),
+    [
+        ({"keys": "int8", "values": "int4"}, CacheSpec(INT8, INT4), set()),
+        ({"keys": "int4", "values": None}, CacheSpec(INT4, None), set()),
+        ({"keys": "fp8", "values": "int4"}, CacheSpec(KVSpec(8, "float", "token"), INT4), set()),
+        (BEST, CacheSpec(INT4_BEST, INT4_BEST), {"k_channels", "v_channels"}),
+        ({"keys": BEST, "values": "int4"}, CacheSpec(INT4_BEST, INT4), {"k_channels"}),
+        ({"keys": "fp8", "values": "fp8"}, None, {"k_scale", "v_scale"}),
+    ],
+    ids=["8/4", "4/-", "fp8/4", "channels", "channels of keys", "fp8/fp8"],
+)
+def test_keys_and_values_of_their_own(
+    llama: Path, ids: Tensor, tmp_path: Path, cache: Any, stored: CacheSpec | None, tensors: set[str]
+) -> None:
+    """What is written is read as it was meant, and the loaded model computes what rounding by hand does."""
+    report = quantize(llama, tmp_path / "out", ids, scheme="W4A16", kv_cache=cache)
+    folder = QuantizedFolder.open(tmp_path / "out")
+    assert (folder.own_cache, folder.kv) == (stored, None if stored else KVSpec(8, "float"))
+    assert report.kv_cache == str(folder.cache) == inspect_checkpoint(tmp_path / "out")["kv_cache"]
+    leaves = [name.rpartition(".")[2] for name in folder.checkpoint.tensors if "self_attn" in name]
+    assert {leaf: leaves.count(leaf) for leaf in tensors} == dict.fromkeys(tensors, 2)
+    assert not {"k_channels", "v_channels", "k_scale", "v_scale"} & set(leaves) - tensors
+
+    assert folder.cache is not None
+    ranges = cache_ranges(folder, folder.cache)
+    dense = reference(tmp_path / "out", llama)
+    with torch.no_grad():
+        wanted = dense(ids, **{CACHE: QuantizedCache(folder.cache, ranges)}, use_cache=True).logits
+    found = logits(load(tmp_path / "out", dtype=torch.float32), ids)
+    assert relative(found, wanted) < 1e-5
+    assert relative(found, logits(dense, ids)) > 1e-3
+
+
+def test_constants_of_channels_are_those_of_the_text(llama: Path, ids: Tensor, tmp_path: Path) -> None:
+    """As the quantized weights make keys and values."""
+    quantize(llama, tmp_path / "out", ids, scheme="W4A16", kv_cache=BEST)
+    seen: dict[int, Any] = {}
+    with torch.no_grad():
+        reference(tmp_path / "out", llama)(ids, **{CACHE: ChannelCache(seen)}, use_cache=True)
+    checkpoint = Checkpoint.open(tmp_path / "out")
+    for layer, (keys, values) in seen.items():
+        for letter, moments in (("k", keys), ("v", values)):
+            stored = checkpoint.read(f"model.layers.{layer}.self_attn.{letter}_channels")
+            assert stored.shape == (2, 2, 32)
+            if layer == 0:  # later ones see inputs that were rounded to the cache
+                torch.testing.assert_close(stored, moments.constants(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("cache", "warned"), [(BEST, True), ({"keys": "int8", "values": BEST}, False)])
+def test_constants_of_keys_are_for_the_positions_of_the_text(
+    llama: Path, ids: Tensor, tmp_path: Path, cache: Any, warned: bool
+) -> None:
+    report = quantize(llama, tmp_path / "out", ids, scheme="W4A16", kv_cache=cache)
+    said = [line for line in report.warnings if "constants of key channels" in line]
+    assert len(said) == warned
+    assert all(f"positions up to {ids.shape[1]}, the model has 64" in line for line in said)
+
+
+def test_channels_are_for_no_engine(llama: Path, ids: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"vllm would not load(?s:.*)k_channels.*without channels in kv_cache"):
+        quantize(llama, tmp_path / "out", ids, scheme="W4A16", kv_cache=BEST, output={"engine": "vllm"})
+    assert list(tmp_path.iterdir()) == []
+    report = quantize(llama, tmp_path / "out", None, scheme="W4A16", kv_cache={"keys": "int8", "values": "int4"},
+                      output={"engine": "vllm"})  # fmt: skip
+    assert any("does not read a keys int8 token, values int4 token cache" in line for line in report.warnings)
+
+
 # The same bytes
 
 
@@ -369,6 +447,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "smoothquant": {"scheme": "W8A8", "activations": STATIC_INT8, "transforms": ["smoothquant"]},
     "rotation": {"scheme": "W4A8", "transforms": ["rotation"], "weights": {"algorithm": "gptq"}},
     "rotation, awq and a cache": {"scheme": "W4A16", "transforms": ["rotation", "awq"], "kv_cache": "fp8"},
+    "channels": {"scheme": "W4A16", "kv_cache": {"keys": BEST, "values": "int8"}},
 }
 
 

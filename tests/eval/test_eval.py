@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 import torch
 from quantkit_eval import TABLE_HEADER, bootstrap, divergence, evaluate, perplexity, render, table_row
+from quantkit_eval.cached_model import CachedModel
 from quantkit_eval.divergence import compare, kl_divergence
 from quantkit_eval.perplexity import cut, token_losses
 from quantkit_eval.results import Divergence, Evaluation, Interval, TextResult
 from quantkit_eval.texts import read_text
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
+from quantkit.cache_spec import CacheSpec
 from quantkit.errors import RunError, UserError
+from quantkit.types import KVSpec
 
 MODEL = Path(__file__).parents[2] / "examples" / "tiny-llama"
 CONTEXT = 64
@@ -425,3 +428,44 @@ def test_general_is_read_from_its_start_unless_a_number_is_given(monkeypatch: py
     assert (first.windows, first.tokens) == (4, 4 * 127)
     more = evaluate(MODEL, context=128, tokens=1024, device="cpu", progress=False).texts[0]
     assert more.windows == 8
+
+
+def test_a_quantized_cache_is_what_the_model_reads(text: Path, plain: dict[str, torch.Tensor]) -> None:
+    """Against transformers' model with rounding by hand; `none` is the model as it is."""
+    windows = plain["ids"]
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    spec = CacheSpec(KVSpec(8, "int", "token"), KVSpec(4, "int", "token", symmetric=False, group_size=32))
+    with torch.no_grad():
+        logits = [CachedModel(model, "m", spec)(window[None]).logits[:, :-1] for window in windows]
+    log_q = torch.cat(logits).double().log_softmax(-1)
+    log_p = plain["reference"]
+    wanted = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
+    given = "keys=int8,values=int4-asym-g32"
+    found = evaluate(MODEL, ref=MODEL, text=text, context=CONTEXT, kv_cache=given, progress=False)
+    d = found.texts[0].divergence
+    assert d is not None
+    assert d.kl_mean.value == pytest.approx(wanted, rel=1e-3)
+    assert wanted > 1e-4
+    assert found.to_json()["kv_cache"] == given
+    exact = evaluate(MODEL, ref=MODEL, text=text, context=CONTEXT, kv_cache="none", progress=False).texts[0].divergence
+    assert exact is not None
+    assert exact.kl_mean.value < 1e-9
+
+
+def test_a_model_without_keys_and_values_has_no_quantized_cache() -> None:
+    config = MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, state_size=8, intermediate_size=64)
+    with pytest.raises(UserError, match=r"keeps no keys and values(?s:.*)hint: leave out --kv-cache"):
+        CachedModel(MambaForCausalLM(config), "mamba", None)(torch.zeros(1, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kv_cache": "int9"}, "did you mean `int8`"),
+        ({"kv_cache": "keys=int8"}, "says nothing of the values"),
+        ({"kv_cache": 8}, "kv_cache: found int, expected a name like int8"),
+    ],
+)
+def test_caches_that_are_none(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(MODEL, progress=False, **given)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from quantkit.algorithms.coordinate_descent import sweep
 from quantkit.algorithms.gptq import factor, gptq, refusal
 from quantkit.formats.gguf.block_bytes import pack, unpack
 from quantkit.ggml_types import QUANTIZED
@@ -64,6 +65,7 @@ def test_parameters_move(name: str) -> None:
     step_gN = columns.steps(codes_NK.mT[span_K], span_K)
     slopes = columns.slopes(step_gN, k)
     assert len(slopes) == 1 + (type_.sub_offset > 0)
+    assert [slope_gN.stride(0) == 0 for slope_gN in slopes] == [False, True][: len(slopes)]
     for i, slope_gN in enumerate(slopes):
         value_gN, old = columns.values(step_gN, k), columns.parameters()
         size = torch.full((N,), 2.2 if type_.nested else 0.01, dtype=torch.float64)
@@ -112,6 +114,26 @@ def test_gptq_and_sweeps(name: str) -> None:
         if sweeps == 0:
             assert found < 0.9 * rounding
     assert errors[1] < 0.995 * errors[0]
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_a_sweep_says_by_how_much_the_error_changed(name: str) -> None:
+    """From parameters that are far from the best, so that all of them move: each row's change is that of the error."""
+    type_, (w_NK, h_KK) = BLOCK_TYPES[name], layer()
+    grid, a_KK = BlockGrid(block_spec(name)), h_KK.double() + 0.01 * h_KK.double().diagonal().mean() * torch.eye(K)
+    good = grid.fit(w_NK, h_KK.diagonal())
+    sub_offset_NS = (good.sub_offset_NS + 3).clamp(max=type_.sub_offset) if type_.nested else good.sub_offset_NS
+    bad = good._replace(scale_NG=good.scale_NG * 1.2, offset_NG=good.offset_NG * 1.3, sub_offset_NS=sub_offset_NS)
+    columns = grid.by_column(bad, K, torch.float64)
+    codes_KN = grid.encode(w_NK, columns.parameters()).mT.contiguous()
+    start, order_K = w_NK.double() - grid.decode(codes_KN.mT, columns.parameters()).double(), torch.arange(K)
+    error_KN = start.mT.clone()
+    change_N = sweep(error_KN, codes_KN, columns, a_KK, order_K)
+    after = w_NK.double() - grid.decode(codes_KN.mT, columns.parameters()).double()
+    torch.testing.assert_close(error_KN.mT, after, rtol=0, atol=1e-6 * float(w_NK.abs().max()))
+    before_N, after_N = (((error @ a_KK) * error).sum(1) for error in (start, after))
+    assert (change_N <= 0).all()
+    torch.testing.assert_close(change_N, after_N - before_N, rtol=1e-4, atol=1e-6 * float(before_N.max()))
 
 
 def test_spans_are_not_fitted_alone() -> None:

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from transformers import DeepseekV3Config, LlamaConfig
 
+from quantkit.cache_spec import CacheSpec
 from quantkit.errors import UserError
 from quantkit.planner.estimate import (
     estimate,
@@ -177,6 +178,9 @@ def test_cache_bytes_by_hand() -> None:
     assert kv_bytes(llama, KVSpec(8, "float"), torch.bfloat16) == plain
     assert kv_bytes(llama, KVSpec(4, "int", "token", group_size=32), torch.bfloat16) == plain / 2 + plain / 32 * 2
     assert kv_bytes(llama, KVSpec(8, "int", "token", symmetric=False), torch.bfloat16) == plain + plain / 128 * 3
+    pair = CacheSpec(KVSpec(8, "int", "token"), KVSpec(4, "int", "token", False, 32, packed=True))
+    assert kv_bytes(llama, pair, torch.bfloat16) == plain / 2 * (8 + 16 / 128 + 4.5) / 8
+    assert kv_bytes(llama, CacheSpec(None, KVSpec(8, "float")), torch.bfloat16) == plain / 2 * 3
     latent: Any = DeepseekV3Config(num_hidden_layers=3, kv_lora_rank=512, qk_rope_head_dim=64)
     assert kv_bytes(latent, None, torch.bfloat16) == 3 * (512 + 64) * 2
 

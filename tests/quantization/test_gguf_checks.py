@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import quantkit
@@ -212,3 +213,25 @@ def test_a_name_that_llama_cpp_would_take_for_phi3(tmp_path: Path, monkeypatch: 
     for path, said in ((tmp_path / "o/model.gguf", report.warnings), (tmp_path / "f.gguf", notes)):
         assert read_gguf(path).metadata["general.name"] == "tiny-Phi_3"
         assert any(line.startswith("general.name is 'tiny-Phi_3': by 'tiny-Phi-3', llama.cpp would") for line in said)
+
+
+def test_a_module_becomes_a_file_and_its_decoded_model(tmp_path: Path) -> None:
+    """A file needs a folder and a tokenizer: said before any work. The module that comes back is the file's."""
+    bundled = Path(__file__).parents[2] / "examples/tiny-llama"
+    module = AutoModelForCausalLM.from_pretrained(bundled, dtype=torch.float32)
+    recipe = {"gguf": "q4_0", "calibration": None}
+    tokenizer = AutoTokenizer.from_pretrained(bundled)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"tokenizer": tokenizer}, "output=FOLDER"),
+        ({"output": tmp_path / "o"}, "tokenizer="),
+    ]
+    for options, hint in cases:
+        with pytest.raises(quantkit.UserError, match=f"hint: pass {hint}"):
+            quantkit.quantize_module(module, recipe, progress=False, device="cpu", **options)
+    report, made = quantkit.quantize_module(
+        module, recipe, tmp_path / "o", tokenizer=tokenizer, progress=False, device="cpu"
+    )
+    assert report.gguf is not None
+    weight = made.get_parameter("model.layers.0.mlp.down_proj.weight")
+    assert torch.equal(weight, quantkit.load(tmp_path / "o").get_parameter("model.layers.0.mlp.down_proj.weight"))
+    assert not torch.equal(weight, module.get_parameter("model.layers.0.mlp.down_proj.weight"))

@@ -166,6 +166,16 @@ def ask(verb: str, model: Path, output: Path, recipe: dict[str, Any]) -> None:
         run(model, output, recipe | {"calibration": {}})
 
 
+def test_beside_gptq_it_weighs_the_head_and_the_report_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama", tmp_path / "model", monkeypatch)
+    recipe = {"gguf": {"mix": "q4_k_m", "output": "q5_0"}, "weights": {"algorithm": "gptq"}}
+    report = run(model, tmp_path / "out", with_file(recipe, written(tmp_path / "m.gguf", matrix(shapes_of(model)))))
+    run(model, tmp_path / "plain", recipe)
+    assert any("m.gguf: weighs the embedding and the head alone" in line for line in report.warnings)
+    with_, without = blocks(tmp_path / "out"), blocks(tmp_path / "plain")
+    assert not np.array_equal(with_["output.weight"], without["output.weight"])
+
+
 def mistakes(folder: Path, shapes: Shapes) -> dict[str, tuple[str, str]]:
     """Name -> (file of gguf.imatrix, what the message says)."""
     good = matrix(shapes)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, LlamaConfig, LlamaModel, StaticCache, cache_utils
 
+from quantkit.cache_spec import CacheSpec
 from quantkit.errors import RunError, UserError
 from quantkit.grids.activations import (
     KVRange,
@@ -34,6 +35,8 @@ FP8, FP8_HEAD = KVSpec(8, "float"), KVSpec(8, "float", "head")
 INT8_STATIC = KVSpec(8, "int", "head")
 INT8, INT4 = KVSpec(8, "int", "token"), KVSpec(4, "int", "token", group_size=4)
 INT4_ASYM = KVSpec(4, "int", "token", symmetric=False, group_size=8)
+FP8_TOKEN = KVSpec(8, "float", "token")
+CHANNELS = KVSpec(4, "int", "token", symmetric=False, group_size=8, packed=True, channels=True)
 # what this transformers calls the argument
 CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 CONFIG = LlamaConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=2, head_dim=16)
@@ -251,3 +254,26 @@ def test_any_cache_rounds_once_it_is_told_to(make: Any) -> None:
     assert torch.equal(found[:, :, :8], quantize_kv(keys, FP8, ranges[0].k_scale))
     assert twin.get_seq_length() == 0
     assert cache.get_seq_length() == 8
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [CacheSpec(INT8, INT4), CacheSpec(INT4, None), CacheSpec(None, FP8_TOKEN), CacheSpec(CHANNELS, INT8)],
+    ids=str,
+)
+def test_keys_and_values_each_their_own(spec: CacheSpec) -> None:
+    keys, values = states(T=8), states(T=8, seed=1)
+    constants = torch.stack([torch.linspace(-1, 1, 32).view(2, 16), torch.linspace(1, 2, 32).view(2, 16)])
+    cache = QuantizedCache(spec, {0: KVRange(constants if spec.calibrated else None, None)})
+    found = cache.update(keys, values, 0)
+    for x, side, read in zip((keys, values), (spec.keys, spec.values), found, strict=True):
+        wanted = x if side is None else quantize_kv(x, side, constants if side.channels else None)
+        assert torch.equal(read, wanted)
+        assert torch.equal(read, x) == (side is None)
+
+
+def test_fp8_per_token_in_float64() -> None:
+    x_BHTD = states()
+    amax = x_BHTD.double().abs().amax(-1, keepdim=True)
+    wanted = (x_BHTD.double() / (amax / 448)).float().to(torch.float8_e4m3fn).double() * (amax / 448)
+    assert ((quantize_kv(x_BHTD, FP8_TOKEN).double() - wanted).abs() < 1e-5 * amax).double().mean() > 0.999

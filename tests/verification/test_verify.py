@@ -217,6 +217,9 @@ BROKEN: dict[str, Broken] = {  # what is broken: (good folder, how, engine, rule
     "kv scale missing": ("kv", drop("0.self_attn.v_scale"), "vllm", "kv-missing", "warning"),
     "kv scales per head": (
         "kv", edit_qc(kv_cache_scheme=KV | {"strategy": "attn_head"}), "vllm", "kv-shape", "error"),
+    "kv channels": ("W4A16", add("model.layers.0.self_attn.v_channels"), "vllm", "kv-channels", "error"),
+    "kv channels, transformers": (
+        "W4A16", add("model.layers.0.self_attn.k_channels"), "transformers", "kv-channels", "info"),
     "padded words": (
         "W3A16", put(f"{O0}.weight_packed", lambda t: torch.zeros(256, 26).int()), "vllm", "old-packing", "error"),
     "scaled gelu": ("awq", add("model.layers.0.mlp.act.scales"), "vllm", "awq-act-scales", "error"),

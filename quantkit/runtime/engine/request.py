@@ -1,17 +1,20 @@
 """What a user asks for and gets, with vLLM's names and meanings for one output each, and a request on its way.
 
 Differences from vLLM: a field that is not here is an error, and a faulty request gives an output with `error` set
-instead of an exception, so that the others go on.
+instead of an exception, so that the others go on. No torch: the command checks its options by these.
 """
+
+from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self
-
-from torch import Generator, Tensor
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from quantkit.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 
 class UnknownFieldError(UserError, TypeError):
