@@ -9,7 +9,7 @@ the clock beside them. Each row is the median of its repetitions:
     mixed     32 requests of 8 to 128 tokens in, 64 out: `generate` in padded batches of 8, `generate_batch`, over LLM
     prefix    32 requests that share 512 tokens: without the prefix cache over with it
     packed    a random Llama (--layers 24: a billion weights), one sequence and eight: `generate` of its bfloat16
-              original over LLM of its W4A16 copy in groups of 128; with --llamacpp DIR, LLM over llama-bench of its Q4_0
+              original over LLM of its W4A16 copy in groups of 128; with --llamacpp, LLM over llama-bench of its Q4_0
     cache     one sequence at 4000 tokens: a decode step on a bfloat16 cache over one on int8; and the bytes of int8's
 """
 
