@@ -8,6 +8,8 @@ the clock beside them. Each row is the median of its repetitions:
     step      one decode step of 8 sequences over that of a bare forward of the model on a DynamicCache
     mixed     32 requests of 8 to 128 tokens in, 64 out: `generate` in padded batches of 8, `generate_batch`, over LLM
     prefix    32 requests that share 512 tokens: without the prefix cache over with it
+    packed    a random Llama (--layers 24: a billion weights), one sequence and eight: `generate` of its bfloat16
+              original over LLM of its W4A16 copy in groups of 128; with --llamacpp, LLM over llama-bench of its Q4_0
     cache     one sequence at 4000 tokens: a decode step on a bfloat16 cache over one on int8; and the bytes of int8's
 """
 
@@ -15,6 +17,7 @@ import argparse
 import json
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +25,21 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from quantkit_eval.bench import engine_run
+from quantkit_eval.bench.llama_bench import llama_bench
+from quantkit_eval.bench.machine import model_cost
+from quantkit_eval.bench.options import scenarios
+from quantkit_eval.bench.workload import workload
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
-from quantkit import LLM, SamplingParams, load
+from quantkit import LLM, SamplingParams, load, quantize
 
 Sample = tuple[float, float]  # seconds of the processor, of the clock
 
@@ -181,11 +196,63 @@ def cache(repeat: int) -> dict[str, Any]:
     }
 
 
+def random_llama(place: Path, layers: int, tokenizer: str) -> Path:
+    """A folder: blocks of 43 million weights, in bfloat16, with a tokenizer's files and its vocabulary."""
+    config = LlamaConfig(
+        vocab_size=len(AutoTokenizer.from_pretrained(tokenizer)), hidden_size=2048, intermediate_size=5632,
+        num_hidden_layers=layers, num_attention_heads=32, num_key_value_heads=4, max_position_embeddings=2048,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    LlamaForCausalLM(config).save_pretrained(place)
+    torch.set_default_dtype(torch.float32)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(place)
+    return place
+
+
+def packed(tokenizer: str, repeat: int, layers: int, llamacpp: Path | None, new: int = 16) -> dict[str, Any]:
+    """Prompts of 32 tokens, 16 out."""
+    with tempfile.TemporaryDirectory() as home:
+        original = random_llama(Path(home) / "original", layers, tokenizer)
+        quantize(original, {"scheme": "W4A16"}, Path(home) / "w4a16", progress=False)
+        model, llm = load(original), LLM(Path(home) / "w4a16", enable_prefix_caching=False, max_model_len=64)
+        found: dict[str, Any] = {"samples": {}}
+        for size in (1, 8):
+            every = prompts(size, 32, 32, llm.vocabulary)
+
+            def theirs(every: list[list[int]] = every) -> None:
+                ids = torch.tensor(every)
+                model.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, eos_token_id=None,
+                    pad_token_id=0,
+                )  # fmt: skip
+
+            def ours(every: list[list[int]] = every) -> None:
+                llm.generate(every, greedy(new))
+
+            samples = interleaved({"bfloat16 generate": theirs, "W4A16 LLM": ours}, repeat)
+            found[f"batch {size}: generate over LLM"] = ratio(samples, "bfloat16 generate", "W4A16 LLM")
+            found["samples"][f"batch {size}"] = samples
+        if llamacpp is not None:
+            lengths = scenarios(64, prefill=32, decode=new)
+            cost, single = model_cost(llm), workload(lengths[0], list(range(5, 2000)))
+            steps = [step for step in engine_run.run(llm, single, cost).steps if not step.prompt_tokens]
+            speed = len(steps) / sum(step.seconds for step in steps)
+            rows = llama_bench(llamacpp, str(original), lengths)
+            found["decode, LLM over llama-bench"] = {
+                row.name: round(speed / row.decode, 3) for row in rows if row.decode is not None
+            }
+            found["samples"]["decode tokens per second"] = {"LLM": speed} | {row.name: row.decode for row in rows}
+        return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--only", help="one of step, mixed, prefix, cache")
+    parser.add_argument("--only", help="one of step, mixed, prefix, packed, cache")
+    parser.add_argument("--layers", type=int, default=24, help="of the random Llama of packed")
+    parser.add_argument("--llamacpp", type=Path, help="folder of llama.cpp's tools, for packed")
     parser.add_argument("--json", type=Path, help="where raw samples go; parts that are there already stay")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -194,6 +261,7 @@ def main() -> None:
         "step": lambda: step(options.model, options.repeat),
         "mixed": lambda: mixed(options.model, options.repeat),
         "prefix": lambda: prefix(options.model, options.repeat),
+        "packed": lambda: packed(options.model, options.repeat, options.layers, options.llamacpp),
         "cache": lambda: cache(options.repeat),
     }
     results = {}

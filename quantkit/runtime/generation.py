@@ -63,7 +63,7 @@ class Generation:
 
 
 class Writer:
-    """Prompts into text, one at a time. `last`: what came of the last one, also where it was stopped midway."""
+    """Prompts into text, one at a time."""
 
     def __init__(self, llm: LLM, params: SamplingParams) -> None:
         if llm.tokenizer is None:
@@ -71,8 +71,13 @@ class Writer:
                 "this model has no tokenizer, and text needs one\nhint: copy the original's tokenizer files"
             )
         self.llm, self.params, self.tokenizer = llm, params, llm.tokenizer
-        self.last: Generation | None = None
+        self._last: tuple[str, RequestOutput] | None = None
         self._turns: list[dict[str, str]] = []
+
+    @property
+    def last(self) -> Generation | None:
+        """What came of the last prompt, also where it was stopped midway; None where nothing did."""
+        return None if self._last is None else Generation.of(*self._last)
 
     def write(self, prompt: str) -> Iterator[str]:
         """The text behind `prompt`, piece by piece. Closing it stops the request. UserError for a refused prompt."""
@@ -86,19 +91,19 @@ class Writer:
         except Exception as problem:  # templates are programs, and raise what they like
             raise UserError(f"the model's chat template refuses this chat: {problem}") from problem
         yield from self._stream(message, tokens)
-        assert self.last is not None
-        self._turns.append({"role": "assistant", "content": self.last.text})
+        assert self._last is not None
+        self._turns.append({"role": "assistant", "content": self._last[1].outputs[0].text})
 
     def _stream(self, prompt: str, given: Any) -> Iterator[str]:
         # a stop string may come in several tokens: its beginning must not be shown
         held = max((len(stop) for stop in self.params.stop or []), default=1) - 1
-        self.last, shown = None, 0
+        self._last, shown = None, 0
         with closing(self.llm.stream(given, self.params)) as outputs:  # type: ignore[type-var]
             for output in outputs:
                 if output.error is not None:
                     raise (RunError if output.outputs[0].token_ids else UserError)(output.error)
-                self.last = Generation.of(prompt, output)
-                ready = len(self.last.text) - (0 if output.finished else held)
+                self._last, text = (prompt, output), output.outputs[0].text
+                ready = len(text) - (0 if output.finished else held)
                 if ready > shown:
-                    yield self.last.text[shown:ready]
+                    yield text[shown:ready]
                     shown = ready
