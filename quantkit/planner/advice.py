@@ -1,6 +1,6 @@
 """Changes of a recipe that make it fit into memory or onto the disk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 from quantkit.errors import UserError
 from quantkit.planner.calibration_size import calibration_size
 from quantkit.planner.model_inventory import ModelInventory
-from quantkit.planner.output_size import resolved, sizes
+from quantkit.planner.output_size import gguf_bytes, planned_gguf, resolved, sizes
 from quantkit.planner.run_memory import need
 from quantkit.planner.this_machine import Machine
 from quantkit.recipe.gguf import Measured
@@ -22,13 +22,20 @@ KNOBS = 3  # that are named at most
 GB = 1e9
 
 
-def advice(recipe: Recipe, inventory: ModelInventory, machine: Machine, target: Path) -> list[str]:
-    """For memory and disk, where there is too little: changes of the recipe that help, or what else would."""
+def advice(
+    recipe: Recipe, inventory: ModelInventory, machine: Machine, target: Path, config: Mapping[str, Any]
+) -> list[str]:
+    """For memory and disk, where there is too little: changes of the recipe that help, or what else would.
+
+    config: of config.json
+    """
 
     def takes(changed: Recipe) -> tuple[float, float]:
-        jobs, _ = resolved(changed, inventory)
+        gguf = planned_gguf(changed, inventory, config)
+        jobs, found = resolved(changed, inventory, gguf)
         needed = need(changed, inventory, jobs, machine.process, calibration_size(changed, inventory))
-        return needed.peak, sizes(changed, inventory, jobs)[0] + needed.spilled
+        size = sizes(changed, inventory, jobs)[0] if gguf is None else gguf_bytes(changed, inventory, gguf, found)
+        return needed.peak, size + needed.spilled
 
     tried: list[tuple[str, float, float]] = []
     for text, data in _knobs(recipe, calibration_size(recipe, inventory)):

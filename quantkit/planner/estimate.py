@@ -145,7 +145,7 @@ def estimate(
         seconds=stages,
         machine=f"{machine.cores} cores, {machine.flops / 1e9:.0f} GFLOP/s, {machine.disk_rate / 1e9:.2f} GB/s",
         problems=tuple(problems),
-        advice=tuple(advice(recipe, inventory, machine, target)) if problems else (),
+        advice=tuple(advice(recipe, inventory, machine, target, config)) if problems else (),
         warnings=(*warnings, *remarks, *found.notes),
     )
 

@@ -64,6 +64,14 @@ def measured_sizes(recipe: Recipe, gguf: GgufPlan, dense: Iterable[str]) -> Meas
     return MeasuredSizes(gguf, *measured_budget(recipe.gguf, gguf.shapes, gguf.dense_types(dense)))
 
 
+def gguf_bytes(recipe: Recipe, inventory: ModelInventory, gguf: GgufPlan, found: Resolved) -> int:
+    """Bytes of all tensors of a GGUF that a run would write."""
+    dense = [f"{name}.weight" for name, _ in found.skipped]
+    gguf = gguf.with_dense(dense, inventory.tensors)
+    measured = measured_sizes(recipe, gguf, dense)
+    return gguf.data_bytes if measured is None else measured.nbytes
+
+
 def resolved(
     recipe: Recipe, inventory: ModelInventory, gguf: GgufPlan | None = None
 ) -> tuple[list[PlannedLinear], Resolved]:

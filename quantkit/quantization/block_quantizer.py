@@ -257,7 +257,7 @@ class BlockQuantizer:
         """
         groups = context.groups()
         if self.states is None or not self._propagates or not needs_hessian(context.linears):
-            return [groups]
+            return [groups] if groups else []
         stages = [[(group, members) for group, members in groups if group in stage] for stage in context.graph.stages]
         return [stage for stage in stages if stage]
 

@@ -163,6 +163,32 @@ def test_shards_hold_the_same_tensors(tmp_path: Path, monkeypatch: pytest.Monkey
         np.testing.assert_array_equal(found[name], data)
 
 
+@pytest.mark.parametrize("shard", [5.0, 2e-4], ids=["one", "many"])
+def test_a_measured_mix_fills_its_size_and_no_more(
+    shard: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all files, with their keys and the vocabulary; a killed run goes on with the same types."""
+    monkeypatch.setattr("quantkit.quantization.gguf_budget.FREE", ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16"))
+    model, size = tiny("llama", tmp_path / "model", monkeypatch), 600_000
+    recipe = GPTQ | {"gguf": {"mix": {"size": size}}, "output": {"max_shard_gb": shard}}
+    with killed_at(1):
+        run(model, tmp_path / "out", recipe)
+    report = run(model, tmp_path / "out", recipe)
+    files = sorted((tmp_path / "out").glob("*.gguf"))
+    assert (len(files) > 1) == (shard < 1)
+    assert 0.995 * size <= sum(file.stat().st_size for file in files) <= size
+    assert report.gguf is not None
+    assert report.gguf.measured is not None
+    assert len(report.gguf.types) > 2
+
+
+def test_blocks_without_a_quantized_linear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama", tmp_path / "model", monkeypatch)
+    report = run(model, tmp_path / "out", GPTQ | {"gguf": {"mix": "q8_0", "tensor_types": {r"blk\.0": "f16"}}})
+    assert report.gguf is not None
+    assert report.gguf.types["F16"][0] == 7
+
+
 def test_ignored_linears_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama", tmp_path / "model", monkeypatch)
     report = run(model, tmp_path / "out", {"gguf": "q4_0", "ignore": [r"re:.*\.0\.mlp\.down_proj"]})

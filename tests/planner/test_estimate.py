@@ -23,6 +23,7 @@ from quantkit.quantization.pipeline import quantize
 from quantkit.recipe.load import from_data
 from quantkit.recipe.recipe import Recipe
 from quantkit.report.console import render_plan, size_text
+from quantkit.report.plan import Plan
 from quantkit.types import KVSpec
 from tests.tiny_models import tiny_model
 from tests.tools.plan_memory import compare
@@ -291,6 +292,40 @@ def test_what_one_refuses_the_other_refuses_in_the_same_words(tmp_path: Path, ca
         words.append(str(failure.value))
     assert words[0] == words[1]
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_sizes_by_type_of_a_gguf(tmp_path: Path) -> None:
+    """Of a named mix those of the types; of a measured one what is known before: its size, and what has a type."""
+    folder = config_folder(tmp_path, LLAMA_8B)
+    weights = 8030261248
+
+    def planned(**section: Any) -> Plan:
+        return estimate(from_data({"calibration": TEXT, "gguf": section}), folder, machine=MACHINE)
+
+    named = planned(mix="Q4_K_M")
+    assert named.types is not None
+    assert {name: count for name, (count, _) in named.types.items()} == {"Q4_K": 193, "Q6_K": 33, "F32": 65}
+    assert sum(held for _, held in named.types.values()) == named.bytes_after
+    assert named.bytes_after == pytest.approx(4.92e9, rel=0.01)  # as the world knows the file
+    found = planned(mix={"bits_per_weight": 4.5}, output="q6_k")
+    assert found.types is not None
+    assert {name: count for name, (count, _) in found.types.items()} == {"by measured harm": 225, "Q6_K": 1, "F32": 65}
+    assert sum(held for _, held in found.types.values()) == found.bytes_after == int(4.5 * weights / 8)
+    assert found.schemes == {"by measured harm": 224}
+    assert found.bits_per_weight == pytest.approx(4.5)
+    assert planned(mix={"size": "5GB"}).bytes_after == 5 * 10**9
+    with pytest.raises(UserError, match="too few"):
+        planned(mix={"size": "1GB"})
+
+
+def test_measuring_types_takes_the_whole_model(tmp_path: Path) -> None:
+    """In float32 and once more as stored; where that is too much, a named mix is the way."""
+    recipe = from_data({"calibration": TEXT, "weights": {"algorithm": "gptq"}, "gguf": {"mix": {"size": "5GB"}}})
+    found = estimate(recipe, config_folder(tmp_path, LLAMA_8B), machine=MACHINE)
+    assert found.memory["the whole model, and as stored"] == 6 * 8030261248
+    assert found.memory["its output, to measure types by"] > 4 * 4096 * 128256
+    assert found.seconds["measuring types"] > found.seconds["algorithms"]
+    assert found.advice[0] == "memory: set gguf.mix: Q4_K_M"
 
 
 @pytest.mark.slow
