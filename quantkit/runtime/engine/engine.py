@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -159,7 +160,7 @@ class Engine:
                 raise UserError(f"a prompt has {sorted(unknown)}; the engine takes prompt or prompt_token_ids")
             prompt = prompt.get("prompt_token_ids", prompt.get("prompt"))
         if not isinstance(prompt, str):
-            return None, list(prompt)  # type: ignore[arg-type]
+            return None, [int(t) if isinstance(t, Integral) else t for t in prompt]  # type: ignore
         if self.tokenizer is None:
             raise UserError("this model came without a tokenizer\nhint: give lists of token ids, or tokenizer=")
         return prompt, self.tokenizer(prompt, verbose=False)["input_ids"]  # type: ignore[return-value]

@@ -136,7 +136,7 @@ class Runner:
         self.cache = None
         later = slice(cuts[1], None)  # what reads from the cache
         error = ((torch.cat(parts) - wanted).norm(dim=-1) / wanted.norm(dim=-1))[later].median().item()
-        if not error < (0.003 if self.model.dtype == torch.float32 else 0.1):
+        if not error < (0.003 if self.model.dtype == torch.float32 else 0.25):  # rounding alone, and room
             raise UserError(
                 f"{type(self.model).__name__}: over the paged cache its logits differ from its own by {error:.0%}: its "
                 "attention is not that of the paged engine\nhint: quantkit.load(...).generate(...) runs it"

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -228,6 +229,7 @@ def test_prompts_of_every_kind(bundled: LLM) -> None:
     outputs = bundled.generate(every, GREEDY)
     assert len({tuple(output.outputs[0].token_ids) for output in outputs}) == 1
     assert bundled.generate(ids, GREEDY)[0].prompt_token_ids == ids
+    assert bundled.generate(np.array(ids), GREEDY)[0].outputs[0].token_ids == outputs[0].outputs[0].token_ids  # type: ignore[arg-type]
     assert bundled.generate([], GREEDY) == []
     with pytest.raises(UserError, match="multi_modal_data"):
         bundled.generate({"prompt": "x", "multi_modal_data": {}}, GREEDY)
