@@ -11,8 +11,9 @@ import psutil
 import torch
 
 from quantkit.errors import RunError
+from quantkit.runtime.engine.blocks import BlockManager
 from quantkit.runtime.engine.llm import LLM
-from quantkit.runtime.engine.request import RequestOutput, SamplingParams
+from quantkit.runtime.engine.request import Request, RequestOutput, SamplingParams
 from quantkit.runtime.engine.scheduler import Scheduled
 from quantkit.runtime.engine.speculation import DraftModel
 from quantkit_eval.bench.machine import ModelCost
@@ -144,12 +145,8 @@ def watched(llm: LLM) -> Iterator[_Watch]:
         watch.plan, watch.model_seconds = schedule(), 0.0
         blocks = scheduler.blocks
         watch.waiting, watch.blocks = len(scheduler.waiting), blocks.blocks - blocks.free
-        free_slots = scheduler.max_num_seqs - len(scheduler.running)
-        watch.no_blocks = bool(
-            scheduler.waiting
-            and free_slots > 0
-            and blocks.needed(len(scheduler.waiting[0].tokens)) > blocks.free - blocks.watermark
-        )
+        slots_left = scheduler.max_num_seqs > len(scheduler.running)
+        watch.no_blocks = slots_left and bool(scheduler.waiting) and lacks_blocks(blocks, scheduler.waiting[0])
         return watch.plan
 
     def begin(*_: Any) -> None:
@@ -168,6 +165,14 @@ def watched(llm: LLM) -> Iterator[_Watch]:
             undo.callback(runner.model.register_forward_pre_hook(begin).remove)
             undo.callback(runner.model.register_forward_hook(end).remove)
         yield watch
+
+
+def lacks_blocks(blocks: BlockManager, request: Request) -> bool:
+    """Whether too few blocks are free for a request to begin, those it shares with others not counted."""
+    shared = blocks.match(request)
+    idle = sum(blocks.references[block] == 0 for block in shared)
+    spare = blocks.watermark if blocks.free < blocks.blocks else 0
+    return blocks.needed(len(request.tokens)) - len(shared) > blocks.free - idle - spare
 
 
 def _finish(device: torch.device) -> None:
