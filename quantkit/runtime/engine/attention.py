@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from quantkit_kernels.cpu.attention import cpu_paged_attention
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from quantkit.errors import UserError
@@ -40,6 +41,8 @@ class Step:
     slots    [T] block * P + place in it, of each token
     singles  how many tokens, the first ones, attend each for itself: tables [singles, n] and lengths [singles] say to
              what, the longest of them `longest`; the others lie in chunks
+    exact    attend as transformers does to the last bit where that can be: a model that rounds inputs to few bits
+             makes much of float noise
     sequences  all of them, where Triton's kernels may attend
     windows  tokens that a layer sees, where its configuration says so; 0: all
     """
@@ -52,6 +55,7 @@ class Step:
     longest: int
     chunks: list[Chunk]
     windows: dict[int, int]
+    exact: bool = False
     sequences: Sequences | None = None
     _rows: dict[int, Tensor] = field(default_factory=dict)
 
@@ -103,7 +107,7 @@ def paged_attention(
     keys, values = step.cache.layers[layer]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window or step.windows.get(layer, 0)
-    rule = _Rule(scale, window, softcap, s_aux)
+    rule = _Rule(scale, window, softcap, s_aux, step.exact)
     query_THD, key_THD, value_THD = (x[0].transpose(0, 1) for x in (query, key, value))
     if step.sequences is not None and rule.plain:
         pages = keys, values
@@ -127,6 +131,7 @@ class _Rule:
     window: int
     softcap: float | None
     sinks: Tensor | None
+    exact: bool
 
     @property
     def plain(self) -> bool:
@@ -148,6 +153,13 @@ class _Rule:
 def _attend_singles(query_BHD: Tensor, keys: Pages, values: Pages, step: Step, rule: _Rule) -> Tensor:
     """Each query over its own sequence: [B, Hq, D]."""
     B, Hq, D = query_BHD.shape
+    if rule.plain and rule.exact:
+        parts = []
+        for query_HD, table, length in zip(query_BHD, step.tables, step.lengths.tolist(), strict=True):
+            seen = slice(max(0, length - rule.window) if rule.window else 0, length)
+            k_HLD, v_HLD = (pages.read(table)[:, seen] for pages in (keys, values))
+            parts.append(_as_transformers(query_HD[:, None], k_HLD, v_HLD, rule)[:, 0])
+        return torch.stack(parts)
     if rule.plain and (out := _by_kernel(query_BHD, keys, values, step, rule)) is not None:
         return out
     k_BHLD, v_BHLD = keys.read(step.tables), values.read(step.tables)
@@ -159,6 +171,12 @@ def _attend_singles(query_BHD: Tensor, keys: Pages, values: Pages, step: Step, r
     scores = q @ k_BHLD.mT[:, :, None]
     shares = rule.shares(scores, seen[:, None, None, None])
     return (shares.to(v_BHLD.dtype) @ v_BHLD[:, :, None]).reshape(B, Hq, D)
+
+
+def _as_transformers(query_HnD: Tensor, k_HLD: Tensor, v_HLD: Tensor, rule: _Rule) -> Tensor:
+    """The last n of L tokens, n = 1 or L, as transformers' sdpa attention: [Hq, n, D]."""
+    options = {"is_causal": query_HnD.shape[1] > 1, "enable_gqa": len(query_HnD) != len(k_HLD)}
+    return scaled_dot_product_attention(query_HnD[None], k_HLD[None], v_HLD[None], scale=rule.scale, **options)[0]
 
 
 def _by_kernel(query_BHD: Tensor, keys: Pages, values: Pages, step: Step, rule: _Rule) -> Tensor | None:
@@ -191,6 +209,8 @@ def _attend_chunk(query_nHD: Tensor, keys: Pages, values: Pages, chunk: Chunk, r
     n, Hq, D = query_nHD.shape
     length = chunk.offset + n
     k_HLD, v_HLD = (pages.read(chunk.blocks)[:, :length] for pages in (keys, values))
+    if rule.plain and rule.exact and chunk.offset == 0 and not 0 < rule.window < n:
+        return _as_transformers(query_nHD.transpose(0, 1), k_HLD, v_HLD, rule).transpose(0, 1)
     place = torch.arange(length, device=query_nHD.device)
     position = place[chunk.offset :, None]
     seen = place <= position

@@ -254,8 +254,3 @@ class PagedCache:
                 sizes = (blocks, block_size, shape.heads, shape.head_size)
                 pair.append(Pages(*sizes, spec, dtype, device, static, tokens_first=tokens_first))
             self.layers[layer] = pair[0], pair[1]
-
-    @property
-    def nbytes(self) -> int:
-        """Of all blocks."""
-        return sum(pages.nbytes for pair in self.layers.values() for pages in pair)

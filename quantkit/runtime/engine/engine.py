@@ -203,8 +203,7 @@ class Engine:
     def _advance(self, item: Scheduled, logits_RV: Tensor, likeliest: list[int] | None) -> bool:
         """Take what the step computed for one request; whether it ended."""
         request = item.request
-        known = item.start + item.count - item.drafts
-        request.computed = known
+        request.computed = item.start + item.count - item.drafts
         try:
             if request.wants_prompt_logits and item.start < request.prompt_length:
                 self._take_prompt(request, item.start, logits_RV)

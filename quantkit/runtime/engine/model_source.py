@@ -13,6 +13,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 from quantkit.cache_spec import CacheSpec, cache_named
 from quantkit.checkpoint.gguf_path import find_gguf
 from quantkit.checkpoint.hub import locate_config
+from quantkit.checkpoint.model_folder import TOKENIZERS
 from quantkit.checkpoint.tokenizer import locate_tokenizer
 from quantkit.errors import UserError
 from quantkit.model.meta_model import is_encoder, read_config, refusal
@@ -59,15 +60,9 @@ def load_source(
         from quantkit.runtime.gguf_tokenizer import gguf_tokenizer
 
         tokenizer = gguf_tokenizer(file)[0]
-    elif _has_tokenizer(folder := Path(str(loaded.name_or_path))):
+    elif any((folder := Path(str(loaded.name_or_path))).joinpath(name).exists() for name in TOKENIZERS):
         tokenizer = locate_tokenizer(folder, trust_remote_code)
     return Source(loaded, tokenizer, context, _cache_format(loaded, kv_cache))
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    from quantkit.checkpoint.model_folder import TOKENIZERS
-
-    return any((folder / name).exists() for name in TOKENIZERS)
 
 
 def check_config(config: PretrainedConfig) -> int:

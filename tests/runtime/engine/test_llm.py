@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from quantkit_kernels.cpu.linear import Way, machine, product_int8
+from quantkit_kernels.cpu.weight import pack_cpu
 from transformers import DynamicCache, LlamaModel, PreTrainedModel
 
 import quantkit
@@ -503,3 +505,17 @@ def test_sinks_softcap_and_windows(config: transformers.PretrainedConfig) -> Non
         with torch.no_grad():
             shares = model(torch.tensor([each]), use_cache=False).logits[0, :-1].log_softmax(-1)
         assert torch.allclose(ours, shares.gather(-1, torch.tensor(each)[1:, None])[:, 0], atol=1e-4)
+
+
+def test_int8_products_are_the_same_to_the_bit_whatever_computes_them() -> None:
+    """So that a W8A8 model's tokens do not depend on who else is in the step: integers are summed, and rounded once."""
+    generator = torch.Generator().manual_seed(0)
+    for K in (64, 256, 320):
+        codes = torch.randint(0, 256, (96, K), dtype=torch.uint8, generator=generator)
+        weight = pack_cpu(codes, torch.rand(96, 1, generator=generator), format="int8", group_size=-1)
+        x_MK = torch.randint(-127, 128, (9, K), dtype=torch.int8, generator=generator)
+        scale_M = torch.rand(9, generator=generator)
+        wanted = (x_MK.int() @ (codes.view(torch.int8).int()).T).float() * weight.scale[:, 0] * scale_M[:, None]
+        ways: list[Way] = [*(["gemv_int8"] if machine().compiled else []), *(["qlinear"] if machine().vnni else [])]
+        for way in ways:
+            assert torch.equal(product_int8(x_MK, scale_M, weight, way), wanted)
