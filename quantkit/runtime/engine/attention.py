@@ -175,8 +175,9 @@ def _attend_singles(query_BHD: Tensor, keys: Pages, values: Pages, step: Step, r
 
 def _as_transformers(query_HnD: Tensor, k_HLD: Tensor, v_HLD: Tensor, rule: _Rule) -> Tensor:
     """The last n of L tokens, n = 1 or L, as transformers' sdpa attention: [Hq, n, D]."""
-    options = {"is_causal": query_HnD.shape[1] > 1, "enable_gqa": len(query_HnD) != len(k_HLD)}
-    return scaled_dot_product_attention(query_HnD[None], k_HLD[None], v_HLD[None], scale=rule.scale, **options)[0]
+    q, k, v = query_HnD[None], k_HLD[None], v_HLD[None]
+    causal, grouped = q.shape[2] > 1, q.shape[1] != k.shape[1]
+    return scaled_dot_product_attention(q, k, v, is_causal=causal, scale=rule.scale, enable_gqa=grouped)[0]
 
 
 def _by_kernel(query_BHD: Tensor, keys: Pages, values: Pages, step: Step, rule: _Rule) -> Tensor | None:

@@ -167,7 +167,7 @@ class Engine:
 
     def _fault(self, request: Request, score: bool) -> str | None:
         """Why a request cannot run."""
-        tokens, longest = request.tokens, self.max_model_len
+        tokens, longest, blocks = request.tokens, self.max_model_len, self.scheduler.blocks
         bad = next((t for t in tokens if not isinstance(t, int) or not 0 <= t < self.vocabulary), None)
         if not tokens:
             return "the prompt has no tokens"
@@ -180,10 +180,8 @@ class Engine:
             return "a stop string is empty"
         if request.params.stop and self.tokenizer is None:
             return "stop strings need a tokenizer, and the model came without one"
-        needed, there = self.scheduler.most_blocks(request), self.scheduler.blocks.blocks
-        if needed > there:
-            size = self.scheduler.blocks.block_size
-            return f"{request.limit} tokens need {needed} blocks of {size}; the cache has {there}"
+        if (needed := self.scheduler.most_blocks(request)) > blocks.blocks:
+            return f"{request.limit} tokens need {needed} blocks of {blocks.block_size}; the cache has {blocks.blocks}"
         return None
 
     def _piece(self, item: Scheduled) -> Piece:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from numbers import Integral
 from typing import Any
 
@@ -127,8 +128,8 @@ class LLM(Engine):
         prompts    texts, lists of token ids, or {"prompt": ..} and {"prompt_token_ids": ..}; one, or a list
         on_output  called at each step that gave a request tokens; use_tqdm: taken and not needed, no bar is shown
         """
-        run = self._run(self._requests_of(prompts, sampling_params, priority, on_output))
-        return sorted((output for ended in run for output in ended), key=lambda output: int(output.request_id))
+        steps = self._run(self._requests_of(prompts, sampling_params, priority, on_output))
+        return sorted(chain.from_iterable(steps), key=lambda output: int(output.request_id))
 
     def chat(
         self, messages: list[Any], sampling_params: SamplingParams | None = None, **template: Any

@@ -41,8 +41,8 @@ class Runner:
             raise UserError(f"{type(model).__name__}: {error}") from error
         self.shapes = self._probe()
         self.windows = _windows(model)
-        linears = [module for module in model.modules() if isinstance(module, QuantLinear)]
-        self.exact = self.device.type == "cpu" and any(linear.scheme.activations is not None for linear in linears)
+        linears = (module for module in model.modules() if isinstance(module, QuantLinear))
+        self.exact = self.device.type == "cpu" and any(each.scheme.activations for each in linears)
         self.cache: PagedCache | None = None
         self.on_gpu = self.device.type == "cuda"
         if trial is not None:
