@@ -125,7 +125,7 @@ def evaluate(
         device=str(where),
         dtype=str(loaded.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - started,
-        versions=_versions() | ({"llama-cpp-python": loaded.version} if engine == "llama.cpp" else {}),
+        versions=versions() | ({"llama-cpp-python": loaded.version} if engine == "llama.cpp" else {}),
         engine=engine,
         kv_cache=kv_cache,
         notes=(*notes, *more, *remarks(folder, engine)),
@@ -232,9 +232,10 @@ def _progress(wanted: bool) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not (wanted and sys.stderr.isatty()))
 
 
-def _versions() -> dict[str, str]:
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Of Python and of those packages that are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:  # run from a source tree that is not installed

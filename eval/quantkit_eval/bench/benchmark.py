@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from quantkit_eval.bench.regime import phases, regime
 from quantkit_eval.bench.results import Benchmark, Compared, Measured, Sample
 from quantkit_eval.bench.statistics import Latencies, Timeline
 from quantkit_eval.bench.workload import Arrival, workload
+from quantkit_eval.evaluation import versions
 from quantkit_eval.texts import read_text
 
 LOG = logging.getLogger("quantkit.bench")
@@ -63,7 +63,7 @@ def benchmark(options: BenchOptions, *, trace: Path | None = None) -> Benchmark:
     bench = () if options.llamacpp is None else llama_bench(options.llamacpp, options.model, options.scenarios)
     return Benchmark(
         options.model, _plain_data(options), str(llm.runner.device), torch.get_num_threads(), peak.dtype,
-        cache_text(llm), peak, tuple(measured), bench, profiled, time.perf_counter() - started, _versions(), notes,
+        cache_text(llm), peak, tuple(measured), bench, profiled, time.perf_counter() - started, versions(PACKAGES), notes,
     )  # fmt: skip
 
 
@@ -189,13 +189,3 @@ def _plain_data(options: BenchOptions) -> dict[str, Any]:
     found = asdict(options)
     del found["model"], found["scenarios"]
     return found | {"llamacpp": None if options.llamacpp is None else str(options.llamacpp)}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            continue
-    return found
