@@ -63,7 +63,8 @@ def benchmark(options: BenchOptions, *, trace: Path | None = None) -> Benchmark:
     bench = () if options.llamacpp is None else llama_bench(options.llamacpp, options.model, options.scenarios)
     return Benchmark(
         options.model, _plain_data(options), str(llm.runner.device), torch.get_num_threads(), peak.dtype,
-        cache_text(llm), peak, tuple(measured), bench, profiled, time.perf_counter() - started, versions(PACKAGES), notes,
+        cache_text(llm), peak, tuple(measured), bench, profiled, time.perf_counter() - started, versions(PACKAGES),
+        notes,
     )  # fmt: skip
 
 
