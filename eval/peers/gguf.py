@@ -1,8 +1,8 @@
 """Make GGUF files of a model with quantkit and with llama.cpp's quantizer; print divergence, size and time of both.
 
-    python eval/peers/gguf.py --llamacpp build/bin --model examples/tiny-llama \
-        --calibration examples/tiny-llama/calibration.txt --evaluation examples/tiny-llama/eval.txt
+    python eval/peers/gguf.py --llamacpp build/bin --model MODEL --calibration CAL.txt --evaluation EVAL.txt
 
+Without --model it is the bundled model with its own texts.
 Stock llama-quantize gets an importance matrix that llama-imatrix makes of the same calibration text. Both files must
 have the same types, tensor by tensor, and sizes within 0.1 %. Divergence from the original's F32 file is what
 llama-perplexity measures. --model, --calibration and --evaluation may be repeated: one table after another, the last
@@ -31,6 +31,7 @@ from gguf import GGUFReader  # noqa: E402
 from gguf_files import Bench, Entry  # noqa: E402
 from llamacpp import LlamaCpp  # noqa: E402
 
+BUNDLED = HERE.parents[1] / "examples" / "tiny-llama"
 MIXES = ("Q4_K_M", "Q3_K_M", "Q2_K", "Q4_0", "IQ4_XS", "Q6_K")
 BUDGETS = (4.5, 3.5)
 ROUNDING = ("calibration=null", "weights.algorithm=rtn")
@@ -138,8 +139,11 @@ def main() -> int:
     with working_folder(a.work) as work:
         if a.speed:
             return speed(tools, work, a)
-        if not a.model or not a.calibration or not a.evaluation:
-            parser.error("give --model, --calibration and --evaluation, or --speed")
+        if not a.model:
+            a.model, a.calibration = [BUNDLED], a.calibration or [BUNDLED / "calibration.txt"]
+            a.evaluation = a.evaluation or [BUNDLED / "eval.txt"]
+        if not a.calibration or not a.evaluation:
+            parser.error("give --calibration and --evaluation with --model")
         for i, model in enumerate(a.model):
             texts = [given[min(i, len(given) - 1)] for given in (a.calibration, a.evaluation)]
             folder = work / model.resolve().name
@@ -167,7 +171,7 @@ def speed(tools: LlamaCpp, work: Path, options: argparse.Namespace) -> int:
     if not (model / "config.json").exists():
         random_model("1B", model)
         for file in ("tokenizer.json", "tokenizer_config.json"):  # any will do
-            shutil.copy(HERE.parents[1] / "examples" / "tiny-llama" / file, model)
+            shutil.copy(BUNDLED / file, model)
     bench = Bench(model, work, tools, options)
     weights = sum(math.prod(map(int, t.shape)) for t in GGUFReader(bench.original()).tensors)
     print(f"{weights / 1e6:,.0f} M weights, {tools.threads} threads, seconds with reading and writing")
