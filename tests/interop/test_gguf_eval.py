@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from quantkit_eval import evaluate
 from quantkit_eval.llama_cpp_library import LlamaCppModel
 from transformers import AutoModelForCausalLM
@@ -93,6 +95,8 @@ def test_llama_cpp_refuses_what_verify_refuses(tmp_path: Path, fault: str) -> No
 @pytest.mark.parametrize("name", ["llama", "qwen2", "phi3", "gemma3", "qwen3", "qwen3moe"])
 def test_transformers_loads_what_verify_says(tmp_path: Path, name: str) -> None:
     """The same logits where verify has no more than a remark; an error or others where it refuses or warns."""
+    if name == "qwen3moe" and Version(transformers.__version__) < Version("5.24"):
+        pytest.skip("verify has the rules of transformers 5.24, which misreads a key that older ones read")
     path = tiny(name, "Q8_0").save(tmp_path / "m.gguf")
     sound = all(finding.level == "info" for finding in verify_folder(path, "transformers").findings)
     try:
