@@ -1,6 +1,6 @@
 """What the output will hold: its tensors, and the quantization_config that describes them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -32,11 +32,6 @@ def file_layout(
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in name.split(".")]
-
-
-def output_bytes(units: Iterable[list[TensorLayout]]) -> int:
-    """Bytes of tensor data the layout will hold."""
-    return sum(layout.nbytes for unit in units for layout in unit)
 
 
 def quantization_config(targets: Targets, format_: Format) -> dict[str, Any]:
