@@ -54,8 +54,22 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True)
+class Acceptance:
+    """The share of a model's guesses that are right when it drafts for its original, greedily.
+
+    draft_tokens   guessed at a time; prompts: pieces of the text, of prompt_tokens each, new_tokens made behind each
+    """
+
+    rate: Interval
+    draft_tokens: int
+    prompts: int
+    prompt_tokens: int
+    new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class TextResult:
-    """What was found on one text. divergence: None without an original.
+    """What was found on one text. divergence: None without an original; acceptance: where it was asked for.
 
     name, sha256     of the text as it was read; bytes_per_token: of UTF-8, on average
     windows, tokens  how many windows ran, and how many tokens were predicted in them
@@ -68,6 +82,7 @@ class TextResult:
     tokens: int
     model: Surprise
     divergence: Divergence | None
+    acceptance: Acceptance | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Its entry of the evaluation."""
@@ -89,6 +104,8 @@ class TextResult:
                 },
                 "reference": asdict(d.reference),
             }
+        if self.acceptance is not None:
+            found["acceptance"] = asdict(self.acceptance)
         return found
 
 
