@@ -8,6 +8,7 @@ quantize.py      quantize, plan
 evaluate.py      eval
 generate.py      generate
 bench.py         bench
+sweep.py         sweep
 folders.py       inspect, convert, verify
 imatrix.py       imatrix
 recipes.py       recipes: list, show, check, schema

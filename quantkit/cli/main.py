@@ -9,12 +9,14 @@ from quantkit.cli.generate import generate
 from quantkit.cli.imatrix import imatrix
 from quantkit.cli.quantize import plan, quantize
 from quantkit.cli.recipes import recipes_app
-from quantkit.cli.usage import Convert
+from quantkit.cli.sweep import sweep
+from quantkit.cli.usage import Convert, Sweep
 
 VERBS = {
     "quantize": quantize,
     "eval": evaluate,
     "generate": generate,
+    "sweep": sweep,
     "bench": bench,
     "inspect": inspect,
     "convert": convert,
@@ -22,8 +24,9 @@ VERBS = {
     "plan": plan,
     "imatrix": imatrix,
 }
+CLASSES = {"convert": Convert, "sweep": Sweep}
 for name, function in VERBS.items():
-    app.command(name, cls=Convert if name == "convert" else None)(verb(function))
+    app.command(name, cls=CLASSES.get(name))(verb(function))
 app.add_typer(recipes_app, name="recipes")
 app.command("env")(verb(env))
 

@@ -9,6 +9,7 @@ algorithms.py      options of algorithms and transforms
 sections.py        calibration, overrides, output
 gguf.py            the section that makes a GGUF file
 data_sets.py       data sets with a short name, and where they lie on the Hub
+keys.py            every key by its dotted name, and the type of its values
 yaml_document.py   YAML with line numbers
 messages.py        validation errors in the words of the recipe's author
 """
