@@ -77,7 +77,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
             raise
         except KeyboardInterrupt:
             resumed = "; it goes on where it was when the same command is run again"
-            _fail(f"interrupted{resumed if function.__name__ == 'quantize' else ''}", 130)
+            _fail(f"interrupted{resumed if function.__name__ in ('quantize', 'auto') else ''}", 130)
         except UserError as error:
             _fail(str(error), 2)
         except RunError as error:
