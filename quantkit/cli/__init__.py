@@ -5,6 +5,7 @@ app.py           the typer app, errors as messages and exit codes, shared option
 usage.py         wrong verbs and options, answered like every other mistake
 completion.py    what the shell completes options with
 quantize.py      quantize, plan
+auto.py          auto
 evaluate.py      eval
 generate.py      generate
 bench.py         bench

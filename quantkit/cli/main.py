@@ -1,6 +1,7 @@
 """The `quantkit` command: which function is which verb, in the order of `quantkit --help`."""
 
 from quantkit.cli.app import app, verb
+from quantkit.cli.auto import auto
 from quantkit.cli.bench import bench
 from quantkit.cli.environment import env
 from quantkit.cli.evaluate import evaluate
@@ -14,6 +15,7 @@ from quantkit.cli.usage import Convert, Sweep
 
 VERBS = {
     "quantize": quantize,
+    "auto": auto,
     "eval": evaluate,
     "generate": generate,
     "sweep": sweep,
