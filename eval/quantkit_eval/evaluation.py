@@ -34,10 +34,19 @@ from quantkit_eval.folders import bos_token, check_tokenizers, load_model, load_
 from quantkit_eval.llama_cpp_library import LlamaCppModel
 from quantkit_eval.paged_model import PagedModel
 from quantkit_eval.perplexity import Windows, cut, token_losses
-from quantkit_eval.results import Acceptance, Divergence, Evaluation, Interval, Surprise, TextResult
+from quantkit_eval.results import (
+    Acceptance,
+    Divergence,
+    Evaluation,
+    Interval,
+    PositionSurprise,
+    Surprise,
+    TextResult,
+)
 from quantkit_eval.texts import Text, read_text
 
 GENERAL_TOKENS = 1 << 14  # of `general`, unless a number is given
+POSITIONS = 8  # parts of a window whose perplexity is told apart
 BATCH_BYTES = 128 << 20  # of float32 logits of one model per batch
 PACKAGES = ("quantkit", "torch", "transformers", "safetensors", "numpy")
 LOG = logging.getLogger("quantkit.eval")
@@ -220,9 +229,18 @@ def summarize(scores: Scores, text: Text, windows: Windows, seed: int = 0) -> Te
             reference=surprise(scores.reference_loss, scores.reference_right),
         )
     own = surprise(scores.loss, scores.right)
-    return TextResult(
-        text.name, text.sha256, windows.bytes_per_token, len(windows.ids_WT), windows.predicted, own, divergence
+    positions = tuple(
+        PositionSurprise(
+            part[0] + 1,
+            part[-1] + 1,
+            mean(scores.loss[:, part]).exp(),
+            None if scores.reference_loss is None else mean(scores.reference_loss[:, part]).exp(),
+        )
+        for part in (part.tolist() for part in np.array_split(np.arange(scores.loss.shape[1]), POSITIONS))
+        if part
     )
+    sizes = windows.bytes_per_token, len(windows.ids_WT), windows.predicted
+    return TextResult(text.name, text.sha256, *sizes, own, divergence, positions)
 
 
 def _logits(model: Any, ids_BT: torch.Tensor, name: str) -> torch.Tensor:

@@ -48,7 +48,13 @@ class PlainEngine:
     """
 
     def __init__(
-        self, folder: Path, device: torch.device, dtype: Any, kv_cache: str | None, batch_size: int | None, trusted: bool
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: Any,
+        kv_cache: str | None,
+        batch_size: int | None,
+        trusted: bool,
     ) -> None:
         self.model = load_model(folder, device, trusted, dtype)
         self.config, self.name, self.batch_size = self.model.config, str(folder), batch_size
@@ -151,7 +157,13 @@ class PagedEngine:
     """The paged engine: its pages, kernels and cache formats. Each list of tokens is a request of its own."""
 
     def __init__(
-        self, folder: Path, device: torch.device, context: int, kv_cache: str | None, batch_size: int | None, trusted: bool
+        self,
+        folder: Path,
+        device: torch.device,
+        context: int,
+        kv_cache: str | None,
+        batch_size: int | None,
+        trusted: bool,
     ) -> None:
         model = PagedModel(folder, context, device, kv_cache, trust_remote_code=trusted)
         self.llm, self.config, self.name = model.llm, model.config, str(folder)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from quantkit.algorithms import ALGORITHMS, Evidence, Needs, Quantized
+from quantkit.algorithms.outliers import input_peak, weight_peak
 from quantkit.errors import RunError
 from quantkit.grids import Grid, RangeSearch, make_grid
 from quantkit.quantization.calibration.statistics import Statistic
 from quantkit.quantization.gguf_importance import Importance
 from quantkit.quantization.targets import LinearTarget
-from quantkit.report.block_records import GptqErrors, LinearRecord
+from quantkit.report.block_records import GptqErrors, LinearRecord, Outliers
 from quantkit.types import QuantizedWeight
 
 NO_TOKEN = "no calibration token reached it: rounded on the range of its weights alone"
@@ -80,6 +81,8 @@ def quantize_group(
         if own and importance:
             evidence = replace(evidence, importance_K=torch.from_numpy(importance[own]).to(weights[own].device))
         note = None if reached else GIVEN if own else NO_TOKEN
+        outliers = [weight_peak(weights[linear.name]) for linear in members]  # algorithms may work in place
+        channels = None if statistic is None else input_peak(statistic.mean_square())
         grid = _grid(first, statistic, signed)
         options = first.weights.options.model_dump()
         try:
@@ -87,8 +90,8 @@ def quantize_group(
         except RunError as error:
             raise RunError(f"{', '.join(linear.name for linear in members)}: {error}") from error
         results += [
-            Result(linear, one.weight, _record(linear, name, one, evidence, note))
-            for linear, one in zip(members, done, strict=True)
+            Result(linear, one.weight, _record(linear, name, one, evidence, note, Outliers(peak, channels)))
+            for linear, one, peak in zip(members, done, outliers, strict=True)
         ]
     return results
 
@@ -116,11 +119,11 @@ def _grid(linear: LinearTarget, statistic: Statistic | None, signed: bool) -> Gr
 
 
 def _record(
-    linear: LinearTarget, algorithm: str, done: Quantized, evidence: Evidence, note: str | None
+    linear: LinearTarget, algorithm: str, done: Quantized, evidence: Evidence, note: str | None, outliers: Outliers
 ) -> LinearRecord:
     gptq = None
     if done.damping is not None and done.error_rounding is not None:
         gptq = GptqErrors(done.error_rounding, done.damping, evidence.tokens, done.dead_columns)
     if done.raised:
         note = f"the Hessian did not factor: damping raised to {done.damping:g}"
-    return LinearRecord(linear.name, str(linear.scheme), linear.shape, algorithm, done.error, gptq, note)
+    return LinearRecord(linear.name, str(linear.scheme), linear.shape, algorithm, done.error, gptq, note, outliers)
