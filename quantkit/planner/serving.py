@@ -82,7 +82,16 @@ def plan_serving(
     load = fitted(traffic, model, name or str(folder))
     found = candidates(inventory, config, engine, device, load.tp, recipe)
     schemes = {each.name: served(each, model, device, load) for each in found if each.stored is not None}
-    asked = Asked(traffic.profile, load.concurrency, load.context, load.tp, load.pp, tuple(device.peaks), "fp8")
+    asked = Asked(
+        traffic.profile,
+        load.concurrency,
+        load.context,
+        load.tp,
+        load.pp,
+        USABLE * device.memory,
+        tuple(device.peaks),
+        "fp8",
+    )
 
     def readable(each: Candidate) -> bool:
         scheme, by = (each.name, each.recipe) if each.recipe else next(iter(BEST.items()))

@@ -21,13 +21,18 @@ LINKS = ("interconnect bandwidth", "interconnect latency")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asked of a device. peaks: formats that it multiplies; cache: the 8-bit one that the engine reads."""
+    """What is asked of devices.
+
+    usable  bytes of a device for weights and caches; peaks: formats that it multiplies
+    cache   the 8-bit one that the engine reads
+    """
 
     profile: str | None
     concurrency: int
     context: int
     tp: int
     pp: int
+    usable: float
     peaks: tuple[str, ...]
     cache: str
 
@@ -56,7 +61,7 @@ def advise(schemes: Mapping[str, SchemeServing], asked: Asked) -> Advice:
         cache, row = _capacity(able[scheme], asked)
         rows.append(row)
     if schemes["bf16"].decode.regime in LINKS or schemes["bf16"].prefill.regime in LINKS:
-        rows.append(_links(schemes["bf16"], asked))
+        rows.append(_links(schemes["bf16"], schemes[scheme or "bf16"], asked))
     if chosen.rule == "quality":
         rows += _one_by_one(able, asked, scheme, cache)
     return Advice(scheme, cache, chosen.why, tuple(rows))
@@ -99,7 +104,7 @@ def _by_profile(base: SchemeServing, able: Mapping[str, SchemeServing], asked: A
         if fast.tokens_per_second > GAIN * mild.tokens_per_second:
             why = f"W4A16 makes {fast.tokens_per_second:.0f} tokens/s, {careful} {mild.tokens_per_second:.0f}"
             return AdviceRow("decode", "W4A16", f"decode takes most of the time and reads all weights: {why}")
-        if base.prefill.compute >= base.prefill.memory:
+        if base.prefill.regime == "compute":
             why = (
                 f"prompts are bound by products, which {careful} makes in 8 bits: "
                 f"{mild.tokens_per_second:.0f} tokens/s, {base.tokens_per_second:.0f} in bf16"
@@ -108,6 +113,8 @@ def _by_profile(base: SchemeServing, able: Mapping[str, SchemeServing], asked: A
     why = "the engine runs no 8-bit scheme there that the device multiplies"
     if careful in CAREFUL:
         why = f"quality comes first: {careful} halves the weights, and the device multiplies {CAREFUL[careful]}"
+    if asked.profile is not None:
+        why += f"; no smaller scheme is {GAIN - 1:.0%} faster: decode is bound by {base.decode.regime}"
     return AdviceRow("quality", careful, why)
 
 
@@ -132,14 +139,16 @@ def _capacity(chosen: SchemeServing, asked: Asked) -> tuple[str, AdviceRow]:
     return "bf16", AdviceRow("capacity", "fewer sequences", f"{why}: lower --concurrency to {few}, or raise --tp")
 
 
-def _links(base: SchemeServing, asked: Asked) -> AdviceRow:
+def _links(base: SchemeServing, chosen: SchemeServing, asked: Asked) -> AdviceRow:
     shares = [
         f"{(phase.interconnect_bandwidth + phase.interconnect_latency) / _device(phase):.0%} of {name}"
         for name, phase in (("prefill", base.prefill), ("decode", base.decode))
         if phase.regime in LINKS
     ]
     half = asked.tp // 2 if asked.tp % 2 == 0 else 1
-    change = f"--tp {half}, or --tp {half} --pp {asked.pp * asked.tp // half}"
+    change = f"--tp {half} --pp {asked.pp * asked.tp // half}"
+    if chosen.weight_bytes / (half * asked.pp) < asked.usable:
+        change = f"--tp {half}, or {change}"
     return AdviceRow("interconnect", change, f"links take {' and '.join(shares)} with --tp {asked.tp}")
 
 

@@ -49,9 +49,7 @@ def render_serving(plan: ServingPlan, console: Console) -> None:
             f"{links.prefill_seconds * 1e3:.2f} ms a prompt"
         )
     console.print(_schemes(plan))
-    price = (
-        "" if plan.price is None else f"; cost: of a million output tokens, at {plan.price:g} an hour for each device"
-    )
+    price = "" if plan.price is None else f"; cost: of a million output tokens, at {plan.price:g} a device and hour"
     say(f"  most: sequences of {plan.context} tokens with a cache of 16/8 bits{price}", "dim")
     for line in (f"{each.scheme}: {each.refused}" for each in plan.schemes if not each.able):
         say(f"  not on {plan.engine} there: {line}", "dim")
@@ -88,7 +86,7 @@ def _row(each: SchemeServing) -> list[str]:
         f"{each.max_concurrency['bf16']}/{each.max_concurrency['fp8']}",
         _time(each.ttft_seconds),
         _time(each.token_seconds),
-        f"{each.tokens_per_second:,.0f}",
+        _rate(each.tokens_per_second),
         f"{SHORT[each.prefill.regime]}, {SHORT[each.decode.regime]}",
         *cost,
     ]
@@ -96,6 +94,10 @@ def _row(each: SchemeServing) -> list[str]:
 
 def _time(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def _rate(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _binary(nbytes: float) -> str:
