@@ -4,7 +4,8 @@ main.py          which function is which verb
 app.py           the typer app, errors as messages and exit codes, shared options
 usage.py         wrong verbs and options, answered like every other mistake
 completion.py    what the shell completes options with
-quantize.py      quantize, plan
+quantize.py      quantize
+plan.py          plan
 auto.py          auto
 evaluate.py      eval
 generate.py      generate

@@ -8,7 +8,8 @@ from quantkit.cli.evaluate import evaluate
 from quantkit.cli.folders import convert, inspect, verify
 from quantkit.cli.generate import generate
 from quantkit.cli.imatrix import imatrix
-from quantkit.cli.quantize import plan, quantize
+from quantkit.cli.plan import plan
+from quantkit.cli.quantize import quantize
 from quantkit.cli.recipes import recipes_app
 from quantkit.cli.sweep import sweep
 from quantkit.cli.usage import Convert, Sweep
