@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import UserError
 from quantkit.planner.this_machine import Machine, measure
 from quantkit.progress import Progress
+from quantkit_eval.folders import bos_token, load_tokenizer
+from quantkit_eval.perplexity import cut
 from quantkit_eval.search.front import best, pareto, write_plot
 from quantkit_eval.search.grid import Combination, Impossible, combine, label
 from quantkit_eval.search.identity import model_hash, recipe_hash, row_name
-from quantkit_eval.search.options import Begun
+from quantkit_eval.search.options import Begun, none_possible
 from quantkit_eval.search.planned import Planned, check_room, plan_run
 from quantkit_eval.search.results import Entry, Row, read_row, record, write_results
 from quantkit_eval.search.run_worker import Job
@@ -83,7 +84,11 @@ class _Sweep:
         while not parent.exists():
             parent = parent.parent
         self.machine: Machine = measure(parent)
-        self.text_hash = read_text(self.options.text).sha256
+        text = read_text(self.options.text)
+        tokenizer, _ = load_tokenizer(begun.folder, self.options.trust_remote_code)
+        first = bos_token(tokenizer, "auto", begun.model)
+        cut(text, tokenizer, self.options.context, self.options.tokens, bos=first)  # UserError where it is too short
+        self.text_hash = text.sha256
         self.model_hash = model_hash(begun.folder)
         self.plans: dict[str, Planned | Impossible] = {}
         self.errors: dict[str, str] = {}
@@ -98,10 +103,9 @@ class _Sweep:
             planned = [self._plan(one) for one in found.combinations]
             impossible = [*found.impossible, *(one for one in planned if isinstance(one, Impossible))]
             runs = [one for one in planned if isinstance(one, Planned)]
-            _say(len(runs), impossible, found.folded)
             if not runs:
-                lines = "".join(f"\n  {one.label}: {one.reason}" for one in impossible)
-                raise UserError(f"no combination of the grid is possible here:{lines}")
+                raise none_possible(impossible)
+            _say(len(runs), impossible, found.folded)
         jobs = {job.name: (job, one) for one in runs for job in [self._job(one)]}
         missing = [one for job, one in jobs.values() if not self._done(job)]
         slots = fitting(o.jobs or 1, [one.peak_bytes for one in missing], self.machine.free_memory)
