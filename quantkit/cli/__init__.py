@@ -6,6 +6,7 @@ usage.py         wrong verbs and options, answered like every other mistake
 completion.py    what the shell completes options with
 quantize.py      quantize, plan
 evaluate.py      eval
+report.py        report
 generate.py      generate
 bench.py         bench
 folders.py       inspect, convert, verify

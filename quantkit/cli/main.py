@@ -9,11 +9,13 @@ from quantkit.cli.generate import generate
 from quantkit.cli.imatrix import imatrix
 from quantkit.cli.quantize import plan, quantize
 from quantkit.cli.recipes import recipes_app
+from quantkit.cli.report import report
 from quantkit.cli.usage import Convert
 
 VERBS = {
     "quantize": quantize,
     "eval": evaluate,
+    "report": report,
     "generate": generate,
     "bench": bench,
     "inspect": inspect,
