@@ -2,6 +2,7 @@
 
 evaluation.py         both, for a model and its original
 results.py            what was found, as dataclasses that become JSON once
+acceptance.py         its guesses at what the original generates
 cached_model.py       a model with a quantized cache
 early_checks.py       refusals before torch is imported
 texts.py              files and named texts

@@ -42,13 +42,18 @@ class CachedModel:
         self.device, self.config = model.device, model.config
         self._argument = cache_argument(model)
 
-    def __call__(self, input_ids: Tensor, use_cache: bool = False) -> Any:
-        """The model's output; UserError where it keeps no keys and values in the cache it is given."""
+    def fresh_cache(self) -> Cache:
+        """An empty cache that rounds what enters it."""
         cache = self._make(self.config)
         round_entries(cache, self._spec, self._ranges)
+        return cache
+
+    def __call__(self, input_ids: Tensor, use_cache: bool = False, **inputs: Any) -> Any:
+        """The model's output; UserError where it keeps no keys and values in the cache it is given."""
+        cache = self.fresh_cache()
         out = None
         if self._argument is not None:
-            out = self._model(input_ids=input_ids, use_cache=True, **{self._argument: cache})
+            out = self._model(input_ids=input_ids, use_cache=True, **inputs, **{self._argument: cache})
         if out is None or all(getattr(layer, "keys", None) is None for layer in cache.layers):
             raise UserError(
                 f"{self._name}: transformers keeps no keys and values of this model, so none can be quantized\n"

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.report.text_results import Divergence, Interval, PositionSurprise, Surprise, TextResult
+from quantkit.report.text_results import Acceptance, Divergence, Interval, PositionSurprise, Surprise, TextResult
 
-__all__ = ["Divergence", "Evaluation", "Interval", "PositionSurprise", "Surprise", "TextResult"]
+__all__ = ["Acceptance", "Divergence", "Evaluation", "Interval", "PositionSurprise", "Surprise", "TextResult"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,11 @@
 """quantkit report: how good a quantized folder is, as a page to read, as JSON and as a model card."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from quantkit.cli.app import Device, Json, ProgressMode, Quiet, Trust, Verbose, print_json, show_result, start_log
-
-if TYPE_CHECKING:
-    from quantkit_eval.report.build import WrittenReport
 
 
 def _schema(wanted: bool) -> None:
@@ -69,14 +66,4 @@ def report(
         trust_remote_code=trust_remote_code,
         progress=mode,
     )
-    show_result(written, render_report, as_json)
-
-
-def render_report(written: "WrittenReport", console: Any) -> None:
-    """The verdict, and where the report lies."""
-    verdict = written.document.verdict
-    lines = [f"{verdict.level}: {verdict.reason}", f"page: {written.page}", f"data: {written.data}"]
-    lines += [f"card: {written.card}"] if written.card is not None else []
-    lines += [f"note: {written.remark}"] if written.remark is not None else []
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    show_result(written, lambda done, console: done.render(console), as_json)

@@ -4,6 +4,7 @@ Only one block's weights, the calibration states and one group's statistics are 
 """
 
 import shutil
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -80,17 +81,19 @@ def quantize(
     calibration: Any = None,
     checkpoint: Checkpoint | None = None,
     expected_seconds: float | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> Report:
     """Quantize recipe.model into the new folder `output`; returns the report that lies beside the checkpoint.
 
     calibration  in place of the recipe's data: whatever `calibration.given` takes
     checkpoint  what is quantized in place of what recipe.model names
     progress, expected_seconds  what is shown, and how long the blocks will take by an estimate
+    beside  further files of the result: name -> text
     UserError for bad input, before anything is written; RunError for a run that failed. A run that was killed goes on
     where it stopped when called again with the same arguments.
     """
     with Progress(progress, expected=expected_seconds) as bar:
-        return _run(recipe, output, device, restart, trust_remote_code, calibration, checkpoint, bar)
+        return _run(recipe, output, device, restart, trust_remote_code, calibration, checkpoint, bar, beside or {})
 
 
 def _run(
@@ -102,6 +105,7 @@ def _run(
     calibration: Any,
     checkpoint: Checkpoint | None,
     bar: Progress,
+    beside: Mapping[str, str],
 ) -> Report:
     timer = StageTimer()
     reuse_pages()
@@ -113,7 +117,7 @@ def _run(
     else:
         check_given(recipe, output, checkpoint, device=device, restart=restart)
     tokenizer, given_imatrix = tokenizer_keys(recipe, checkpoint), recipe_imatrix(recipe)
-    streamed, tokens, remarks = _prepare(recipe, checkpoint, torch_device(device), trust_remote_code, data)
+    streamed, tokens, remarks = prepare(recipe, checkpoint, torch_device(device), trust_remote_code, data)
     timer.mark("prepare")
     bar.stage(f"{_amount(tokens)}{bar.expectation()}")
     bar.stage("tracing")
@@ -180,6 +184,8 @@ def _run(
         raise
     if plan is None:
         write_side_files(checkpoint, partial, format_, targets, rotation)
+    for name, text in beside.items():
+        (partial / name).write_text(text, encoding="utf-8")
     timer.mark("write")
     records = [BlockRecord.from_json(entry) for entry in journal.entries[1:]]
     gguf = None
@@ -241,7 +247,7 @@ def _resume(blocks: BlockQuantizer, journal: Journal, tokens: CalibrationTokens 
     bar.start_blocks()
 
 
-def _prepare(
+def prepare(
     recipe: Recipe, checkpoint: Checkpoint, device: torch.device, trust_remote_code: bool, data: Given | None
 ) -> tuple[StreamedModel, CalibrationTokens | None, list[str]]:
     """The meta model over its checkpoint, the calibration tokens, and remarks on both for the report."""

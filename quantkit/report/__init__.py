@@ -2,8 +2,11 @@
 
 records.py            what a run reports, as dataclasses that become JSON once
 block_records.py      what was done to the linears of a block
+allocation_record.py  what `quantkit auto` made
+allocation_table.py   its table
 conversion_record.py  what a conversion reports
 plan.py               what a run would take
+serving_plan.py       how a model would be served; serving_console.py: its tables
 console.py            every table the command prints
 text_results.py       what an evaluation found on a text
 measurements.py       all that is measured of a folder after its run

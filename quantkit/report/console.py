@@ -118,9 +118,9 @@ def render_imatrix(report: ImatrixReport, console: Console) -> None:
 def render_plan(plan: Plan, console: Console) -> None:
     """Print an estimate: what comes out, what it takes, and the verdict last."""
     total = sum(plan.params.values())
-    kinds = ", ".join(f"{kind} {_count(n)}" for kind, n in sorted(plan.params.items(), key=lambda kv: -kv[1]))
+    kinds = ", ".join(f"{kind} {count_text(n)}" for kind, n in sorted(plan.params.items(), key=lambda kv: -kv[1]))
     seen = "headers" if plan.weights_seen else "config.json alone"
-    console.print(f"{plan.model}: {plan.model_type}, {_count(total)} parameters ({kinds})", markup=False)
+    console.print(f"{plan.model}: {plan.model_type}, {count_text(total)} parameters ({kinds})", markup=False)
     schemes = ", ".join(f"{count} x {scheme}" for scheme, count in plan.schemes.items())
     console.print(f"{plan.linears} linears: {schemes}; sizes from {seen}", markup=False)
     table = Table("", "estimate", "free", box=None, pad_edge=False)
@@ -146,7 +146,8 @@ def render_plan(plan: Plan, console: Console) -> None:
         console.print(f"  {line}", markup=False)
 
 
-def _count(number: int) -> str:
+def count_text(number: int) -> str:
+    """A number of parameters, in short."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if number >= size:
             return f"{number / size:.2f}{unit}"

@@ -55,17 +55,35 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class PositionSurprise:
-    """How well the tokens behind `first` to `last` (from 1) tokens of a window are predicted; reference: likewise."""
+    """How well the tokens behind `first` to `last` (from 1) tokens of a window are predicted.
+
+    reference  perplexity of the original there; ratio: the model's by the original's, paired by window
+    """
 
     first: int
     last: int
     perplexity: Interval
-    reference: Interval | None
+    reference: Interval | None = None
+    ratio: Interval | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """The share of a model's guesses that are right when it drafts for its original, greedily.
+
+    draft_tokens   guessed at a time; prompts: pieces of the text, of prompt_tokens each, new_tokens made behind each
+    """
+
+    rate: Interval
+    draft_tokens: int
+    prompts: int
+    prompt_tokens: int
+    new_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class TextResult:
-    """What was found on one text. divergence: None without an original.
+    """What was found on one text. divergence: None without an original; acceptance: where it was asked for.
 
     name, sha256     of the text as it was read; bytes_per_token: of UTF-8, on average
     windows, tokens  how many windows ran, and how many tokens were predicted in them
@@ -80,6 +98,7 @@ class TextResult:
     model: Surprise
     divergence: Divergence | None
     positions: tuple[PositionSurprise, ...] = ()
+    acceptance: Acceptance | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Its entry of the evaluation."""
@@ -101,4 +120,6 @@ class TextResult:
                 },
                 "reference": asdict(d.reference),
             }
+        if self.acceptance is not None:
+            found["acceptance"] = asdict(self.acceptance)
         return found | {"by_position": [asdict(one) for one in self.positions]}

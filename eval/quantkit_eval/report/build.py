@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from quantkit.checkpoint.header import read_json
 from quantkit.errors import RunError, UserError
 from quantkit.paths import user_path
 from quantkit.progress import Mode
 from quantkit.report.card import CARD, card_is_ours, model_card
+from quantkit.report.console import size_text
 from quantkit.report.document import DOCUMENT, Document, measurements_of
 from quantkit.report.drawing import check_installed
 from quantkit.report.measurements import EngineVerdict, Measurements
@@ -46,6 +49,15 @@ class WrittenReport:
         """The document, and where it was written."""
         files = {"page": str(self.page), "data": str(self.data), "card": None if self.card is None else str(self.card)}
         return self.document.to_json() | {"files": files}
+
+    def render(self, console: Console) -> None:
+        """Print the verdict, and where the report lies."""
+        verdict = self.document.verdict
+        lines = [f"{verdict.level}: {verdict.reason}", f"page: {self.page}", f"data: {self.data}"]
+        lines += [f"card: {self.card}"] if self.card is not None else []
+        lines += [f"note: {self.remark}"] if self.remark is not None else []
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def write_report(
@@ -108,6 +120,40 @@ def write_report(
         return WrittenReport(document, page_path, data_path, None, remark)
     write_whole(card, model_card(document, _origin(report, ref)))
     return WrittenReport(document, page_path, data_path, card)
+
+
+def report_of_run(
+    report: Report, folder: Path, *, device: str = "auto", trust_remote_code: bool = False, progress: Mode = "auto"
+) -> WrittenReport:
+    """The report of a folder that was just made, measured beside its original on `general` where both have room.
+
+    A measurement that fails leaves a report that says so: the checkpoint is made, and it may be a good one.
+    """
+    given = {"device": device, "trust_remote_code": trust_remote_code, "progress": progress}
+    needed, free = _room(report, device)
+    if report.model is None or needed > free:
+        short = f"both models need about {size_text(needed)} of memory, {size_text(free)} are free"
+        note = "the original is a module in memory" if report.model is None else short
+        return write_report(folder, notes=[f"not measured beside the original: {note}"])
+    try:
+        return write_report(folder, ref=report.model, **given)  # type: ignore[arg-type]
+    except (UserError, RunError) as problem:
+        reason = str(problem).splitlines()[0]
+        LOG.warning("not measured beside the original: %s", reason)
+        return write_report(folder, notes=[f"not measured beside the original: {reason}"])
+
+
+def _room(report: Report, device: str) -> tuple[int, int]:
+    """Bytes that both models take, and bytes that are free: a CPU computes in float32, twice the usual 16 bits."""
+    import psutil
+    import torch
+
+    from quantkit.device_names import torch_device
+
+    where, stored = torch_device(device), report.bytes_before + report.bytes_after
+    if where.type == "cuda":
+        return stored, torch.cuda.mem_get_info(where)[0]
+    return 2 * stored, psutil.virtual_memory().available
 
 
 def load_run(folder: Path) -> Report:
