@@ -102,7 +102,13 @@ def text_result(name: str = "wikitext2", kl: float = 0.021) -> TextResult:
     ratio, shares = around(1.02, 0.004), (around(0.942, 0.004), around(0.021), around(0.013), around(0.008))
     d = Divergence(ratio, around(kl), around(0.22, 0.2), *shares, original)
     places = tuple(
-        PositionSurprise(64 * i + 1, 64 * i + 64, around(5.0 - 0.2 * i, 0.05), around(4.9 - 0.2 * i, 0.05))
+        PositionSurprise(
+            64 * i + 1,
+            64 * i + 64,
+            around(5.0 - 0.2 * i, 0.05),
+            around(4.9 - 0.2 * i, 0.05),
+            around(1.02 + i / 900, 0.01),
+        )
         for i in range(8)
     )
     return TextResult(name, "c" * 64, 4.4, 64, 32_704, surprise, d, places)

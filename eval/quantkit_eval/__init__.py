@@ -14,6 +14,7 @@ bootstrap.py          confidence intervals
 folders.py            opens the folders that are compared
 tables.py             the results as tables
 bench/                speed, beside transformers and llama.cpp
+report/               what a report of a folder is measured with
 search/               several recipes side by side
 
 Names are imported on first use: a refusal needs no torch.

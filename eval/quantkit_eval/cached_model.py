@@ -15,6 +15,12 @@ from quantkit.runtime.quantized_cache import round_entries
 NAMES = ("cache", "past_key_values")  # of the argument, of newer and of older transformers
 
 
+def cache_argument(model: Any) -> str | None:
+    """What a model of transformers calls the argument (and the output) that is its cache; None where it has none."""
+    taken = inspect.signature(model.forward).parameters
+    return next((known for known in NAMES if known in taken), None)
+
+
 class CachedModel:
     """A model that is called like one of transformers, each call with a new cache that rounds what enters it.
 
@@ -34,8 +40,7 @@ class CachedModel:
         self._make = make
         self._model, self._name, self._spec, self._ranges = model, name, spec or CacheSpec(None, None), ranges or {}
         self.device, self.config = model.device, model.config
-        taken = inspect.signature(model.forward).parameters
-        self._argument = next((known for known in NAMES if known in taken), None)
+        self._argument = cache_argument(model)
 
     def fresh_cache(self) -> Cache:
         """An empty cache that rounds what enters it."""

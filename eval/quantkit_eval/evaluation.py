@@ -229,16 +229,17 @@ def summarize(scores: Scores, text: Text, windows: Windows, seed: int = 0) -> Te
             reference=surprise(scores.reference_loss, scores.reference_right),
         )
     own = surprise(scores.loss, scores.right)
-    positions = tuple(
-        PositionSurprise(
-            part[0] + 1,
-            part[-1] + 1,
-            mean(scores.loss[:, part]).exp(),
-            None if scores.reference_loss is None else mean(scores.reference_loss[:, part]).exp(),
-        )
-        for part in (part.tolist() for part in np.array_split(np.arange(scores.loss.shape[1]), POSITIONS))
-        if part
-    )
+
+    def position(part_P: NDArray[np.intp]) -> PositionSurprise:
+        first, last, loss_WP = int(part_P[0]) + 1, int(part_P[-1]) + 1, scores.loss[:, part_P]
+        if scores.reference_loss is None:
+            return PositionSurprise(first, last, mean(loss_WP).exp())
+        reference_WP = scores.reference_loss[:, part_P]
+        ratio = mean(loss_WP - reference_WP).exp()
+        return PositionSurprise(first, last, mean(loss_WP).exp(), mean(reference_WP).exp(), ratio)
+
+    parts = np.array_split(np.arange(scores.loss.shape[1]), POSITIONS)
+    positions = tuple(position(part_P) for part_P in parts if part_P.size)
     sizes = windows.bytes_per_token, len(windows.ids_WT), windows.predicted
     return TextResult(text.name, text.sha256, *sizes, own, divergence, positions)
 

@@ -14,6 +14,7 @@ journal.py              what an interrupted run has finished
 model_folder.py         what a path given as a model is: a model folder, or something else with a name
 model_kind.py           whether a config.json describes a causal language model
 hub.py                  finds or downloads a model's folder
+hub_upload.py           uploads a folder to the Hub
 tokenizer.py            the tokenizer of a model's folder
 quantization_config.py  what a folder says of its quantization, wherever it says so
 early_checks.py         what the verbs on a folder refuse before torch is imported

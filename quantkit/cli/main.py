@@ -9,8 +9,10 @@ from quantkit.cli.folders import convert, inspect, verify
 from quantkit.cli.generate import generate
 from quantkit.cli.imatrix import imatrix
 from quantkit.cli.plan import plan
+from quantkit.cli.push import push
 from quantkit.cli.quantize import quantize
 from quantkit.cli.recipes import recipes_app
+from quantkit.cli.report import report
 from quantkit.cli.sweep import sweep
 from quantkit.cli.usage import Convert, Sweep
 
@@ -18,12 +20,14 @@ VERBS = {
     "quantize": quantize,
     "auto": auto,
     "eval": evaluate,
+    "report": report,
     "generate": generate,
     "sweep": sweep,
     "bench": bench,
     "inspect": inspect,
     "convert": convert,
     "verify": verify,
+    "push": push,
     "plan": plan,
     "imatrix": imatrix,
 }

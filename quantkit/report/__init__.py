@@ -12,6 +12,7 @@ text_results.py       what an evaluation found on a text
 measurements.py       all that is measured of a folder after its run
 verdict.py            recommended, with care or no, by which thresholds
 document.py           run, measurements and verdict as one object, and its JSON schema
+card.py               the report as the model card of the Hub
 page.py               the report as one HTML page; report.css is its style
 sections.py           its parts: verdict, size, divergence, perplexity by position
 at_work.py            its parts: tasks, greedy samples

@@ -145,6 +145,22 @@ def positions(text: TextResult) -> str | None:
     return drawn.svg
 
 
+def position_ratios(text: TextResult) -> str | None:
+    """The quantized model's perplexity by the original's, by position, with 95 % bands of the paired difference."""
+    ratios = [one.ratio for one in text.positions if one.ratio is not None]
+    if len(ratios) < 2 or len(ratios) != len(text.positions):
+        return None
+    alt = f"Perplexity by the original's: {ratios[0].value:.4g} at the beginning, {ratios[-1].value:.4g} at the end"
+    with drawing(f"ratios of {text.name}", alt, 250) as drawn:
+        axes = drawn.axes[0]
+        axes.axhline(1, color=BEFORE, linestyle="--", linewidth=1.5, label="original")
+        _band(axes, [(one.first + one.last) / 2 for one in text.positions], ratios, AFTER, "quantized", "-")
+        axes.set_title(f"perplexity by the original's, {_short(text.name)}")
+        axes.set_xlabel("tokens before the predicted one")
+        axes.legend()
+    return drawn.svg
+
+
 def _positions_alt(text: TextResult) -> str:
     first, last = text.positions[0], text.positions[-1]
 

@@ -203,10 +203,11 @@ def _text_column(one: TextResult) -> dict[str, str]:
 
 def positions(document: Document) -> Markup:
     """Perplexity by position in the window, of each text."""
-    shown = [
-        figure(figures.positions(one), f"{one.windows} windows; bands are 95 % intervals.")
-        for one in document.measured.texts
-    ]
+    shown = []
+    for one in document.measured.texts:
+        shown.append(figure(figures.positions(one), f"{one.windows} windows; bands are 95 % intervals."))
+        paired = "The same by the original's, paired by window: texts differ more than the two models do."
+        shown.append(figure(figures.position_ratios(one), paired))
     if (drawn := side_by_side(*shown)) is None:
         return missing("Perplexity by position was not measured.", measure_command(document))
     words = "What is lost can grow with the text before a token, above all where the cache is quantized."

@@ -55,12 +55,16 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class PositionSurprise:
-    """How well the tokens behind `first` to `last` (from 1) tokens of a window are predicted; reference: likewise."""
+    """How well the tokens behind `first` to `last` (from 1) tokens of a window are predicted.
+
+    reference  perplexity of the original there; ratio: the model's by the original's, paired by window
+    """
 
     first: int
     last: int
     perplexity: Interval
-    reference: Interval | None
+    reference: Interval | None = None
+    ratio: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True)
