@@ -74,7 +74,6 @@ def plan_serving(
     UserError for an unknown device or engine, for a tp that does not divide the model's heads, and for more tokens
     than the model takes.
     """
-    check_traffic(traffic)
     device = device_named(gpu)
     inventory = take_inventory(folder, trust_remote_code=trust_remote_code)
     config = read_json(folder / "config.json", "")
@@ -131,6 +130,7 @@ def plan_serving(
 
 def fitted(traffic: Traffic, model: ServedModel, name: str) -> Load:
     """The traffic with its defaults; UserError for what this model cannot do."""
+    check_traffic(traffic)
     longest = model.longest
     context = traffic.context or max(
         min(CONTEXT, longest or CONTEXT), min((traffic.prompt or 0) + (traffic.output or 0), longest or sys.maxsize)
