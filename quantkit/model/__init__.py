@@ -6,6 +6,7 @@ streamed_model.py  the model with one block filled at a time, and what reaches e
 block_trial.py     each distinct kind of block, run once to be looked at
 block_arguments.py what blocks write into, and copies of it
 weight_sources.py  which checkpoint tensors a parameter is made of
+expert_stacks.py   experts that a checkpoint keeps in one tensor per layer, cut and put together
 module_checkpoint.py  a module in memory as a checkpoint
 ties.py            which parameters share one tensor
 matmul_tracing.py  which weight meets which input, seen as it happens
