@@ -13,5 +13,6 @@ matmul_tracing.py  which weight meets which input, seen as it happens
 block_graph.py     the graph of a block: its matrices, which share an input, which folds hold
 routing.py         which matrices are routers: outputs that are ranked or indexed, one row per expert
 folds.py           one fold: scales moved from a producer into its readers, and the proof of it
+every_expert.py    every token through every expert, for what calibration sees
 fold_search.py     all folds of a block, found and proved
 """

@@ -8,8 +8,8 @@ How a stack is laid out is what transformers' own class says of itself; what it 
 Shapes: E = experts, N = out features, K = in features.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -84,7 +84,9 @@ def _layout(owner: nn.Module, leaf: str, param: Tensor, names: Mapping[str, str]
         parts = (("", ALL),)
     elif matrix == "gate_up_proj":
         halves = (slice(0, None, 2), slice(1, None, 2)) if in_turn else (slice(0, N // 2), slice(N // 2, N))
-        parts = tuple((names.get(half, half), rows) for half, rows in zip(("gate_proj", "up_proj"), halves, strict=True))
+        parts = tuple(
+            (names.get(half, half), rows) for half, rows in zip(("gate_proj", "up_proj"), halves, strict=True)
+        )
     elif matrix in ("gate_proj", "up_proj", "down_proj"):
         parts = ((names.get(matrix, matrix), ALL),)
     else:

@@ -5,6 +5,7 @@ Only one block's weights, the calibration states and one group's statistics are 
 
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,8 @@ def _run(
     bar.stage(f"{_amount(tokens)}{bar.expectation()}")
     bar.stage("tracing")
     graphs = trace_all(streamed, folds=bool(recipe.transforms))
+    if recipe.experts.calibrate == "all":
+        graphs = [replace(graph, every_token=True) for graph in graphs]
     rotation = rotation_for(recipe, streamed, graphs)
     if rotation is not None:
         streamed = streamed.with_rewrite(rotation)

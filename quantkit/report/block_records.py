@@ -30,6 +30,7 @@ class LinearRecord:
     """What was done to one linear.
 
     shape  (N, K); error: squared output error over output energy, from the calibration inputs where there were any
+    expert_tokens  of an expert: how many calibration tokens the router sent it
     """
 
     name: str
@@ -39,6 +40,7 @@ class LinearRecord:
     error: float
     gptq: GptqErrors | None = None
     note: str | None = None
+    expert_tokens: int | None = None
 
     def to_json(self) -> Json:
         """Its line of the report."""
@@ -48,6 +50,8 @@ class LinearRecord:
         found["error"] = self.error
         if self.gptq is not None:
             found |= {"damping": self.gptq.damping, "tokens": self.gptq.tokens}
+        if self.expert_tokens is not None:
+            found["expert_tokens"] = self.expert_tokens
         if self.note is not None:
             found["note"] = self.note
         if self.gptq is not None and self.gptq.dead_columns:
@@ -63,7 +67,14 @@ class LinearRecord:
             gptq = GptqErrors(line["error_rounding"], line["damping"], line["tokens"], dead)
         N, K = line["shape"]
         return LinearRecord(
-            line["name"], line["scheme"], (N, K), line["algorithm"], line["error"], gptq, line.get("note")
+            line["name"],
+            line["scheme"],
+            (N, K),
+            line["algorithm"],
+            line["error"],
+            gptq,
+            line.get("note"),
+            line.get("expert_tokens"),
         )
 
 

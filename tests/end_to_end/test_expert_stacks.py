@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from quantkit.algorithms.rtn import rtn
+from quantkit.errors import UserError
 from quantkit.grids.dequantize import dequantize
 from quantkit.grids.integer import IntegerGrid
 from quantkit.quantization import pipeline
@@ -36,12 +37,12 @@ class Stack(NamedTuple):
     transposed: bool = False
 
 
-I = 16
-HALVES = (slice(0, I), slice(I, 2 * I))
+WIDTH = 16
+HALVES = (slice(0, WIDTH), slice(WIDTH, 2 * WIDTH))
 TURNS = (slice(0, None, 2), slice(1, None, 2))
 EXPERT = "model.layers.0.mlp.experts.{e}"
 SPARSE = "model.layers.0.block_sparse_moe.experts"
-SMALL = EXPERTS | {"intermediate_size": I, "num_local_experts": E}
+SMALL = EXPERTS | {"intermediate_size": WIDTH, "num_local_experts": E}
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 24, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
 
 
@@ -167,3 +168,56 @@ def test_some_experts_of_a_layer_stay_dense(tmp_path: Path) -> None:
     param = "model.layers.0.mlp.experts.gate_up_proj"
     assert torch.equal(loaded.get_parameter(param)[1], model.get_parameter(param)[1])
     assert not torch.equal(loaded.get_parameter(param)[0], model.get_parameter(param)[0])
+
+
+def tokens_of(report: Report, layer: int = 0) -> list[int | None]:
+    """How many tokens reached the gates of a layer."""
+    return [
+        line.expert_tokens for line in report.linears if f"layers.{layer}." in line.name and "gate_proj" in line.name
+    ]
+
+
+def test_the_report_says_how_many_tokens_reached_each_expert(tmp_path: Path) -> None:
+    model = saved(STACKS["gpt_oss"].config(), tmp_path / "model")
+    ids = torch.randint(3, 96, (4, 16), generator=torch.Generator().manual_seed(0))
+    chosen: list[Tensor] = []
+    model.model.layers[0].mlp.router.register_forward_hook(lambda _, args, found: chosen.append(found[2]))
+    with torch.no_grad():
+        model(ids)
+    expected = torch.cat([c.reshape(-1) for c in chosen]).bincount(minlength=E).tolist()
+    report = quantize(tmp_path / "model", tmp_path / "out", ids, experts={"share_below": 0})
+    assert tokens_of(report) == expected
+    assert sum(expected) == 2 * ids.numel()
+    every = quantize(tmp_path / "model", tmp_path / "all", ids, experts={"calibrate": "all"})
+    assert tokens_of(every) == [ids.numel()] * E
+
+
+def test_models_that_hand_zeros_to_experts_count_the_tokens_that_are_theirs(tmp_path: Path) -> None:
+    saved(STACKS["llama4"].config(), tmp_path / "model")
+    ids = torch.randint(3, 96, (4, 16), generator=torch.Generator().manual_seed(0))
+    report = quantize(tmp_path / "model", tmp_path / "out", ids)
+    counts = [c for c in tokens_of(report) if c is not None]
+    assert sum(counts) == ids.numel()  # one expert per token
+
+
+def test_all_tokens_are_refused_where_experts_are_not_handed_them(tmp_path: Path) -> None:
+    saved(STACKS["llama4"].config(), tmp_path / "model")
+    ids = torch.randint(3, 96, (4, 16), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UserError, match=r"Llama4TextExperts(.|\n)*routed"):
+        quantize(tmp_path / "model", tmp_path / "out", ids, experts={"calibrate": "all"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_expert_of_few_tokens_shares_its_layers_statistics(tmp_path: Path) -> None:
+    saved(STACKS["granitemoehybrid"].config(), tmp_path / "model")
+    ids = torch.randint(3, 96, (2, 8), generator=torch.Generator().manual_seed(0))
+    weights = {"bits": 4, "group_size": 8, "algorithm": "gptq"}
+    report = quantize(tmp_path / "model", tmp_path / "out", ids, weights=weights, experts={"share_below": 1000})
+    gates = [line for line in report.linears if "layers.0." in line.name and "gate_proj" in line.name]
+    total = sum(line.expert_tokens or 0 for line in gates)
+    assert total == 2 * ids.numel()
+    for line in gates:
+        assert line.gptq is not None
+        assert line.gptq.tokens == total
+        assert line.note is not None
+        assert "all experts of its layer" in line.note
