@@ -42,8 +42,8 @@ HALVES = (slice(0, WIDTH), slice(WIDTH, 2 * WIDTH))
 TURNS = (slice(0, None, 2), slice(1, None, 2))
 EXPERT = "model.layers.0.mlp.experts.{e}"
 SPARSE = "model.layers.0.block_sparse_moe.experts"
-SMALL = EXPERTS | {"intermediate_size": WIDTH, "num_local_experts": E}
-MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 24, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+SMALL: Any = EXPERTS | {"intermediate_size": WIDTH, "num_local_experts": E}
+MAMBA: Any = {"mamba_n_heads": 4, "mamba_d_head": 24, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
 
 
 def named(stem: str, names: tuple[str, ...], rows: tuple[slice, ...]) -> dict[str, slice]:
