@@ -1,6 +1,8 @@
 """The CPU products against float64, with and without the compiled kernels, outputs poisoned with NaN."""
 
+import copy
 import ctypes
+import pickle
 import platform
 import shutil
 import subprocess
@@ -18,6 +20,7 @@ from quantkit_kernels.cpu.linear import (
     choose,
     choose_int8,
     cpu_linear,
+    cpu_linear_by_row,
     cpu_linear_int8,
     cpu_linear_reference,
     product,
@@ -80,6 +83,28 @@ def random_weight(
 
 def relative(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b).norm() / b.norm())
+
+
+def test_what_onednn_made_is_not_copied() -> None:
+    """It cannot be: a W8A8 model that has run is copied and saved all the same."""
+    weight = random_weight("int8", False, 16, 64, -1)
+    weight.kept["qlinear"] = torch.zeros(1).to_mkldnn()
+    for twin in (copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))):
+        assert not twin.kept
+        assert torch.equal(reference_weight(twin, torch.float32), reference_weight(weight, torch.float32))
+    assert weight.kept
+
+
+@pytest.mark.parametrize(("K", "group"), [(2112, -1), (100, -1), (2112, 64), (1536, 128)])
+def test_a_row_of_an_fp8_product_does_not_depend_on_the_others(kernels: str, K: int, group: int) -> None:
+    """To the bit, over several blocks of columns; torch alone promises less."""
+    torch.manual_seed(0)
+    weight, x = random_weight("fp8", False, 37, K, group), torch.randn(21, K)
+    every = cpu_linear_by_row(x, weight)
+    assert relative(every, cpu_linear_reference(x, weight)) < 1e-6
+    for M in range(1, 21) if kernels != "torch alone" else ():
+        assert torch.equal(cpu_linear_by_row(x[-M:], weight), every[-M:])
+    assert cpu_linear_by_row(x.view(3, 7, K), weight).shape == (3, 7, 37)
 
 
 @settings(max_examples=60, deadline=None)

@@ -108,11 +108,11 @@ def cpu_linear(x: Tensor, weight: CpuWeight) -> Tensor:
 
 
 def cpu_linear_by_row(x: Tensor, weight: CpuWeight) -> Tensor:
-    """The same, and a row of y does not depend on how many there are, for fp8 codes with a scale for 64 columns or more.
+    """The same; of fp8 codes with a scale for 64 columns or more, a row of y does not depend on how many there are.
 
-    For inputs that are rounded to few bits: what they are made of is a sum like this one, and where its last bit differs
-    a rounded input now and then differs by a whole step. One way serves all, so many rows take up to half as long
-    again. Without a compiler, and in a compiled graph, it is `cpu_linear`.
+    For inputs that are rounded to few bits: they are made of sums like these, and where a last bit differs, a rounded
+    input now and then differs by a whole step. One way serves all: 256 rows take 1.4 (AVX-512) to 1.6 times (AVX2) as
+    long. Without a compiler, and in a compiled graph, it is `cpu_linear`.
     """
     compiled = machine().compiled and not torch.compiler.is_compiling()
     if not compiled or weight.format != "fp8" or weight.group_size % CHUNK or weight.rounds(x.dtype):
