@@ -1,7 +1,8 @@
 """What runs a model for lm-eval: transformers' code and today's kernels, or the paged engine.
 
-Both score continuations and generate. Shapes: B = rows, T = tokens of a row, K = positions, R = scored tokens of a batch,
-V = vocabulary.
+Both score continuations and generate.
+
+Shapes: B = rows, T = tokens of a row, K = positions, R = scored tokens of a batch, V = vocabulary.
 """
 
 import inspect
@@ -48,7 +49,13 @@ class PlainEngine:
     """
 
     def __init__(
-        self, folder: Path, device: torch.device, dtype: Any, kv_cache: str | None, batch_size: int | None, trusted: bool
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: Any,
+        kv_cache: str | None,
+        batch_size: int | None,
+        trusted: bool,
     ) -> None:
         self.model = load_model(folder, device, trusted, dtype)
         self.config, self.name, self.batch_size = self.model.config, str(folder), batch_size
@@ -151,7 +158,13 @@ class PagedEngine:
     """The paged engine: its pages, kernels and cache formats. Each list of tokens is a request of its own."""
 
     def __init__(
-        self, folder: Path, device: torch.device, context: int, kv_cache: str | None, batch_size: int | None, trusted: bool
+        self,
+        folder: Path,
+        device: torch.device,
+        context: int,
+        kv_cache: str | None,
+        batch_size: int | None,
+        trusted: bool,
     ) -> None:
         model = PagedModel(folder, context, device, kv_cache, trust_remote_code=trusted)
         self.llm, self.config, self.name = model.llm, model.config, str(folder)

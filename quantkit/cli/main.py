@@ -7,6 +7,7 @@ from quantkit.cli.evaluate import evaluate
 from quantkit.cli.folders import convert, inspect, verify
 from quantkit.cli.generate import generate
 from quantkit.cli.imatrix import imatrix
+from quantkit.cli.lm_eval import lm_eval
 from quantkit.cli.quantize import plan, quantize
 from quantkit.cli.recipes import recipes_app
 from quantkit.cli.usage import Convert
@@ -24,6 +25,11 @@ VERBS = {
 }
 for name, function in VERBS.items():
     app.command(name, cls=Convert if name == "convert" else None)(verb(function))
+app.command(
+    "lm-eval",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)(verb(lm_eval))
 app.add_typer(recipes_app, name="recipes")
 app.command("env")(verb(env))
 
