@@ -78,12 +78,13 @@ CHOICES = (
     "while <a> < len(<b>):\n|    <a> += 1|    <a> -= <b>|    <b> = while|    len += <a>",
     "def get(self, <a>, default=None):\n|    return self.<b>.get(<a>, default)|    return default.self(<a>)"
     "|    self = get(default)|    return None.get(<b>)",
-    'if not isinstance(<a>, str):\n|    raise TypeError(f"<a> must be a string")|    raise KeyError(<b>)|    str = raise <a>'
-    "|    isinstance(raise)",
+    'if not isinstance(<a>, str):\n|    raise TypeError(f"<a> must be a string")|    raise KeyError(<b>)'
+    "|    str = raise <a>|    isinstance(raise)",
 )
 CODE = (
     "class <C>:\n    def __init__(self, <a>, <b>):\n        self.<a> = <a>\n        self.<b> =| <b>",
-    "class <C>:\n    def __init__(self, <a>, <b>, <c>):\n        self.<a> = <a>\n        self.<b> = <b>\n        self.<c> =| <c>",
+    "class <C>:\n    def __init__(self, <a>, <b>, <c>):\n        self.<a> = <a>\n        self.<b> = <b>\n"
+    "        self.<c> =| <c>",
     "class <C>:\n    def __init__(self, <a>=None):\n        self.<a> =| <a>",
     'def first(<a>):\n    if <a> is None:\n        raise ValueError("<a> is None")\n    return| <a>',
     "def total(<a>s):\n    result = 0\n    for <a> in <a>s:\n        result +=| <a>",

@@ -129,11 +129,11 @@ def evaluate_tasks(
 
 
 def _simple_evaluate(lm: Any, tasks: list[Any], num_fewshot: int | None, limit: int | None) -> dict[str, Any]:
-    import lm_eval
+    from lm_eval.evaluator import simple_evaluate
 
     with task_errors(tasks[0].task_name if len(tasks) == 1 else "one of the tasks"):
         try:
-            found: Any = lm_eval.simple_evaluate(
+            found: Any = simple_evaluate(
                 model=lm, tasks=tasks, num_fewshot=num_fewshot, limit=limit, bootstrap_iters=1000
             )
         except RunError as error:

@@ -30,7 +30,7 @@ def check_names(tasks: Sequence[str], include_path: str | Path | None) -> Any:
     check_task_files(include_path, tasks)
     from lm_eval.tasks import TaskManager
 
-    folders = [str(folder) for folder in (own_tasks(), include_path and user_path(include_path)) if folder]
+    folders: list[str | Path] = [each for each in (own_tasks(), include_path and user_path(include_path)) if each]
     names = [name for name in tasks if not is_file_name(name)]
     manager: Any = None
     for defaults in (False, True):
@@ -46,16 +46,12 @@ def unknown_task(name: str, known: Sequence[str]) -> UserError:
     """The error for a task of a name that does not exist, with the names most like it."""
     near = difflib.get_close_matches(name, known, n=NEAREST, cutoff=0.6)
     meant = " or ".join(f"`{other}`" for other in near)
-    hint = (
-        f"did you mean {meant}?"
-        if near
-        else "`quantkit lm-eval ls tasks` lists lm-eval's; --include-path adds a folder"
-    )
-    return UserError(f"unknown task {name!r}\nhint: {hint}")
+    listed = "`quantkit lm-eval ls tasks` lists lm-eval's, and --include-path adds a folder"
+    return UserError(f"unknown task {name!r}\nhint: {f'did you mean {meant}?' if near else listed}")
 
 
 def load_tasks(tasks: str | Sequence[str], include_path: str | Path | None = None) -> list[Any]:
-    """lm-eval's task objects, with their rows; of a group or a tag those in it. UserError for one that does not load."""
+    """lm-eval's task objects, with their rows; of a group or a tag those in it. UserError where one does not load."""
     names = names_of(tasks)
     manager = check_names(names, include_path)
     found: dict[str, Any] = {}

@@ -14,17 +14,16 @@ def render_tasks(result: TaskEvaluation, console: Console) -> None:
     compared = result.ref is not None
     table = Table(title=escape(result.model), title_justify="left", show_lines=compared)
     table.add_column("task", overflow="fold")
-    second = ("original", "above chance", "stderr", "won", "") if compared else [""] * 5
-    columns = ("value", "recovery", "difference", "lost", "verdict") if compared else ("value",)
+    second = ("original", "above chance", "± stderr", "won", "") if compared else [""] * 5
+    columns = ("value, %", "recovery", "difference", "lost", "verdict") if compared else ("value, %",)
     for column, below in zip(columns, second, strict=False):
         table.add_column(f"{column}\n{below}".strip(), justify="left" if column == "verdict" else "right")
     for row in result.results:
         name = f"{escape(row.task)}\n{escape(label(row))}" if compared else f"{escape(row.task)} {escape(label(row))}"
         table.add_row(name, *_cells(row))
     console.print(table)
-    took = f"{result.seconds:.1f} s" + (
-        "" if result.ref_seconds is None else f", the original {result.ref_seconds:.1f} s"
-    )
+    original = "" if result.ref_seconds is None else f", the original {result.ref_seconds:.1f} s"
+    took = f"{result.seconds:.1f} s{original}"
     cache = "" if result.kv_cache is None else f", cache {result.kv_cache}"
     first = "" if result.limit is None else f"the first {result.limit} questions of each task, "
     console.print(f"{first}{result.engine or 'plain'} engine on {result.device}{cache}, {took}", highlight=False)
@@ -53,10 +52,10 @@ def _cells(row: TaskResult) -> list[str]:
 
 
 def spread(value: float, stderr: float | None, row: TaskResult) -> str:
-    """A value and its standard error: a share in per cent, anything else as it is."""
+    """A value and its standard error: of a share in per cent, of anything else as it is."""
     if not _share(row):
         return f"{value:.4g}" + ("" if stderr is None else f" ± {stderr:.2g}")
-    return f"{100 * value:.2f}" + ("" if stderr is None else f" ± {100 * stderr:.2f}") + " %"
+    return f"{100 * value:.2f}" + ("" if stderr is None else f" ± {100 * stderr:.2f}")
 
 
 def recovery(c: Comparison) -> str:
@@ -68,7 +67,7 @@ def _above(c: Comparison, row: TaskResult) -> str:
     if not _share(row):
         return ""
     own, original = c.above_chance
-    return f"{100 * own:.2f} of {100 * original:.2f}"
+    return f"{100 * own:.1f} of {100 * original:.1f}"
 
 
 def _share(row: TaskResult) -> bool:
@@ -76,7 +75,7 @@ def _share(row: TaskResult) -> bool:
 
 
 def markdown(results: Sequence[TaskEvaluation], names: Sequence[str]) -> str:
-    """A Markdown table, a row for each model and a column for each task: value, recovery, difference, flips, verdict."""
+    """A Markdown table, a row for each model and a column for each task."""
     rows = results[0].results
     lines = ["| | " + " | ".join(f"{row.task}, {row.metric}" for row in rows) + " | seconds |"]
     lines.append("|---" * (len(rows) + 2) + "|")

@@ -1,4 +1,4 @@
-"""Where task files lie, and whether they are YAML. lm-eval passes over files that it cannot read: here they are errors."""
+"""Where task files lie, and whether they are YAML. lm-eval passes over those it cannot read: here they are errors."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
