@@ -239,7 +239,12 @@ def test_options_are_frozen() -> None:
             *("--calibration", "--data", "--device", "--json", "--model", "--output", "--progress", "--quiet"),
             *("--samples", "--seq-len", "--trust-remote-code", "--verbose"),
         ],
-        "plan": common,
+        "plan": sorted(
+            [
+                *(*common, "--gpu", "--engine", "--context", "--concurrency", "--prompt", "--output", "--tp", "--pp"),
+                *("--profile", "--price"),
+            ]
+        ),
         "verify": ["--checksums", "--engine", "--hardware", "--json", "--tp"],
         "quantize": sorted([*common, "--device", "--output", "--progress", "--quiet", "--restart", "--verbose"]),
         "eval": sorted(
