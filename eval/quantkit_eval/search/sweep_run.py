@@ -100,6 +100,7 @@ class _Sweep:
         impossible: list[Impossible] = []
         runs: list[Planned] = []
         if found is not None:
+            LOG.info("planning %d combinations", len(found.combinations))
             planned = [self._plan(one) for one in found.combinations]
             impossible = [*found.impossible, *(one for one in planned if isinstance(one, Impossible))]
             runs = [one for one in planned if isinstance(one, Planned)]
