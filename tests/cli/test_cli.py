@@ -245,6 +245,11 @@ def test_options_are_frozen() -> None:
                 *("--profile", "--price"),
             ]
         ),
+        "sweep": [
+            *("--context", "--device", "--grid", "--jobs", "--json", "--keep", "--limit", "--model", "--output"),
+            *("--progress", "--quiet", "--ray", "--recipe", "--search", "--seed", "--tasks", "--text", "--tokens"),
+            *("--trust-remote-code", "--verbose"),
+        ],
         "verify": ["--checksums", "--engine", "--hardware", "--json", "--tp"],
         "quantize": sorted([*common, "--device", "--output", "--progress", "--quiet", "--restart", "--verbose"]),
         "eval": sorted(
@@ -329,7 +334,7 @@ def test_completion(typed: str, offered: set[str]) -> None:
     assert "--install-completion" in invoke("--help").output
 
 
-VERBS = ["quantize", "eval", "generate", "bench", "inspect", "convert", "verify", "plan", "recipes", "env"]
+VERBS = ["quantize", "eval", "generate", "sweep", "bench", "inspect", "convert", "verify", "plan", "recipes", "env"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
