@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from quantkit.checkpoint.reader import Checkpoint
+    from quantkit.report.allocation_record import AllocationRecord
     from quantkit.report.conversion_record import ConversionReport, ImatrixReport
     from quantkit.report.plan import Plan
     from quantkit.report.records import Report
@@ -210,6 +211,62 @@ def save(model: "PreTrainedModel", folder: str | os.PathLike[str]) -> None:
     from quantkit.runtime.save import save as run
 
     run(model, Path(folder))
+
+
+def auto(
+    model: str | os.PathLike[str] | None,
+    max_size: str,
+    output: str | os.PathLike[str],
+    *,
+    candidates: str | Sequence[str] | None = None,
+    calibration: Mapping[str, Any] | None = None,
+    engine: str | None = None,
+    tp: int = 1,
+    device: "str | torch.device" = "auto",
+    restart: bool = False,
+    trust_remote_code: bool = False,
+    progress: Mode = "auto",
+) -> "AllocationRecord":
+    """Quantize a model to a size with the least harm: each linear gets the number format that its output can bear.
+
+    model       folder or Hub id
+    max_size    "4.5bpw": bits per weight, scales included, of the linears of the decoder blocks; "3.6MB" or "5GB":
+                bytes of all .safetensors files, embedding, head and headers included
+    output      new folder, never overwritten, with the recipe that made it in recipe.yaml; harms are kept in
+                OUTPUT.harms until it is finished, so that a killed run goes on
+    candidates  names of formats, or one text with commas: W4A16 (of groups of 32, 64, 128 and a whole row), W4A16:g64,
+                FP8_DYNAMIC, ...; None: W2A16 to W6A16 and W8A16, of which an engine keeps those that it loads. Any
+                linear may also stay as it is stored
+    calibration the keys of a recipe's calibration section: data, samples, seq_len, ...
+    engine, tp  the engine that is to load it, over so many devices
+
+    Raises UserError for bad input and a size that cannot be, before anything is measured; RunError for a failed run.
+    """
+    name = None if model is None else _path(model, "model", "a model folder or a Hub id")
+    place = user_path(_path(output, "output", "a folder's path"))
+    from quantkit.recipe import candidates as names
+    from quantkit.sizes import limit_of
+
+    limit = limit_of(max_size)
+    given = candidates.split(",") if isinstance(candidates, str) else candidates
+    found = names.candidates(names.DEFAULT if given is None else given)
+    base = names.base_recipe(name, dict(calibration or {}), engine, tp)
+    check_mode(progress)
+    from quantkit.quantization.early_checks import check_before_torch
+
+    check_before_torch(base, place, device=_device(device), restart=True)
+    from quantkit.quantization.allocation.run import quantize_to_size
+
+    return quantize_to_size(
+        base,
+        limit,
+        found,
+        place,
+        device=_device(device),
+        restart=restart,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    )
 
 
 def plan(model: str | os.PathLike[str] | None, recipe: RecipeLike, *, trust_remote_code: bool = False) -> "Plan":

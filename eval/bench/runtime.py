@@ -10,6 +10,9 @@ the clock beside them. Each row is the median of its repetitions:
     prefix    32 requests that share 512 tokens: without the prefix cache over with it
     packed    a random Llama (--layers 24: a billion weights), one sequence and eight: `generate` of its bfloat16
               original over LLM of its W4A16 copy in groups of 128; with --llamacpp, LLM over llama-bench of its Q4_0
+    served    MODEL and its quantized copy (--quantized), one sequence and eight, 128 tokens in and 64 out: `generate`
+              of MODEL over LLM of the copy; tokens a second of prefill and decode, the best of the repetitions by the
+              clock, and with --llamacpp those of llama-bench on its files
     cache     one sequence at 4000 tokens: a decode step on a bfloat16 cache over one on int8; and the bytes of int8's
 """
 
@@ -26,10 +29,11 @@ from typing import Any
 import torch
 import transformers
 from quantkit_eval.bench import engine_run
-from quantkit_eval.bench.llama_bench import llama_bench
+from quantkit_eval.bench.llama_bench import gguf_files, llama_bench, measure
 from quantkit_eval.bench.machine import model_cost
 from quantkit_eval.bench.options import scenarios
 from quantkit_eval.bench.workload import workload
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -246,13 +250,63 @@ def packed(tokenizer: str, repeat: int, layers: int, llamacpp: Path | None, new:
         return found
 
 
+def served(
+    original: str, copy: Path, repeat: int, llamacpp: Path | None, read: int = 128, new: int = 64
+) -> dict[str, Any]:
+    """A model that people run. All take turns; llama.cpp's files run one sequence alone."""
+    engines = {
+        name: LLM(folder, enable_prefix_caching=False, max_model_len=read + new, max_num_batched_tokens=8 * read)
+        for name, folder in (("original, LLM", original), ("quantized, LLM", copy))
+    }
+    model, found = load(original), dict[str, Any](samples={})
+    with tempfile.TemporaryDirectory() as place:
+        files = [] if llamacpp is None else gguf_files(llamacpp, original, Path(place))
+        for size in (1, 8):
+            speeds: dict[str, list[tuple[float, float]]] = {}
+            whole: dict[str, list[Sample]] = {}
+            ids = torch.tensor(prompts(size, read, read, engines["original, LLM"].vocabulary))
+
+            def once(ids: Tensor = ids) -> Sample:
+                options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+                return timed(lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **options))  # type: ignore
+
+            for _ in range(repeat + 1):
+                for name, llm in engines.items():
+                    first, steps = prefill_and_decode(llm, ids.tolist(), new)
+                    speeds.setdefault(name, []).append((size * read / first[1], size * (new - 1) / steps[1]))
+                    whole.setdefault(name, []).append((first[0] + steps[0], first[1] + steps[1]))
+                whole.setdefault("original, generate", []).append(once())
+                for file in files if size == 1 else []:
+                    row = measure(llamacpp, file, read, new, repetitions=1)  # type: ignore[arg-type]
+                    speeds.setdefault(f"llama-bench, {row.name}", []).append((row.prompt or 0, row.decode or 0))
+            for samples in (*speeds.values(), *whole.values()):
+                del samples[0]  # it warmed up
+            found[f"batch {size}: tokens per second, prefill and decode"] = {
+                name: [round(max(each), 1) for each in zip(*samples, strict=True)] for name, samples in speeds.items()
+            }
+            found[f"batch {size}: generate over quantized LLM"] = ratio(whole, "original, generate", "quantized, LLM")
+            found["samples"][f"batch {size}"] = {"tokens per second": speeds, "seconds": whole}
+    return found
+
+
+def prefill_and_decode(llm: LLM, every: list[list[int]], new: int) -> tuple[Sample, Sample]:
+    """The time of the step that computes all prompts, and of those that follow it."""
+    for prompt in every:
+        llm.add(prompt, greedy(new))
+    first, steps = timed(llm.step), list[Sample]()
+    while llm.unfinished:
+        steps.append(timed(llm.step))
+    return first, (sum(busy for busy, _ in steps), sum(clock for _, clock in steps))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--only", help="one of step, mixed, prefix, packed, cache")
+    parser.add_argument("--only", help="one of step, mixed, prefix, packed, served, cache")
     parser.add_argument("--layers", type=int, default=24, help="of the random Llama of packed")
-    parser.add_argument("--llamacpp", type=Path, help="folder of llama.cpp's tools, for packed")
+    parser.add_argument("--llamacpp", type=Path, help="folder of llama.cpp's tools, for packed and served")
+    parser.add_argument("--quantized", type=Path, help="a quantized copy of the model: served runs where it is given")
     parser.add_argument("--json", type=Path, help="where raw samples go; parts that are there already stay")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -264,6 +318,8 @@ def main() -> None:
         "packed": lambda: packed(options.model, options.repeat, options.layers, options.llamacpp),
         "cache": lambda: cache(options.repeat),
     }
+    if options.quantized is not None:
+        parts["served"] = lambda: served(options.model, options.quantized, options.repeat, options.llamacpp)
     results = {}
     for name, run in parts.items():
         if options.only in (None, name):

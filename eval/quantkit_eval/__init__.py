@@ -2,6 +2,7 @@
 
 evaluation.py         both, for a model and its original
 results.py            what was found, as dataclasses that become JSON once
+acceptance.py         its guesses at what the original generates
 cached_model.py       a model with a quantized cache
 early_checks.py       refusals before torch is imported
 texts.py              files and named texts
@@ -13,6 +14,7 @@ bootstrap.py          confidence intervals
 folders.py            opens the folders that are compared
 tables.py             the results as tables
 bench/                speed, beside transformers and llama.cpp
+report/               what a report of a folder is measured with
 search/               several recipes side by side
 
 Names are imported on first use: a refusal needs no torch.

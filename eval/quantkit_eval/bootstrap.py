@@ -30,6 +30,11 @@ def mean(values_W: NDArray[np.float64], counts_SW: NDArray[np.int32]) -> Interva
     return _interval(float(values_W.mean()), counts_SW @ values_W / len(values_W))
 
 
+def ratio(over_W: NDArray[np.float64], under_W: NDArray[np.float64], counts_SW: NDArray[np.int32]) -> Interval:
+    """The sum of one count divided by that of another; both hold each window's."""
+    return _interval(float(over_W.sum() / under_W.sum()), (counts_SW @ over_W) / (counts_SW @ under_W))
+
+
 def quantile(values_WP: NDArray[np.float64], counts_SW: NDArray[np.int32], q: float) -> Interval:
     """The smallest value that at least a share q of the tokens does not exceed (numpy's "inverted_cdf").
 

@@ -19,6 +19,7 @@ from quantkit.suggestions import unknown
 from quantkit_eval.texts import check_text
 
 ENGINES = ("llama.cpp", "paged")
+ACCEPTANCE_CONTEXT = 8  # half of it is a prompt, and the first and the last token behind that are not guessed
 BOS = ("auto", "always", "never")
 INSTALL = (
     "--engine llama.cpp needs llama-cpp-python, which is not installed\n"
@@ -37,6 +38,7 @@ def check_before_torch(
     bos: str = "auto",
     engine: str | None = None,
     kv_cache: str | None = None,
+    acceptance: bool = False,
 ) -> tuple[Path, Path | None]:
     """The folders (of GGUF: the files) of the model and of its original; UserError for what names and JSON show.
 
@@ -66,6 +68,8 @@ def check_before_torch(
         cache_named(kv_cache)
         if engine == "llama.cpp":
             raise UserError("llama.cpp has a cache of its own\nhint: leave out --kv-cache, or leave out --engine")
+    if acceptance:
+        _check_acceptance(ref, engine, context)
     check_device_name(device)
     names = [model] if ref is None else [model, ref]
     opened = [open_found(name) for name in names]
@@ -81,6 +85,15 @@ def check_before_torch(
         if file is None:
             _check_folder(name, folder, context)
     return folders[0], None if ref is None else folders[1]
+
+
+def _check_acceptance(ref: str | Path | None, engine: str | None, context: int) -> None:
+    if ref is None:
+        raise UserError("acceptance is of guesses for an original, and there is none\nhint: name it with --ref")
+    if engine == "llama.cpp":
+        raise UserError("acceptance is found by the paged engine, not by llama.cpp\nhint: leave out --engine")
+    if context < ACCEPTANCE_CONTEXT:
+        raise UserError(f"context must be at least {ACCEPTANCE_CONTEXT} tokens for acceptance, got {context}")
 
 
 def _check_engine(engine: str | None, model: str | Path, file: Path | None) -> None:

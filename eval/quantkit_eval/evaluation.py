@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,6 +26,7 @@ from quantkit.device_names import torch_device
 from quantkit.errors import RunError, UserError
 from quantkit.progress import Mode, check_mode
 from quantkit_eval import bootstrap
+from quantkit_eval.acceptance import acceptance as acceptance_of
 from quantkit_eval.cached_model import CachedModel
 from quantkit_eval.divergence import compare
 from quantkit_eval.early_checks import check_before_torch
@@ -32,10 +34,19 @@ from quantkit_eval.folders import bos_token, check_tokenizers, load_model, load_
 from quantkit_eval.llama_cpp_library import LlamaCppModel
 from quantkit_eval.paged_model import PagedModel
 from quantkit_eval.perplexity import Windows, cut, token_losses
-from quantkit_eval.results import Divergence, Evaluation, Interval, Surprise, TextResult
+from quantkit_eval.results import (
+    Acceptance,
+    Divergence,
+    Evaluation,
+    Interval,
+    PositionSurprise,
+    Surprise,
+    TextResult,
+)
 from quantkit_eval.texts import Text, read_text
 
 GENERAL_TOKENS = 1 << 14  # of `general`, unless a number is given
+POSITIONS = 8  # parts of a window whose perplexity is told apart
 BATCH_BYTES = 128 << 20  # of float32 logits of one model per batch
 PACKAGES = ("quantkit", "torch", "transformers", "safetensors", "numpy")
 LOG = logging.getLogger("quantkit.eval")
@@ -63,6 +74,7 @@ def evaluate(
     bos: Literal["auto", "always", "never"] = "auto",
     engine: str | None = None,
     kv_cache: str | None = None,
+    acceptance: bool = False,
     trust_remote_code: bool = False,
     progress: Mode = True,
 ) -> Evaluation:
@@ -80,6 +92,8 @@ def evaluate(
                 in chunks and on pages as it generates, and transformers the original; None: transformers runs both
     kv_cache    the format of the model's cached keys and values, int8 or keys=int8,values=int4 (see `cache_named`),
                 whatever its folder says; none: as computed; None: as its folder says
+    acceptance  also let the model draft for its original: which share of its guesses is right (by the paged engine,
+                caches as computed)
     progress    a bar, where stderr is a terminal, unless plain, off or False
 
     Losses are in nats, intervals are 95 % by a bootstrap over windows. Raises UserError for bad input (texts, folders,
@@ -89,8 +103,9 @@ def evaluate(
     bar = check_mode(progress) == "auto"
     names = list(text) if isinstance(text, Sequence) and not isinstance(text, str) else [text]
     folder, ref_folder = check_before_torch(
-        model, ref, names, context=context, tokens=tokens, device=device, bos=bos, engine=engine, kv_cache=kv_cache
-    )
+        model, ref, names, context=context, tokens=tokens, device=device, bos=bos, engine=engine, kv_cache=kv_cache,
+        acceptance=acceptance,
+    )  # fmt: skip
     sources = [read_text(name) for name in names]
     where = torch_device(device)
     tokenizer, notes = load_tokenizer(folder, trust_remote_code)
@@ -111,11 +126,16 @@ def evaluate(
     if ref_folder is not None:
         LOG.info("loading %s", ref)
         reference = load_model(ref_folder, where, trust_remote_code)
+    drafts: list[Acceptance | None] = [None] * len(sources)
+    if acceptance:  # first: a model that the engine refuses is refused at once
+        LOG.info("%s drafts for %s", model, ref)
+        draft = loaded.llm.runner.model if engine == "paged" else loaded
+        drafts = [acceptance_of(reference, draft, windows) for windows in cuts]
     results = []
-    for source, windows in zip(sources, cuts, strict=True):
+    for source, windows, drafted in zip(sources, cuts, drafts, strict=True):
         LOG.info("evaluating on %s: %d windows of %d tokens", source.name, len(windows.ids_WT), context)
         scores = score(run, reference, windows, progress=bar, names=(str(model), str(ref)))
-        results.append(summarize(scores, source, windows))
+        results.append(replace(summarize(scores, source, windows), acceptance=drafted))
     return Evaluation(
         model=str(model),
         ref=None if ref is None else str(ref),
@@ -209,9 +229,19 @@ def summarize(scores: Scores, text: Text, windows: Windows, seed: int = 0) -> Te
             reference=surprise(scores.reference_loss, scores.reference_right),
         )
     own = surprise(scores.loss, scores.right)
-    return TextResult(
-        text.name, text.sha256, windows.bytes_per_token, len(windows.ids_WT), windows.predicted, own, divergence
-    )
+
+    def position(part_P: NDArray[np.intp]) -> PositionSurprise:
+        first, last, loss_WP = int(part_P[0]) + 1, int(part_P[-1]) + 1, scores.loss[:, part_P]
+        if scores.reference_loss is None:
+            return PositionSurprise(first, last, mean(loss_WP).exp())
+        reference_WP = scores.reference_loss[:, part_P]
+        ratio = mean(loss_WP - reference_WP).exp()
+        return PositionSurprise(first, last, mean(loss_WP).exp(), mean(reference_WP).exp(), ratio)
+
+    parts = np.array_split(np.arange(scores.loss.shape[1]), POSITIONS)
+    positions = tuple(position(part_P) for part_P in parts if part_P.size)
+    sizes = windows.bytes_per_token, len(windows.ids_WT), windows.predicted
+    return TextResult(text.name, text.sha256, *sizes, own, divergence, positions)
 
 
 def _logits(model: Any, ids_BT: torch.Tensor, name: str) -> torch.Tensor:

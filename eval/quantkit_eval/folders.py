@@ -50,15 +50,18 @@ def remarks(folder: Path, engine: str | None) -> list[str]:
     return [ROUNDED_INPUTS]
 
 
-def load_model(folder: Path, device: torch.device, trust_remote_code: bool = False) -> Any:
+def load_model(
+    folder: Path, device: torch.device, trust_remote_code: bool = False, dtype: torch.dtype | str | None = None
+) -> Any:
     """The model of a folder or a GGUF file, plain or quantized: in float32 on a CPU, in its own dtype elsewhere.
 
-    UserError where the folder cannot be loaded, or some of its weights would be random.
+    dtype: another one. UserError where the folder cannot be loaded, or some of its weights would be random.
     """
     from quantkit.library_output import quiet_libraries
     from quantkit.runtime.load import load
 
-    dtype = torch.float32 if device.type == "cpu" else None
+    if dtype is None and device.type == "cpu":
+        dtype = torch.float32
     try:
         with quiet_libraries():
             return load(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

@@ -21,6 +21,11 @@ def render(result: Evaluation, console: Console) -> None:
         f"{tokens} tokens in {windows} windows of {result.context}{begins}, "
         f"{result.engine or result.dtype} on {result.device}{cache}, {result.seconds:.1f} s"
     )
+    if (a := result.texts[0].acceptance) is not None:
+        console.print(
+            f"accepted: of its guesses at the original's greedy tokens, {a.draft_tokens} at a time, {a.new_tokens} "
+            f"tokens behind each of {a.prompts} pieces of {a.prompt_tokens} tokens of the text"
+        )
     for note in result.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
 
@@ -51,6 +56,8 @@ def _details(result: Evaluation, text: TextResult) -> Table:
         add("flips", divergence.flips, percent=True)
         add("  right to wrong", divergence.right_to_wrong, percent=True)
         add("  wrong to right", divergence.wrong_to_right, percent=True)
+    if text.acceptance:
+        add("guesses accepted as a draft", text.acceptance.rate, percent=True)
     return table
 
 
@@ -63,7 +70,8 @@ def _overview(result: Evaluation) -> Table:
         if compared
         else ("perplexity", "top-1 accuracy")
     )
-    for column in (*columns, "tokens"):
+    drafts = result.texts[0].acceptance is not None
+    for column in (*columns, *(["accepted"] if drafts else []), "tokens"):
         table.add_column(column, justify="right")
     for text in result.texts:
         if (d := text.divergence) is not None:
@@ -71,6 +79,8 @@ def _overview(result: Evaluation) -> Table:
             cells.append(_percent(d.top1_agreement.value))
         else:
             cells = [_percent(text.model.accuracy.value)]
+        if text.acceptance is not None:
+            cells.append(_percent(text.acceptance.rate.value))
         name = text.name if len(text.name) <= 20 else Path(text.name).name
         table.add_row(escape(name), _number(text.model.perplexity.value), *cells, str(text.tokens))
     return table

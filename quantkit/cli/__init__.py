@@ -6,9 +6,13 @@ usage.py         wrong verbs and options, answered like every other mistake
 completion.py    what the shell completes options with
 quantize.py      quantize
 plan.py          plan
+auto.py          auto
 evaluate.py      eval
+report.py        report
 generate.py      generate
 bench.py         bench
+sweep.py         sweep
+push.py          push
 folders.py       inspect, convert, verify
 imatrix.py       imatrix
 recipes.py       recipes: list, show, check, schema

@@ -49,6 +49,9 @@ def evaluate(
             metavar="NAME|keys=NAME,values=NAME",
         ),
     ] = None,
+    acceptance: Annotated[
+        bool, typer.Option("--acceptance", help="Let MODEL draft for the original: the share of right guesses.")
+    ] = False,
     trust_remote_code: Trust = False,
     progress: ProgressMode = "auto",
     quiet: Quiet = False,
@@ -63,8 +66,9 @@ def evaluate(
     from quantkit_eval.early_checks import check_before_torch
 
     check_before_torch(
-        model, ref, texts, context=context, tokens=tokens, device=device, bos=bos, engine=engine, kv_cache=kv_cache
-    )
+        model, ref, texts, context=context, tokens=tokens, device=device, bos=bos, engine=engine, kv_cache=kv_cache,
+        acceptance=acceptance,
+    )  # fmt: skip
     with no_garbage_collection():
         from quantkit_eval import evaluate as run
         from quantkit_eval import render
@@ -79,6 +83,7 @@ def evaluate(
         bos=bos,  # type: ignore[arg-type]
         engine=engine,
         kv_cache=kv_cache,
+        acceptance=acceptance,
         trust_remote_code=trust_remote_code,
         progress=mode,
     )

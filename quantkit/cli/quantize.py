@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,7 @@ from quantkit.errors import UserError
 
 if TYPE_CHECKING:
     from quantkit.recipe.recipe import Recipe
+    from quantkit.report.records import Report
 
 LOG = logging.getLogger("quantkit.cli")
 
@@ -72,6 +73,9 @@ def quantize(
     settings: Sets = None,
     device: Device = "auto",
     restart: Annotated[bool, typer.Option("--restart", help="Drop what an earlier, interrupted run has done.")] = False,
+    with_report: Annotated[
+        bool, typer.Option("--report", help="Then measure it beside the original: quantkit-report.html in OUT.")
+    ] = False,
     trust_remote_code: Trust = False,
     progress: ProgressMode = "auto",
     quiet: Quiet = False,
@@ -90,6 +94,10 @@ def quantize(
     from quantkit.paths import user_path
     from quantkit.quantization.early_checks import check_before_torch
 
+    if with_report:
+        from quantkit.report.drawing import check_installed
+
+        check_installed()
     output = user_path(output)
     folder = check_before_torch(loaded, output, device=device, restart=restart)
     LOG.info("quantizing %s into %s", loaded.model, output)  # the libraries that follow take seconds to load
@@ -115,7 +123,18 @@ def quantize(
 
     verdict = verify_folder(output, tp=loaded.output.tp)
     engines = [name for name, one in (verdict.engines or {}).items() if one.verdict == "loads"]
-    show_result(report, lambda done, console: render_quantization(done, output, engines, console), as_json)
+    written = None
+    if with_report:
+        from quantkit_eval.report.build import report_of_run
+
+        written = report_of_run(report, output, device=device, trust_remote_code=trust_remote_code, progress=mode)
+
+    def render(done: "Report", console: Any) -> None:
+        render_quantization(done, output, engines, console)
+        if written is not None:
+            written.render(console)
+
+    show_result(report, render, as_json)
 
 
 KEYS = {

@@ -200,6 +200,12 @@ class StreamedModel:
         other._replaced = tables
         return other
 
+    def with_checkpoint(self, sources: Sources, checkpoint: Checkpoint) -> "StreamedModel":
+        """The same model over a checkpoint that cuts the same weights otherwise into tensors."""
+        other = copy.copy(self)
+        other.sources, other.checkpoint = sources, checkpoint
+        return other
+
     def prefix(self, index: int) -> str:
         return f"{self.path}.{index}."
 

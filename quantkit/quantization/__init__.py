@@ -26,6 +26,7 @@ engine_check.py      asks the engine named in the recipe, before and after
 output.py            config.json and the report
 resources.py         seconds by stage, memory, worker threads
 imatrix.py           importance matrices for llama.cpp's tools
+allocation/          a number format for each linear, for a given size
 calibration/         what is gathered from the calibration text
 transforms/          rewrites of weights that keep the model's function
 """

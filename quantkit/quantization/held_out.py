@@ -6,7 +6,7 @@ inputs of linears and cached keys and values rounded as the recipe says. What le
 Shapes: M = tokens of the windows, H = hidden size, V = vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from transformers import DynamicCache
 
 from quantkit.cache_spec import CacheSpec
 from quantkit.grids.activations import KVRange, fake_quantize, quantize_cache
-from quantkit.model.matmul_tracing import TraceMatmuls, WeightKey
+from quantkit.model.matmul_tracing import OnProduct, TraceMatmuls, WeightKey
 from quantkit.model.model_ends import HEAD_BYTES, logits
 from quantkit.quantization.calibration.hidden_states import HiddenStates
 from quantkit.quantization.gguf_tables import quantized_ends
 from quantkit.quantization.run_context import BlockContext, RunContext
+from quantkit.quantization.targets import LinearTarget
 from quantkit.report.records import HeldOutRecord
 from quantkit.types import ActivationRange
 
@@ -49,6 +50,23 @@ def logits_sizes(tokens: int, vocabulary: int, hidden: int, itemsize: int) -> li
     return [min(LOGITS_BYTES, 4 * tokens * vocabulary)] * 8 + [itemsize * rows, 4 * rows]
 
 
+def input_rounding(linears: Sequence[LinearTarget], ranges: Ranges) -> OnProduct:
+    """Rounds the inputs of a block's linears as their schemes say; for TraceMatmuls."""
+    rounding: dict[tuple[str, int | None], Callable[[Tensor], Tensor]] = {}
+    for linear in linears:
+        if (spec := linear.scheme.activations) is not None:
+            range_ = ranges.get(linear.name)
+            rounding[linear.site.param, linear.site.index] = lambda x, spec=spec, range_=range_: fake_quantize(
+                x, spec, range_
+            )
+
+    def on_product(weight: WeightKey, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+        found = rounding.get((weight.param, weight.index))
+        return product(x if found is None else found(x))
+
+    return on_product
+
+
 class HeldOut:
     """The two streams of the held-out windows; blocks pass in order, first as they are and then quantized."""
 
@@ -71,18 +89,7 @@ class HeldOut:
 
         ranges  of the static inputs; kv: what calibration found for the block's cache
         """
-        rounding: dict[tuple[str, int | None], Callable[[Tensor], Tensor]] = {}
-        for linear in context.linears:
-            if (spec := linear.scheme.activations) is not None:
-                range_ = ranges.get(linear.name)
-                rounding[linear.site.param, linear.site.index] = lambda x, spec=spec, range_=range_: fake_quantize(
-                    x, spec, range_
-                )
-
-        def on_product(weight: WeightKey, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-            found = rounding.get((weight.param, weight.index))
-            return product(x if found is None else found(x))
-
+        on_product = input_rounding(context.linears, ranges)
         states, index, spec = self.quantized, context.index, self.run.targets.kv
         for part, hidden, call in states.batches(index):
             if spec is not None:

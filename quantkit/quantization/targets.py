@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from quantkit.algorithms import ALGORITHMS
 from quantkit.cache_spec import CacheSpec
-from quantkit.checkpoint.header import TensorLayout
+from quantkit.checkpoint.header import TensorInfo, TensorLayout
 from quantkit.errors import UserError
 from quantkit.formats import FORMATS, holders
 from quantkit.ggml_types import QUANTIZED
@@ -155,10 +155,8 @@ def resolve_targets(
 
     extra: tensors that a rotation adds to those of the source; types as in `resolve`. UserError naming every misfit.
     """
-    tensors = streamed.checkpoint.tensors
-    stored = tensors | {layout.name: layout for layout in extra}
-    candidates, reasons = _candidates(graphs, streamed)
-    never = dense_modules(streamed.model, streamed.sources, stored, {c.name for c in candidates}, reasons)
+    stored = streamed.checkpoint.tensors | {layout.name: layout for layout in extra}
+    candidates, never = traced_candidates(graphs, streamed, stored)
     found = resolve(recipe, candidates, never, types)
     kv_scales = []
     if found.kv is not None:
@@ -174,6 +172,17 @@ def resolve_targets(
         extra,
         share,
     )
+
+
+def traced_candidates(
+    graphs: list[BlockGraph], streamed: StreamedModel, stored: Mapping[str, TensorInfo | TensorLayout]
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Every matrix of a traced model that could be quantized, and name -> reason of those that never can.
+
+    stored: the tensors of the source and those that a rotation adds
+    """
+    candidates, reasons = _candidates(graphs, streamed)
+    return candidates, dense_modules(streamed.model, streamed.sources, stored, {c.name for c in candidates}, reasons)
 
 
 def _candidates(graphs: list[BlockGraph], streamed: StreamedModel) -> tuple[list[Candidate], dict[str, str]]:

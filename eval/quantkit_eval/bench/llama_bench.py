@@ -33,10 +33,11 @@ def llama_bench(folder: Path, model: str, scenarios: Sequence[Scenario]) -> tupl
         for lengths in ([s.input for s in scenarios], [s.output for s in scenarios])
     )
     with tempfile.TemporaryDirectory() as place:
-        return tuple(_measure(folder, file, prompt, output) for file in _files(folder, model, Path(place)))
+        return tuple(measure(folder, file, prompt, output) for file in gguf_files(folder, model, Path(place)))
 
 
-def _files(folder: Path, model: str, place: Path) -> list[Path]:
+def gguf_files(folder: Path, model: str, place: Path) -> list[Path]:
+    """The model itself where it is a GGUF file; else files in `place`: as it converts, and those of TYPES."""
     if (file := find_gguf(model)) is not None:
         return [file]
     from quantkit.gguf_conversion.choices import Choices
@@ -53,10 +54,12 @@ def _files(folder: Path, model: str, place: Path) -> list[Path]:
     return files
 
 
-def _measure(folder: Path, file: Path, prompt: int, output: int) -> LlamaBench:
+def measure(folder: Path, file: Path, prompt: int, output: int, repetitions: int = 3) -> LlamaBench:
+    """Tokens per second of one file, the mean of `repetitions`. RunError where llama-bench fails."""
     LOG.info("llama-bench: %s", file.stem)
     threads = str(torch.get_num_threads())
-    arguments = ["-m", str(file), "-p", str(prompt), "-n", str(output), "-t", threads, "-r", "3", "-o", "json"]
+    arguments = ["-m", str(file), "-p", str(prompt), "-n", str(output), "-t", threads, "-r", str(repetitions)]
+    arguments += ["-o", "json"]
     try:
         return parse(_tool(folder / "llama-bench", arguments))
     except _CrashError:  # its kernels for rearranged weights need instructions that some virtual machines lack

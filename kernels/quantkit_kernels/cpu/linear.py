@@ -101,6 +101,20 @@ def cpu_linear(x: Tensor, weight: CpuWeight) -> Tensor:
     return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.out_features)
 
 
+def cpu_linear_by_row(x: Tensor, weight: CpuWeight) -> Tensor:
+    """The same, and a row of y does not depend on how many there are, for fp8 codes with a scale for 64 columns or more.
+
+    For inputs that are rounded to few bits: what they are made of is a sum like this one, and where its last bit differs
+    a rounded input now and then differs by a whole step. One way serves all, so many rows take up to half as long
+    again. Without a compiler, and in a compiled graph, it is `cpu_linear`.
+    """
+    compiled = machine().compiled and not torch.compiler.is_compiling()
+    if not compiled or weight.format != "fp8" or weight.group_size % CHUNK or weight.rounds(x.dtype):
+        return cpu_linear(x, weight)
+    y = product(_rows(x, FLOATS, weight), weight, "gemv")
+    return y.view(*x.shape[:-1], weight.out_features)
+
+
 def cpu_linear_int8(codes: Tensor, scale: Tensor, weight: CpuWeight, dtype: torch.dtype) -> Tensor:
     """The product of int8 activations: codes int8 [..., K] times scale float32 [..., 1] -> [..., N] in dtype.
 
