@@ -9,7 +9,7 @@ from pathlib import Path
 from quantkit.checkpoint.header import read_json
 from quantkit.errors import UserError
 from quantkit.planner import roofline
-from quantkit.planner.candidate_schemes import UNQUANTIZED, Candidate, candidates, shipped
+from quantkit.planner.candidate_schemes import UNQUANTIZED, Candidate, candidates, one_expert, shipped
 from quantkit.planner.devices import Device, device_named
 from quantkit.planner.model_inventory import take_inventory
 from quantkit.planner.roofline import Step, step
@@ -94,7 +94,7 @@ def plan_serving(
 
     def readable(each: Candidate) -> bool:
         scheme, by = (each.name, each.recipe) if each.recipe else next(iter(BEST.items()))
-        return shipped(scheme, by, inventory, config, engine, device, load.tp, asked.cache).refused is None
+        return shipped(scheme, by, one_expert(inventory), config, engine, device, load.tp, asked.cache).refused is None
 
     advice, chosen = _taken(found, schemes, asked, readable)
     base = schemes[UNQUANTIZED]

@@ -19,7 +19,7 @@ from transformers import (
 
 from quantkit.api import verify
 from quantkit.errors import UserError
-from quantkit.planner.candidate_schemes import shipped
+from quantkit.planner.candidate_schemes import Sample, one_expert, shipped
 from quantkit.planner.devices import DEVICES
 from quantkit.planner.model_inventory import take_inventory
 from quantkit.planner.served_model import ServedModel, StoredWeights, served_model
@@ -186,6 +186,21 @@ def test_experts_count_by_what_a_token_passes_through(tmp_path: Path) -> None:
     assert found.read_bytes(whole, 1000) == pytest.approx(2 * (found.params - found.embedding), rel=1e-6)
 
 
+@pytest.mark.parametrize("scheme", ["W4A16", "FP8_DYNAMIC"])
+def test_one_expert_stands_for_all(tmp_path: Path, scheme: str) -> None:
+    config = MixtralConfig(num_hidden_layers=2, hidden_size=256, intermediate_size=512, num_local_experts=6)
+    folder = folder_of(tmp_path, config.to_dict() | {"dtype": "bfloat16"})
+    whole = take_inventory(folder)
+    few = one_expert(whole)
+    assert few.copies == 6
+    assert len(few.inventory.matrices) == 2 * (4 + 3)
+    arguments = (config.to_dict(), "vllm", DEVICES["h100"], 1)
+    found = shipped(scheme, BEST[scheme], few, *arguments)
+    assert found == shipped(scheme, BEST[scheme], Sample(whole), *arguments)
+    assert found.stored is not None
+    assert found.stored.expert_quantized == whole.params["experts"]
+
+
 def test_latent_attention_caches_one_vector_on_every_device(tmp_path: Path) -> None:
     config = DeepseekV3Config(num_hidden_layers=4, first_k_dense_replace=3, n_routed_experts=8, n_group=1, topk_group=1)
     found = model_of(tmp_path, config)
@@ -198,7 +213,7 @@ def test_windows_bound_the_cache(tmp_path: Path) -> None:
     found = model_of(tmp_path, MistralConfig(sliding_window=4096))
     assert found.cache_bytes(32768) == found.cache_bytes(4096) == 4096 * found.token_bytes["bf16"]
     (tmp_path / "gemma").mkdir()
-    small = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 256}
+    small: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 256}
     mixed = model_of(tmp_path / "gemma", Gemma3TextConfig(num_hidden_layers=12, sliding_window=512, **small))
     assert mixed.windows.count(None) == 2
     assert mixed.kept(4096) == 2 * 4096 + 10 * 512
@@ -280,5 +295,5 @@ def test_what_is_advised_passes_verify(tmp_path: Path, scheme: str) -> None:
         verdict = verify(tmp_path / "out", engine="vllm", hardware=gpu)
         inventory = take_inventory(source)
         device = DEVICES.get(gpu) or replace(DEVICES["h100"], name=gpu)
-        found = shipped(scheme, BEST[scheme], inventory, inventory.config.to_dict(), "vllm", device, 1)
+        found = shipped(scheme, BEST[scheme], Sample(inventory), inventory.config.to_dict(), "vllm", device, 1)
         assert (found.refused is None) == (verdict.verdict == "loads"), (gpu, found.refused, verdict.findings)
