@@ -332,7 +332,8 @@ def test_completion(typed: str, offered: set[str]) -> None:
     assert "--install-completion" in invoke("--help").output
 
 
-VERBS = ["quantize", "eval", "generate", "sweep", "bench", "inspect", "convert", "verify", "plan", "recipes", "env"]
+VERBS = ["quantize", "eval", "generate", "bench", "sweep", "auto", "report", "push", "inspect", "convert", "verify"]
+VERBS += ["plan", "imatrix", "recipes", "env"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
