@@ -91,8 +91,9 @@ class PlainEngine:
         if keep is not None and self._keeps:
             inputs["logits_to_keep"] = torch.from_numpy(keep).to(self.model.device)
         logits_BKV = self._run(**inputs, use_cache=False).logits
-        every = keep is None or logits_BKV.shape[1] != len(keep)
-        return logits_BKV, np.arange(logits_BKV.shape[1]) if every else keep
+        if keep is not None and logits_BKV.shape[1] == len(keep):
+            return logits_BKV, keep
+        return logits_BKV, np.arange(logits_BKV.shape[1])
 
     @torch.inference_mode()
     def score(self, requests: Sequence[Continuation], *, apart: bool = False) -> Iterator[tuple[int, Score]]:
@@ -160,7 +161,7 @@ class PagedEngine:
         self,
         folder: Path,
         device: torch.device,
-        context: int,
+        context: int | None,
         kv_cache: str | None,
         batch_size: int | None,
         trusted: bool,
