@@ -26,7 +26,7 @@ KINDS = {
     "arc_easy": ("multiple_choice", "{{query}}\nAnswer:", "{{choices}}", "{{gold}}"),
     "winogrande": ("multiple_choice", None, None, None),
 }
-READER = '''import json
+READER = """import json
 from pathlib import Path
 from datasets import Dataset
 
@@ -45,7 +45,7 @@ def options(doc):
 
 def ending(doc):
     return doc["continuation"]
-'''
+"""
 
 
 def write_tasks(rows: Path, folder: Path) -> list[str]:

@@ -19,7 +19,7 @@ from quantkit.suggestions import unknown
 from quantkit_eval.early_checks import check_before_torch
 from quantkit_eval.tasks.comparison import RULE, compare
 from quantkit_eval.tasks.results import TaskEvaluation, TaskResult
-from quantkit_eval.tasks.selection import load_tasks, names_of, quiet_lm_eval, task_errors
+from quantkit_eval.tasks.selection import first_line, hub_errors, load_tasks, names_of, quiet_lm_eval
 from quantkit_eval.tasks.task_files import check_lm_eval, check_task_files
 
 ENGINES = ("plain", "paged")
@@ -155,16 +155,17 @@ def results_of(own: ModelAnswers, original: ModelAnswers | None) -> tuple[TaskRe
 def _simple_evaluate(lm: Any, tasks: list[Any], num_fewshot: int | None, limit: int | None) -> dict[str, Any]:
     from lm_eval.evaluator import simple_evaluate
 
-    with task_errors(tasks[0].task_name if len(tasks) == 1 else "one of the tasks"):
-        try:
+    try:
+        with hub_errors("a task"):
             found: Any = simple_evaluate(
                 model=lm, tasks=tasks, num_fewshot=num_fewshot, limit=limit, bootstrap_iters=1000
             )
-        except RunError as error:
-            failed = error
-        else:
-            return found
-    raise failed
+    except (UserError, RunError):
+        raise
+    except Exception as error:  # templates and metrics of a task meet its rows here
+        names = ", ".join(task.task_name for task in tasks)
+        raise UserError(f"tasks {names}: lm-eval failed on them: {first_line(error)}") from error
+    return found
 
 
 @contextmanager
