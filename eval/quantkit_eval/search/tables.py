@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -37,20 +38,20 @@ def render(result: SweepResult, console: Console) -> None:
 
 
 def _table(title: str, entries: list[Entry], beside: list[str] | None = None) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("settings", overflow="fold")
-    names = ["MB", "bits", "KL", "top-1 %", "flips %", "ppl", "s", "tok/s"]
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("settings", min_width=20)
+    names = ["MB", "bits", "KL", "top-1 %", "ppl", "s", "tok/s"]
     for name in names if beside is None else [*names[:3], "beside"]:
         table.add_column(name, justify="right", no_wrap=True)
     short = _short_names([entry.settings for entry in entries])
     for at, entry in enumerate(entries):
         if (row := entry.row) is None:
             continue
-        kl = f"{row.kl.value:.5f} ± {(row.kl.high - row.kl.low) / 2:.5f}"
+        kl = f"{row.kl.value:.4f} ± {(row.kl.high - row.kl.low) / 2:.4f}"
         cells = [f"{row.size_bytes / 1e6:.2f}", f"{row.bits_per_weight:.3f}", kl]
         if beside is None:
-            cells += [f"{100 * row.top1.value:.2f}", f"{100 * row.flips.value:.2f}", f"{row.perplexity.value:.3f}"]
-            cells += [f"{row.seconds:.1f}", f"{row.tokens_per_second:.0f}"]
+            cells += [f"{100 * row.top1.value:.1f}", f"{row.perplexity.value:.2f}", f"{row.seconds:.0f}"]
+            cells.append(f"{row.tokens_per_second:.0f}")
         else:
             cells.append("" if at == 0 else beside[at])
         table.add_row(escape(label({short[key]: value for key, value in entry.settings.items()})), *cells)
