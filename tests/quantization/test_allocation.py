@@ -181,12 +181,12 @@ def test_a_killed_run_goes_on_with_the_harms_it_has(
     auto(model, tmp_path / "whole", "4.6bpw")
     real, measured = HarmMeter.measure, list[int]()
 
-    def dies(self: HarmMeter, units: Sequence[Unit]) -> Any:
+    def dies(self: HarmMeter, units: Sequence[Unit], note: Any) -> Any:
         if self.meter.block == 1 and 1 not in measured:
             measured.append(1)
             raise KeyboardInterrupt
         measured.append(self.meter.block)
-        return real(self, units)
+        return real(self, units, note)
 
     monkeypatch.setattr(HarmMeter, "measure", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -252,7 +252,8 @@ def test_the_smallest_size_that_is_named_can_be_asked_for(model: Path, tmp_path:
     ({"candidates": "W4A16:g48"}, "no linear can become any"),
     ({"engine": "llama.cpp"}, "GGUF"),
     ({"calibration": SECTION | {"data": "absent.txt"}}, "absent.txt"),
-    ({"tp": 0}, "tp"),
+    ({"tp": 0, "engine": "vllm"}, "tp"),
+    ({"tp": 2}, "no engine is named"),
 ])  # fmt: skip
 def test_other_mistakes(model: Path, tmp_path: Path, more: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
