@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from quantkit.checkpoint.header import read_json
+from quantkit.checkpoint.hub import readme_of
 from quantkit.device_names import check_device_name
 from quantkit.errors import RunError, UserError
 from quantkit.paths import user_path
@@ -124,7 +125,9 @@ def write_report(
     if card.exists() and not card_is_ours(_text(card)):
         remark = f"{card} is not quantkit's, or was edited since: left as it is"
         return WrittenReport(document, page_path, data_path, None, remark)
-    write_whole(card, model_card(document, _origin(report, ref)))
+    original = _origin(report, ref)
+    name = report.model if original is None else str(original)
+    write_whole(card, model_card(document, original, None if name is None else readme_of(name)))
     return WrittenReport(document, page_path, data_path, card)
 
 
