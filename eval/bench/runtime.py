@@ -10,8 +10,8 @@ the clock beside them. Each row is the median of its repetitions:
     prefix    32 requests that share 512 tokens: without the prefix cache over with it
     packed    a random Llama (--layers 24: a billion weights), one sequence and eight: `generate` of its bfloat16
               original over LLM of its W4A16 copy in groups of 128; with --llamacpp, LLM over llama-bench of its Q4_0
-    served    MODEL and its quantized copy (--quantized), one sequence and eight, 128 tokens in and 64 out: `generate` of
-              MODEL over LLM of the copy; tokens a second of prefill and decode, the best of the repetitions by the
+    served    MODEL and its quantized copy (--quantized), one sequence and eight, 128 tokens in and 64 out: `generate`
+              of MODEL over LLM of the copy; tokens a second of prefill and decode, the best of the repetitions by the
               clock, and with --llamacpp those of llama-bench on its files
     cache     one sequence at 4000 tokens: a decode step on a bfloat16 cache over one on int8; and the bytes of int8's
 """

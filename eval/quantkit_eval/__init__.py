@@ -13,6 +13,10 @@ divergence.py         KL and agreement
 bootstrap.py          confidence intervals
 folders.py            opens the folders that are compared
 tables.py             the results as tables
+lm_eval_model.py      the model `quantkit` of lm-eval
+task_engines.py       what runs it: transformers or the paged engine
+prefix_rows.py        rows that hold several continuations of a context
+tasks/                tasks of lm-eval, beside the original
 bench/                speed, beside transformers and llama.cpp
 report/               what a report of a folder is measured with
 search/               several recipes side by side

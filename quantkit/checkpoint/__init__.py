@@ -1,6 +1,7 @@
 """Bytes on disk: no number format and no recipe is known here, only how many bytes a type takes.
 
 reader.py               a checkpoint's tensors, read lazily, one by one or by rows
+expert_view.py          a checkpoint whose stacks of experts look like one tensor per expert
 writer.py               safetensors files whose every byte has its place before the first tensor exists
 header.py               safetensors headers and JSON files, read with bounds checks
 gguf_file.py            a GGUF file's keys and tensors, or those of all shards of a model

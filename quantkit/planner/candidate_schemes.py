@@ -1,7 +1,9 @@
 """The schemes that a model may be served in: what each stores, and whether an engine runs it on a device."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quantkit.errors import UserError
@@ -18,6 +20,7 @@ from quantkit.recipe.recipe import Recipe
 from quantkit.verification import Finding, verify_layout
 
 UNQUANTIZED = "bf16"
+EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +53,44 @@ def candidates(
 
     config: of config.json
     """
-    found = [_unquantized(inventory, config, engine, device, tp)]
+    found, few = [_unquantized(inventory, config, engine, device, tp)], one_expert(inventory)
     for scheme, name in BEST.items():
-        found.append(shipped(scheme, name, inventory, config, engine, device, tp))
+        found.append(shipped(scheme, name, few, config, engine, device, tp))
     if given is not None:
-        found.append(_candidate("recipe", None, _served_by(given, engine, tp), inventory, config, engine, device))
+        whole = Sample(inventory)
+        found.append(_candidate("recipe", None, _served_by(given, engine, tp), whole, config, engine, device))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An inventory in which each expert stands for `copies` that are like it."""
+
+    inventory: ModelInventory
+    copies: int = 1
+
+
+def one_expert(inventory: ModelInventory) -> Sample:
+    """The inventory with one expert of each layer: shipped recipes treat all alike, and there may be ten thousand.
+
+    The whole inventory where layers differ in their number of experts.
+    """
+    named = [EXPERT.search(matrix.name) if matrix.expert else None for matrix in inventory.matrices]
+    counts = Counter(m.block for m, expert in zip(inventory.matrices, named, strict=True) if expert)
+    kept = [m for m, expert in zip(inventory.matrices, named, strict=True) if expert is None or expert[1] == "0"]
+    firsts = Counter(matrix.block for matrix in kept if matrix.expert)
+    copies = {count / firsts[block] if firsts[block] else 0.0 for block, count in counts.items()}
+    if len(copies) != 1 or not (number := copies.pop()).is_integer() or number < 2:
+        return Sample(inventory)
+    dropped = {f"{m.name}.weight" for m in inventory.matrices} - {f"{m.name}.weight" for m in kept}
+    tensors = {name: info for name, info in inventory.tensors.items() if name not in dropped}
+    return Sample(replace(inventory, matrices=kept, tensors=tensors), int(number))
 
 
 def shipped(
     scheme: str,
     name: str,
-    inventory: ModelInventory,
+    sample: Sample,
     config: Mapping[str, Any],
     engine: str,
     device: Device,
@@ -74,7 +103,7 @@ def shipped(
         recipe = load(name, sets)
     except UserError as refusal:  # the recipe's own format is not the engine's
         return Candidate(scheme, name, None, 0.0, str(refusal).splitlines()[-1])
-    return _candidate(scheme, name, recipe, inventory, config, engine, device)
+    return _candidate(scheme, name, recipe, sample, config, engine, device)
 
 
 def _served_by(recipe: Recipe, engine: str, tp: int) -> Recipe:
@@ -94,11 +123,12 @@ def _candidate(
     name: str,
     shipped: str | None,
     recipe: Recipe,
-    inventory: ModelInventory,
+    sample: Sample,
     config: Mapping[str, Any],
     engine: str,
     device: Device,
 ) -> Candidate:
+    inventory = sample.inventory
     try:
         gguf = planned_gguf(recipe, inventory, config)
         jobs, found = resolved(recipe, inventory, gguf)
@@ -115,14 +145,16 @@ def _candidate(
                 raise UserError(f"{engine} does not read a {targets.kv} cache")
     except UserError as refusal:
         return Candidate(name, shipped, None, 0.0, str(refusal).partition("\nhint:")[0])
-    numel = sum(job.matrix.numel for job in jobs)
+    experts, more = [job for job in jobs if job.matrix.expert], sample.copies - 1
+    expert_numel = sum(job.matrix.numel for job in experts)
+    numel = sum(job.matrix.numel for job in jobs) + more * expert_numel
+    expert_size, expert_bits = sizes(recipe, inventory, experts)
+    size, bits = size + more * (expert_size - inventory.stored), bits + more * expert_bits
     if gguf is None:  # what stays as it is may be float32 in the checkpoint, and is served in 16 bits
         size -= (inventory.dtype.itemsize - SERVED) * (sum(inventory.params.values()) - numel)
-    experts = [job for job in jobs if job.matrix.expert]
-    held, quantized = SERVED * inventory.params["experts"], sum(job.matrix.numel for job in experts)
-    if experts:
-        held += sizes(recipe, inventory, experts)[1] // 8 - SERVED * quantized
-    stored = StoredWeights(size, held, numel, quantized, _kind(recipe))
+    expert_numel *= sample.copies
+    held = SERVED * (inventory.params["experts"] - expert_numel) + sample.copies * expert_bits // 8
+    stored = StoredWeights(size, held, numel, expert_numel, _kind(recipe))
     return Candidate(name, shipped, stored, bits / max(1, numel), *_judged(findings))
 
 

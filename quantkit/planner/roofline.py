@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from quantkit.planner.devices import Device
 
 LOW_PRECISION = 0.9
-HOST_STEP = 1e-3  # seconds the host needs to prepare one step while the device does the one before: an assumption
+HOST_STEP = 5e-4  # seconds the host needs to prepare one step while the device does the one before: an assumption
 REGIMES = (
     "compute",
     "memory bandwidth",

@@ -9,7 +9,7 @@ from pathlib import Path
 from quantkit.checkpoint.header import read_json
 from quantkit.errors import UserError
 from quantkit.planner import roofline
-from quantkit.planner.candidate_schemes import UNQUANTIZED, Candidate, candidates, shipped
+from quantkit.planner.candidate_schemes import UNQUANTIZED, Candidate, candidates, one_expert, shipped
 from quantkit.planner.devices import Device, device_named
 from quantkit.planner.model_inventory import take_inventory
 from quantkit.planner.roofline import Step, step
@@ -74,7 +74,6 @@ def plan_serving(
     UserError for an unknown device or engine, for a tp that does not divide the model's heads, and for more tokens
     than the model takes.
     """
-    check_traffic(traffic)
     device = device_named(gpu)
     inventory = take_inventory(folder, trust_remote_code=trust_remote_code)
     config = read_json(folder / "config.json", "")
@@ -95,7 +94,7 @@ def plan_serving(
 
     def readable(each: Candidate) -> bool:
         scheme, by = (each.name, each.recipe) if each.recipe else next(iter(BEST.items()))
-        return shipped(scheme, by, inventory, config, engine, device, load.tp, asked.cache).refused is None
+        return shipped(scheme, by, one_expert(inventory), config, engine, device, load.tp, asked.cache).refused is None
 
     advice, chosen = _taken(found, schemes, asked, readable)
     base = schemes[UNQUANTIZED]
@@ -131,6 +130,7 @@ def plan_serving(
 
 def fitted(traffic: Traffic, model: ServedModel, name: str) -> Load:
     """The traffic with its defaults; UserError for what this model cannot do."""
+    check_traffic(traffic)
     longest = model.longest
     context = traffic.context or max(
         min(CONTEXT, longest or CONTEXT), min((traffic.prompt or 0) + (traffic.output or 0), longest or sys.maxsize)

@@ -63,4 +63,7 @@ def config_folder(model: str) -> Iterator[str]:
     read_json(file, "give the config.json of a model")
     with tempfile.TemporaryDirectory(prefix="quantkit-plan-") as folder:
         (Path(folder) / "config.json").write_bytes(file.read_bytes())
-        yield folder
+        try:
+            yield folder
+        except UserError as error:  # the reader knows the file, not the folder
+            raise UserError(str(error).replace(folder, str(file))) from error

@@ -14,6 +14,7 @@ from quantkit.grids.dequantize import dequantize
 from quantkit.model.streamed_model import release
 from quantkit.quantization.block_files import copy_unquantized, fill_written, round_rest, write_quantized, write_rest
 from quantkit.quantization.calibration import hidden_states as cal
+from quantkit.quantization.calibration.expert_statistics import share, side_by_side
 from quantkit.quantization.calibration.input_ranges import InputRanges, is_static
 from quantkit.quantization.calibration.kv_scales import cache_places, calibrate
 from quantkit.quantization.calibration.spill import allocate
@@ -22,7 +23,7 @@ from quantkit.quantization.calibration.statistics import OutputDrift, Statistic
 from quantkit.quantization.gguf_output import GgufOutput
 from quantkit.quantization.gguf_tables import quantized_ends, write_tables
 from quantkit.quantization.held_out import HeldOut, Ranges
-from quantkit.quantization.linear_quantizer import block_columns, needs_hessian, needs_of, quantize_group
+from quantkit.quantization.linear_quantizer import ExpertTokens, block_columns, needs_hessian, needs_of, quantize_group
 from quantkit.quantization.resources import return_pages
 from quantkit.quantization.run_context import BlockContext, RunContext
 from quantkit.quantization.targets import LinearTarget
@@ -156,10 +157,13 @@ class BlockQuantizer:
             drifts = _drifts(context, stage, originals)
             ranges = InputRanges(stage)
             statistics = self._statistics(context, stage, staged, drifts, ranges)
+            below = self.run.recipe.experts.share_below
+            reached = share(statistics, side_by_side(context.graph, [group for group, _ in stage]), below)
             for group, linears in stage:
                 drift = drifts.pop(group).finish() if group in drifts else {}
+                tokens = ExpertTokens(reached[group], reached[group] < below) if group in reached else None
                 for record, q in self._quantize_group(
-                    context, group, linears, statistics.pop(group, None), drift, ranges
+                    context, group, linears, statistics.pop(group, None), drift, ranges, tokens
                 ):
                     records.append(record)
                     input_ranges[record.name] = q.input
@@ -311,6 +315,7 @@ class BlockQuantizer:
         statistic: Statistic | None,
         drift: dict[str, Tensor],
         ranges: InputRanges,
+        expert: ExpertTokens | None,
     ) -> Iterator[tuple[LinearRecord, QuantizedWeight]]:
         """Quantize the linears of one input, write them, and leave the quantized weights in the block."""
         weights, calibrated = {linear.name: linear.view(context.block) for linear in linears}, self.states is not None
@@ -323,6 +328,7 @@ class BlockQuantizer:
             signed=signed,
             calibrated=calibrated,
             importance=self.run.importance,
+            expert=expert if calibrated else None,
         )
         for linear, q, record in results:
             if is_static(linear):

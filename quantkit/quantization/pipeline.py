@@ -6,6 +6,7 @@ Only one block's weights, the calibration states and one group's statistics are 
 import shutil
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from quantkit.model.block_graph import BlockGraph, trace_block
 from quantkit.model.block_trial import (
     once_per_structure,
 )
+from quantkit.model.expert_stacks import idle_stacks, unstacked
 from quantkit.model.meta_model import (
     build_meta_model,
     read_config,
@@ -118,10 +120,15 @@ def _run(
         check_given(recipe, output, checkpoint, device=device, restart=restart)
     tokenizer, given_imatrix = tokenizer_keys(recipe, checkpoint), recipe_imatrix(recipe)
     streamed, tokens, remarks = prepare(recipe, checkpoint, torch_device(device), trust_remote_code, data)
+    whole = streamed
+    if recipe.gguf is None:  # which keeps experts in one tensor
+        streamed = whole.with_checkpoint(*unstacked(whole.model, whole.sources, whole.checkpoint))
     timer.mark("prepare")
     bar.stage(f"{_amount(tokens)}{bar.expectation()}")
     bar.stage("tracing")
     graphs = trace_all(streamed, folds=bool(recipe.transforms))
+    if recipe.experts.calibrate == "all":
+        graphs = [replace(graph, every_token=True) for graph in graphs]
     rotation = rotation_for(recipe, streamed, graphs)
     if rotation is not None:
         streamed = streamed.with_rewrite(rotation)
@@ -129,7 +136,12 @@ def _run(
     config = dict(checkpoint.config) if rotation is None else rotation.config(checkpoint.config)
     stored = checkpoint.tensors | {layout.name: layout for layout in extra}
     plan = None if recipe.gguf is None else plan_for(recipe, config, stored)
-    targets = resolve_targets(recipe, graphs, streamed, extra, None if plan is None else candidate_types(plan))
+    types = None if plan is None else candidate_types(plan)
+    targets = resolve_targets(recipe, graphs, streamed, extra, types)
+    if idle := idle_stacks(streamed.checkpoint, targets.schemes):  # written as they were read
+        streamed = streamed.with_checkpoint(*unstacked(whole.model, whole.sources, whole.checkpoint, idle))
+        targets = resolve_targets(recipe, graphs, streamed, extra, types)
+    checkpoint = streamed.checkpoint
     format_ = FORMATS[recipe.output.format]
     advice = [*remarks, *check_engine(recipe, targets, checkpoint.tensors, config)]
     measured, importance, shard = None, {}, int(recipe.output.max_shard_gb * 1e9)

@@ -30,7 +30,7 @@ from quantkit.recipe.number_formats import (
     contradictions,
     open_scheme,
 )
-from quantkit.recipe.sections import Calibration, Output, Override, Pattern, matches, merged
+from quantkit.recipe.sections import Calibration, Experts, Output, Override, Pattern, matches, merged
 from quantkit.recipe.yaml_document import KeyPath
 
 NEEDS_CALIBRATION = ("gptq", "awq", "smoothquant")
@@ -59,6 +59,8 @@ class Recipe(Strict):
     """Linears left as they are: exact names, `re:` expressions or class names, as in overrides."""
     propagate: Literal["quantized", "original"] = "quantized"
     """Whether a block is calibrated on the outputs of the quantized blocks before it, or of the original ones."""
+    experts: Experts = Experts()
+    """How the experts of a layer are calibrated."""
     gguf: Gguf | None = None
     """Makes a GGUF file: the name of a mix like q4_k_m, or a mapping. null: the result is a folder of safetensors."""
     output: Output = Output()

@@ -43,6 +43,7 @@ class LinearRecord:
     """What was done to one linear.
 
     shape  (N, K); error: squared output error over output energy, from the calibration inputs where there were any
+    expert_tokens  of an expert: how many calibration tokens the router sent it
     """
 
     name: str
@@ -53,6 +54,7 @@ class LinearRecord:
     gptq: GptqErrors | None = None
     note: str | None = None
     outliers: Outliers | None = None
+    expert_tokens: int | None = None
 
     def to_json(self) -> Json:
         """Its line of the report."""
@@ -62,6 +64,8 @@ class LinearRecord:
         found["error"] = self.error
         if self.gptq is not None:
             found |= {"damping": self.gptq.damping, "tokens": self.gptq.tokens}
+        if self.expert_tokens is not None:
+            found["expert_tokens"] = self.expert_tokens
         if self.note is not None:
             found["note"] = self.note
         if self.gptq is not None and self.gptq.dead_columns:
@@ -80,7 +84,15 @@ class LinearRecord:
         N, K = line["shape"]
         outliers = None if (seen := line.get("outliers")) is None else Outliers(seen["weight"], seen["input"])
         return LinearRecord(
-            line["name"], line["scheme"], (N, K), line["algorithm"], line["error"], gptq, line.get("note"), outliers
+            line["name"],
+            line["scheme"],
+            (N, K),
+            line["algorithm"],
+            line["error"],
+            gptq,
+            line.get("note"),
+            outliers,
+            line.get("expert_tokens"),
         )
 
 

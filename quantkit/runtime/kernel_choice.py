@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from quantkit_kernels.cpu.linear import cpu_linear, cpu_linear_int8
+from quantkit_kernels.cpu.linear import cpu_linear, cpu_linear_by_row, cpu_linear_int8
 from quantkit_kernels.cpu.weight import GROUP, CpuWeight, decode_rows, nibbles, pack_cpu
 from torch import Tensor
 
@@ -75,7 +75,7 @@ def on_cpu(q: QuantizedWeight, scheme: Scheme) -> Kernel | None:
         run = partial(_run_codes, weight, inputs, q.input)
     elif not is_rounded(scheme):
         if inputs is not None:
-            run = partial(_run_rounded, run, inputs, q.input)
+            run = partial(_run_rounded, partial(cpu_linear_by_row, weight=weight), inputs, q.input)
         run = partial(_run_wide, run, weight.exact and _fit_bf16(inputs, q.input))
     decode = partial(_decode_cpu, weight, q.scale_NG.dtype if is_rounded(scheme) else torch.float32)
     codes = partial(_cpu_codes, weight, spec.levels // 2 if integers else 0)

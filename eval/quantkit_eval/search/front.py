@@ -88,7 +88,8 @@ def write_plot(points: Sequence[Point], path: Path, title: str) -> str | None:
     axes.set_xlabel("size, MB")
     axes.set_ylabel("KL from the original, nats (95 % interval)")
     axes.set_title(title.replace("$", r"\$"))
-    axes.legend()
+    if points:
+        axes.legend()
     axes.grid(alpha=0.3)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, format="svg")

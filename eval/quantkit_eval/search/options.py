@@ -1,6 +1,6 @@
 """A sweep as it is asked for, and what is refused before torch is imported."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,11 +8,13 @@ from typing import Literal, get_args
 
 from quantkit.checkpoint.hub import locate_model
 from quantkit.checkpoint.model_folder import local_folder
+from quantkit.checkpoint.quantization_config import refuse_quantized
+from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.progress import Mode
 from quantkit.suggestions import unknown
 from quantkit_eval.early_checks import check_before_torch
-from quantkit_eval.search.grid import Checked, check_grid, combine, parse_grid
+from quantkit_eval.search.grid import Checked, Combination, Impossible, check_grid, combine, parse_grid
 from quantkit_eval.search.sweep_folder import SweepFolder
 
 Keep = Literal["best", "pareto", "all", "none"]
@@ -86,8 +88,11 @@ def check_options(options: SweepOptions) -> Begun:
         raise UserError("nothing to sweep: the grid is empty\nhint: pass --grid KEY=v1,v2, or --search N")
     else:
         checked = check_grid(options.recipe, options.model, grid)
-    base = combine(options.recipe, options.model, {})
-    model = options.model or (getattr(base, "recipe", None) and base.recipe.model)  # type: ignore[union-attr]
+    if checked is not None and not checked.combinations:
+        raise none_possible(checked.impossible)
+    known = checked.combinations if checked is not None else [combine(options.recipe, options.model, {})]
+    recipes = [one.recipe for one in known if isinstance(one, Combination)]
+    model = options.model or next((recipe.model for recipe in recipes), None)
     if model is None:
         raise UserError("no model: pass --model FOLDER_OR_HUB_ID, or set `model:` in the recipe")
     place = SweepFolder(options.output)
@@ -95,10 +100,16 @@ def check_options(options: SweepOptions) -> Begun:
     check_before_torch(
         model, None, [options.text], context=options.context, tokens=options.tokens, device=options.device
     )
-    if checked is not None and not checked.combinations:
-        lines = "".join(f"\n  {one.label}: {one.reason}" for one in checked.impossible)
-        raise UserError(f"no combination of the grid is possible:{lines}")
-    return Begun(options, model, locate_model(model), grid, checked, place)
+    folder = locate_model(model)
+    refuse_quantized(Checkpoint.open(folder))
+    return Begun(options, model, folder, grid, checked, place)
+
+
+def none_possible(impossible: Sequence[Impossible]) -> UserError:
+    """The error of a grid without a run: each combination with its reason."""
+    return UserError(
+        "no combination of the grid is possible:" + "".join(f"\n  {x.label}: {x.reason}" for x in impossible)
+    )
 
 
 def _check_packages(options: SweepOptions) -> None:

@@ -45,7 +45,7 @@ def range_of(key: str, values: tuple[str, ...]) -> Range | None:
         raise UserError(f"--grid {key}={','.join(values)}: {why}\nhint: write {key}=LEAST..MOST, or values")
     least, most = float(found[1]), float(found[2])
     if not least < most or (kind == "int" and not (least.is_integer() and most.is_integer())):
-        raise UserError(f"--grid {key}={values[0]}: expected LEAST..MOST, {'whole ' * (kind == 'int')}numbers")
+        raise UserError(f"--grid {key}={found[0]}: expected LEAST..MOST, {'whole ' * (kind == 'int')}numbers")
     return Range(least, most, kind == "int")
 
 

@@ -13,7 +13,7 @@ namespace {
 template <class D, int T, int RUN>
 inline void add_row(const uint8_t* codes, const float* scale, const float* x, const Weight& w, long k0, long k1,
                     long ahead, f32v* acc) {
-  constexpr int R = 64 / RUN, C = RUN < 64 || T >= 4 ? 1 : 2;  // runs of a chunk; chains of additions
+  constexpr int R = 64 / RUN, C = RUN < 64 || (T >= 4 && !D::STEADY) ? 1 : 2;  // runs of a chunk; chains of additions
   constexpr int S = T <= 2 ? R : 1;  // chains of sums
   f32v total[T][S] = {};
   long run = RUN < 64 ? k0 / RUN : k0 / w.group;  // among the row's scales
@@ -83,6 +83,10 @@ inline void add_row_rounded(const uint8_t* codes, const float* scale, const floa
 constexpr int ROWS = 16;      // that meet a block of x while it is in the first-level cache
 constexpr int BLOCK = 8192;   // floats of x in a block
 
+// Columns of a block. A sum's order depends on it: where that must be the same for any number of tokens, so is this.
+template <class D, int T>
+constexpr long COLUMNS = BLOCK / (D::STEADY ? 8 : T);
+
 // ROUND: what each weight is rounded to, like Weight::rounding.
 template <class D, int T, int ROUND>
 void gemv(const Weight& w, const float* x, float* y) {
@@ -116,9 +120,9 @@ void gemv(const Weight& w, const float* x, float* y) {
             for (; g < runs; g++) minus[r][t] += shift[g] * sums[t * runs + g];
           }
       }
-      for (long k0 = 0; k0 < w.K; k0 += BLOCK / T)
+      for (long k0 = 0; k0 < w.K; k0 += COLUMNS<D, T>)
         for (int r = 0; r < rows; r++) {
-          const long k1 = k0 + BLOCK / T < w.K ? k0 + BLOCK / T : w.K;
+          const long k1 = k0 + COLUMNS<D, T> < w.K ? k0 + COLUMNS<D, T> : w.K;
           const uint8_t* codes = w.codes + (n0 + r) * bytes;
           const float* s = &scale[r * runs];
 #define QK_ADD_ROW(RUN)                                                                                          \
@@ -172,7 +176,8 @@ void decode(const Weight& w, long n0, long n1, Out* out) {
 
 template <class D, int ROUND>
 void gemv_tokens(const Weight& w, const float* x, float* y, long M) {
-  for (; M >= 8; M -= 8, x += 8 * w.K, y += 8 * w.N) gemv<D, 8, ROUND>(w, x, y);
+  if constexpr (V == 16 || !D::STEADY)  // two chains for each of eight tokens are more than AVX2 has registers
+    for (; M >= 8; M -= 8, x += 8 * w.K, y += 8 * w.N) gemv<D, 8, ROUND>(w, x, y);
   for (; M >= 4; M -= 4, x += 4 * w.K, y += 4 * w.N) gemv<D, 4, ROUND>(w, x, y);
   for (; M >= 2; M -= 2, x += 2 * w.K, y += 2 * w.N) gemv<D, 2, ROUND>(w, x, y);
   if (M) gemv<D, 1, ROUND>(w, x, y);

@@ -100,9 +100,11 @@ static inline f32v rounded(f32v v, int rounding) {
 }
 
 // Each format: columns i * V ... of a chunk of 64 columns that lies in CHUNK bytes, as value / FACTOR + BASE.
+// STEADY: a product's sums are in one order however many tokens there are, where a chunk has one scale.
 // Four-bit codes: byte j of a chunk holds column j in its low half and column 32 + j in its high half.
 struct Int4 {  // codes 0..15
   static constexpr int CHUNK = 32, BASE = 0;
+  static constexpr bool STEADY = false;
   static constexpr float FACTOR = 1, VALUES[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   static inline f32v get(const uint8_t* p, int i) {
     const i32v b = wide_u8(p + i % (32 / V) * V);
@@ -111,16 +113,19 @@ struct Int4 {  // codes 0..15
 };
 struct Int8 {  // code ^ 128: two's complement of code - 128
   static constexpr int CHUNK = 64, BASE = 128;
+  static constexpr bool STEADY = false;
   static constexpr float FACTOR = 1;
   static inline f32v get(const uint8_t* p, int i) { return __builtin_convertvector(wide_s8(p + i * V), f32v); }
 };
 struct Fp8 {  // e4m3: its bits, moved to float16's places, are the value / 256, subnormals included
   static constexpr int CHUNK = 64, BASE = 0;
+  static constexpr bool STEADY = true;
   static constexpr float FACTOR = 256;
   static inline f32v get(const uint8_t* p, int i) { return from_half(half_s8(p + i * V) << 7 & (int16_t)0xBF80); }
 };
 struct Fp4 {  // e2m1, likewise: value / 2^14
   static constexpr int CHUNK = 32, BASE = 0;
+  static constexpr bool STEADY = false;
   static constexpr float FACTOR = 16384, VALUES[16] = {0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6};
   static inline f32v get(const uint8_t* p, int i) {
     const i16v b = half_u8(p + i % (32 / V) * V);
@@ -129,16 +134,19 @@ struct Fp4 {  // e2m1, likewise: value / 2^14
 };
 struct Bf16 {
   static constexpr int CHUNK = 128, BASE = 0;
+  static constexpr bool STEADY = false;
   static constexpr float FACTOR = 1;
   static inline f32v get(const uint8_t* p, int i) { return bits<f32v>(wide_u16(p + i * V * 2) << 16); }
 };
 struct F16 {
   static constexpr int CHUNK = 128, BASE = 0;
+  static constexpr bool STEADY = false;
   static constexpr float FACTOR = 1;
   static inline f32v get(const uint8_t* p, int i) { return from_half(load<i16v>(p + i * V * 2)); }
 };
 struct F32 {
   static constexpr int CHUNK = 256, BASE = 0;
+  static constexpr bool STEADY = false;
   static constexpr float FACTOR = 1;
   static inline f32v get(const uint8_t* p, int i) { return load<f32v>(p + i * V * 4); }
 };

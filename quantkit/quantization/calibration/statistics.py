@@ -85,6 +85,8 @@ def merged(statistics: list[Statistic]) -> Statistic:
             total.abs_sum_K += other.abs_sum_K
         if total.hessian_KK is not None and other.hessian_KK is not None:
             total.hessian_KK += other.hessian_KK
+        if total.blocks_Bbb is not None and other.blocks_Bbb is not None:
+            total.blocks_Bbb += other.blocks_Bbb
     total.finish()
     return total
 
