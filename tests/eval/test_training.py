@@ -154,7 +154,17 @@ def state_of(value: Any) -> Any:
     return [state_of(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def test_training_goes_on_as_if_nothing_had_been_measured(tmp_path: Path, tokenizer: Any) -> None:
+def test_training_goes_on_as_if_nothing_had_been_measured(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawing(*arguments: Any, **options: Any) -> Any:
+        """Quantizes as ever, and draws as some recipe, tokenizer or model of its own code may."""
+        random.seed(7)
+        np.random.seed(7)
+        torch.manual_seed(7)
+        return quantkit.quantize_module(*arguments, **options)
+
+    monkeypatch.setattr(training, "quantize_module", drawing)
     callback = QuantizedEvaluation(RTN, TEXT, every=2, **SHORT)
     plain, without = trained(tmp_path / "without", tokenizer, [])
     measured, watched = trained(tmp_path / "with", tokenizer, [callback])
