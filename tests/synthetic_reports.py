@@ -124,9 +124,17 @@ def measurements(report: Report, **changed: object) -> Measurements:
         Continuation("    return math.pi * radius", " *", " radius\n\n\ndef volume(radius):\n"),
     )
     same = Sample("The capital of France is", 6, 6, Continuation(" Paris.", "", ""), Continuation(" Paris.", "", ""))
+
+    def paired(value: float) -> Interval:
+        return Interval(value, value - 0.008, value + 0.008)
+
     tasks = (
-        TaskResult("arc_easy", "acc", 0.801, 0.008, 2376, 0.812, 0.008, 0.986, 0.25, -0.011, 0.004, 51, 25, "lost"),
-        TaskResult("piqa", "acc", 0.823, 0.009, 1838, 0.825, 0.009, 0.998, 0.5, -0.002, 0.004, 27, 23, "cannot tell"),
+        TaskResult(
+            "arc_easy", "acc", 0.801, 0.008, 2376, 0.812, 0.008, 0.986, 0.25, paired(-0.011), 0.004, 51, 25, "lost"
+        ),
+        TaskResult(
+            "piqa", "acc", 0.823, 0.009, 1838, 0.825, 0.009, 0.998, 0.5, paired(-0.002), 0.004, 27, 23, "cannot tell"
+        ),
     )
     made = Measurements(
         ref="meta-llama/Llama-3.1-70B",

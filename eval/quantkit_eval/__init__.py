@@ -15,6 +15,10 @@ folders.py            opens the folders that are compared
 held_modules.py       modules in memory, left as they were
 training.py           a callback of transformers' Trainer: the quantized copy at each save
 tables.py             the results as tables
+lm_eval_model.py      the model `quantkit` of lm-eval
+task_engines.py       what runs it: transformers or the paged engine
+prefix_rows.py        rows that hold several continuations of a context
+tasks/                tasks of lm-eval, beside the original
 bench/                speed, beside transformers and llama.cpp
 report/               what a report of a folder is measured with
 search/               several recipes side by side

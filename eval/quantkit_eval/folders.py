@@ -10,13 +10,15 @@ from quantkit.errors import RunError, UserError
 from quantkit.quantization.calibration.bos import starts_with_bos
 
 
-def check_tokenizers(path: str | Path, tokenizer: Any, ref: str | Path, other: Any, content: str) -> None:
+def check_tokenizers(
+    path: str | Path, tokenizer: Any, ref: str | Path, other: Any, content: str, why: str = "KL would mean nothing"
+) -> None:
     """UserError unless both cut `content` alike: a divergence between distributions over other tokens means nothing."""
     if tokenizer.get_vocab() != other.get_vocab():
-        raise UserError(f"the tokenizers of {path} and {ref} have different vocabularies: KL would mean nothing")
+        raise UserError(f"the tokenizers of {path} and {ref} have different vocabularies: {why}")
     ids, other_ids = (t(content, add_special_tokens=False, verbose=False)["input_ids"] for t in (tokenizer, other))
     if ids != other_ids:
-        raise UserError(f"the tokenizers of {path} and {ref} cut this text differently: KL would mean nothing")
+        raise UserError(f"the tokenizers of {path} and {ref} cut this text differently: {why}")
 
 
 def bos_token(tokenizer: Any, bos: str, name: str) -> int | None:

@@ -45,7 +45,8 @@ MOST_TOKENS = 256  # generated where a task does not say how many, as of `hf`
 class QuantkitLM(TemplateLM):
     """A folder of quantkit or of others, a Hub id or a GGUF file, quantized or not.
 
-    pretrained   the model; kv_cache: rounds cached keys and values (int8, keys=int8;values=int4, none), None: as it says
+    pretrained   the model
+    kv_cache     rounds cached keys and values: int8, keys=int8;values=int4, none; None: as the model's folder says
     device       cpu, cuda, cuda:1 ..., auto: a GPU where there is one
     batch_size   contexts of a forward, each with all its continuations; auto: as many as 8192 tokens hold
     max_length   tokens of context and continuation; None: the model's
@@ -161,8 +162,8 @@ class QuantkitLM(TemplateLM):
         for text, _, continuation in requests:
             if not 0 < len(continuation) <= self.max_length:
                 raise UserError(
-                    f"a continuation of {len(continuation)} tokens cannot be scored; the model reads {self.max_length}: "
-                    f"{str(text)[:60]!r}"
+                    f"a continuation of {len(continuation)} tokens cannot be scored, for the model reads "
+                    f"{self.max_length}: {str(text)[:60]!r}"
                 )
         rows = [
             Continuation((context + continuation)[-(self.max_length + 1) :], len(continuation))

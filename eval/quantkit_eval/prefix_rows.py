@@ -91,22 +91,25 @@ def pack(requests: Sequence[Continuation], *, longest: int | None) -> list[Row]:
     for i in order:
         request = requests[i]
         tokens = request.inputs
-        if last is not None:
-            shared = _shared(last.inputs, tokens)
-            if shared == len(tokens) == len(last.inputs):
-                rows[-1].members[-1].append(i)
-                continue
-            context = min(len(one.tokens) - one.scored for one in (last, request))
-            together = shared > 0 and (shared >= context or 2 * shared >= len(tokens))
-            fits = len(rows[-1].ids) + len(tokens) - shared <= max(ROW_TOKENS, 2 * len(rows[-1].paths[0]))
-            short = longest is None or max(len(tokens), len(last.inputs)) <= longest
-        if last is not None and together and fits and short:
-            rows[-1].add(tokens, shared, i)
-        else:
+        shared = 0 if last is None else _shared(last.inputs, tokens)
+        if last is not None and shared == len(tokens) == len(last.inputs):
+            rows[-1].members[-1].append(i)
+            continue
+        if last is None or not _together(last, request, shared, rows[-1], longest):
             rows.append(Row())
-            rows[-1].add(tokens, 0, i)
+            shared = 0
+        rows[-1].add(tokens, shared, i)
         last = request
     return sorted(rows, key=lambda row: -len(row.ids))
+
+
+def _together(last: Continuation, request: Continuation, shared: int, row: Row, longest: int | None) -> bool:
+    """Whether a request may follow `last` in its row, with `shared` tokens in common."""
+    size = len(request.inputs)
+    context = min(len(each.tokens) - each.scored for each in (last, request))
+    alike = shared > 0 and (shared >= context or 2 * shared >= size)
+    fits = len(row.ids) + size - shared <= max(ROW_TOKENS, 2 * len(row.paths[0]))
+    return alike and fits and (longest is None or max(size, len(last.inputs)) <= longest)
 
 
 def _shared(one: list[int], other: list[int]) -> int:

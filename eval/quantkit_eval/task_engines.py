@@ -1,7 +1,8 @@
 """What runs a model for lm-eval: transformers' code and today's kernels, or the paged engine.
 
-Both score continuations and generate. Shapes: B = rows, T = tokens of a row, K = positions, R = scored tokens of a batch,
-V = vocabulary.
+Both score continuations and generate.
+
+Shapes: B = rows, T = tokens of a row, K = positions, R = scored tokens of a batch, V = vocabulary.
 """
 
 import inspect
@@ -84,15 +85,14 @@ class PlainEngine:
             return 0
         return _window(self.config.get_text_config())
 
-    def _logits(self, rows: list[Row], keep: np.ndarray | None = None) -> tuple[Tensor, np.ndarray]:
-        """Logits [B, K, V] and the positions that they are of; keep: those that are wanted, None: all."""
+    def _logits(self, rows: list[Row], keep: Any = None) -> tuple[Tensor, np.ndarray]:
+        """Logits [B, K, V] and the positions that they are of; keep: int64 [K], those that are wanted; None: all."""
         inputs: dict[str, Any] = model_inputs(rows, self.model.dtype, self.model.device)
         if keep is not None and self._keeps:
             inputs["logits_to_keep"] = torch.from_numpy(keep).to(self.model.device)
         logits_BKV = self._run(**inputs, use_cache=False).logits
-        if keep is None or logits_BKV.shape[1] != len(keep):
-            keep = np.arange(logits_BKV.shape[1])
-        return logits_BKV, keep
+        every = keep is None or logits_BKV.shape[1] != len(keep)
+        return logits_BKV, np.arange(logits_BKV.shape[1]) if every else keep
 
     @torch.inference_mode()
     def score(self, requests: Sequence[Continuation], *, apart: bool = False) -> Iterator[tuple[int, Score]]:

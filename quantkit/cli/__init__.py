@@ -15,6 +15,7 @@ sweep.py         sweep
 push.py          push
 folders.py       inspect, convert, verify
 imatrix.py       imatrix
+lm_eval.py       lm-eval
 recipes.py       recipes: list, show, check, schema
 recipe_table.py  what each shipped recipe gives and needs
 environment.py   env

@@ -8,6 +8,7 @@ from quantkit.cli.evaluate import evaluate
 from quantkit.cli.folders import convert, inspect, verify
 from quantkit.cli.generate import generate
 from quantkit.cli.imatrix import imatrix
+from quantkit.cli.lm_eval import lm_eval
 from quantkit.cli.plan import plan
 from quantkit.cli.push import push
 from quantkit.cli.quantize import quantize
@@ -34,6 +35,11 @@ VERBS = {
 CLASSES = {"convert": Convert, "sweep": Sweep}
 for name, function in VERBS.items():
     app.command(name, cls=CLASSES.get(name))(verb(function))
+app.command(
+    "lm-eval",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)(verb(lm_eval))
 app.add_typer(recipes_app, name="recipes")
 app.command("env")(verb(env))
 

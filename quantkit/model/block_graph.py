@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 FEWEST_OUTPUTS = 8  # a gate of one output and its like: nothing to win, and no engine packs it
+FEWEST_INPUTS = 8  # coefficients of a few numbers: no group size divides them, and a scale takes as much as it saves
 
 
 @dataclass
@@ -294,6 +295,8 @@ class _Trace:
             return f"router: its {N} outputs are ranked to choose experts"
         if N < FEWEST_OUTPUTS:
             return f"only {N} outputs: nothing to win"
+        if (K := site.view(self.block).shape[1]) < FEWEST_INPUTS:
+            return f"only {K} inputs: nothing to win"
         if len(set(self.read[key])) > 1:
             return f"runs on {len(set(self.read[key]))} different inputs in one block"
         return None

@@ -1,13 +1,13 @@
 """A trial run of blocks: each distinct kind is filled once, looked at and emptied again."""
 
-from collections.abc import Callable, Hashable
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from quantkit.errors import RunError, UserError
-from quantkit.model.block_arguments import Traffic, traffic
+from quantkit.model.block_arguments import Traffic, handed_on, traffic
 from quantkit.model.streamed_model import BlockCall, StreamedModel, first_line, release
 
 T = TypeVar("T")
@@ -35,6 +35,9 @@ def trial_ids(streamed: StreamedModel) -> Tensor:
 def once_per_structure(streamed: StreamedModel, look: Callable[[int, nn.Module, Tensor, BlockCall], T]) -> list[T]:
     """look(index, block, hidden states, how the block is called) for each block; blocks of one structure share it."""
     hidden, calls = streamed.first_call(trial_ids(streamed))
+    containers = handed_on(calls)
+    calls = [call.with_arguments(containers) for call in calls]
+    writers = set[Hashable]()  # kinds of blocks that put something into a container for blocks behind them
     known: dict[Hashable, T] = {}
     found, handed = [], list[tuple[int, Traffic]]()
     for index, block in enumerate(streamed.blocks):
@@ -43,9 +46,13 @@ def once_per_structure(streamed: StreamedModel, look: Callable[[int, nn.Module, 
             streamed.fill(index)
             try:
                 call = calls[index]
-                handed.append((index, traffic(block, (hidden, *call.args), call.kwargs)))
+                seen = traffic(block, (hidden, *call.args), call.kwargs)
+                if any(_is_one_of(value, containers) for _, value in seen.written):
+                    writers.add(key)
+                handed.append((index, _without(seen, containers)))
                 _refuse_handovers(streamed, handed)
-                known[key] = look(index, block, hidden, calls[index])
+                known[key] = look(index, block, hidden, call)
+                _hand_on(block, hidden, call, containers if key in writers else {})
             except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
@@ -55,8 +62,31 @@ def once_per_structure(streamed: StreamedModel, look: Callable[[int, nn.Module, 
                 ) from error
             finally:
                 release(block)
+        elif key in writers:
+            streamed.fill(index)
+            _hand_on(block, hidden, calls[index], containers)
+            release(block)
         found.append(known[key])
     return found
+
+
+def _hand_on(block: nn.Module, hidden: Tensor, call: BlockCall, containers: Mapping[int | str, Any]) -> None:
+    """Run a filled block so that it writes into the containers."""
+    for container in containers.values():
+        container.open = True
+    if containers:
+        call.run(block, hidden)
+    for container in containers.values():
+        container.open = False
+
+
+def _is_one_of(value: Any, containers: Mapping[int | str, Any]) -> bool:
+    return any(value is container for container in containers.values())
+
+
+def _without(seen: Traffic, containers: Mapping[int | str, Any]) -> Traffic:
+    """What passes through other arguments than these."""
+    return Traffic(*([entry for entry in entries if not _is_one_of(entry[1], containers)] for entries in seen))
 
 
 def _refuse_handovers(streamed: StreamedModel, handed: list[tuple[int, Traffic]]) -> None:

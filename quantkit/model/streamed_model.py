@@ -146,6 +146,11 @@ class BlockCall:
             output = block(hidden, *self.args, **self.kwargs)
         return output if isinstance(output, Tensor) else output[0]
 
+    def with_arguments(self, replaced: Mapping[int | str, Any]) -> "BlockCall":
+        """The same call with other values at these positions and keywords, where it has them."""
+        args = tuple(replaced.get(place, value) for place, value in enumerate(self.args))
+        return BlockCall(args, {place: replaced.get(place, value) for place, value in self.kwargs.items()})
+
     def cache_place(self) -> int | str | None:
         """The position among `args` or the keyword of the argument that is a cache; None where there is none."""
         given = (*enumerate(self.args), *self.kwargs.items())
@@ -153,9 +158,7 @@ class BlockCall:
 
     def with_cache(self, place: int | str, cache: Cache) -> "BlockCall":
         """The same call with `cache` in its place, as `cache_place` names it."""
-        if isinstance(place, str):
-            return BlockCall(self.args, self.kwargs | {place: cache})
-        return BlockCall((*self.args[:place], cache, *self.args[place + 1 :]), self.kwargs)
+        return self.with_arguments({place: cache})
 
 
 class StreamedModel:
@@ -225,7 +228,8 @@ class StreamedModel:
         runs = self._runs_through(ids, use_cache)
         for record, _ in runs:
             hidden = [entry[1] for entry in record]
-            if [entry[0] for entry in record] == [*range(len(self.blocks))] and all(h is hidden[0] for h in hidden):
+            in_order = [entry[0] for entry in record] == [*range(len(self.blocks))]
+            if in_order and all(unchanged(h, hidden[0]) for h in hidden):
                 return hidden[0], [entry[2] for entry in record]
         raise UserError(self._not_a_chain(runs))
 
@@ -251,7 +255,7 @@ class StreamedModel:
             except Exception as failure:
                 error = failure
             runs.append((record, error))
-            if len(record) == len(self.blocks) and all(entry[1] is record[0][1] for entry in record):
+            if len(record) == len(self.blocks) and all(unchanged(entry[1], record[0][1]) for entry in record):
                 break
         return runs[::-1]
 
@@ -275,7 +279,7 @@ class StreamedModel:
                 f"{self.path}.{missing[0]} ({block}): {kind} does not run this block on text, {len(missing)} of "
                 f"{len(self.blocks)} blocks are skipped; only models that run all their blocks are supported"
             )
-        changed = next(i for i, entry in enumerate(record) if entry[1] is not record[0][1])
+        changed = next(i for i, entry in enumerate(record) if not unchanged(entry[1], record[0][1]))
         return (
             f"{self.path}.{changed}: {kind} changes the hidden states between blocks {changed - 1} and {changed}; "
             "only models whose blocks read what the block before them returned are supported"
@@ -343,6 +347,14 @@ class StreamedModel:
             return table.reshape(*ids.shape, -1).to(self.device, self.dtype)
 
         return rows
+
+
+def unchanged(states: Tensor, given: Tensor) -> bool:
+    """Whether states are those that were given, or a view of all of them."""
+    if states is given:
+        return True
+    alike = (states.shape, states.stride(), states.dtype) == (given.shape, given.stride(), given.dtype)
+    return alike and states.data_ptr() == given.data_ptr()
 
 
 def first_line(error: Exception) -> str:

@@ -23,7 +23,7 @@ from quantkit.checkpoint.model_folder import check_model_folder
 from quantkit.checkpoint.quantization_config import refuse_quantized
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
-from quantkit.model.block_graph import FEWEST_OUTPUTS
+from quantkit.model.block_graph import FEWEST_INPUTS, FEWEST_OUTPUTS
 from quantkit.model.matmul_tracing import LinearSite
 from quantkit.model.meta_model import (
     build_meta_model,
@@ -240,8 +240,8 @@ def _sites(
             elif param.dim() == 2 and leaf == "weight" and not isinstance(module, nn.Embedding):
                 swapped = type(module).__name__ == "Conv1D"
                 N, K = param.shape if not swapped else (param.shape[1], param.shape[0])
-                if N < FEWEST_OUTPUTS or _is_router(name, N, text):
-                    skipped[prefix + path] = "a router, or too few outputs"
+                if N < FEWEST_OUTPUTS or K < FEWEST_INPUTS or _is_router(name, N, text):
+                    skipped[prefix + path] = "a router, or too few outputs or inputs"
                     continue
                 found.append((LinearSite(path, name, None, swapped, type(module).__name__), (N, K)))
     return found

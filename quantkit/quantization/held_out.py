@@ -91,7 +91,7 @@ class HeldOut:
         """
         on_product = input_rounding(context.linears, ranges)
         states, index, spec = self.quantized, context.index, self.run.targets.kv
-        for part, hidden, call in states.batches(index):
+        for part, hidden, call in states.batches(index, keep=True):
             if spec is not None:
                 call = call.with_cache(self.places[index], _RoundingCache(spec, kv))
             with TraceMatmuls(context.block, on_product):
@@ -99,6 +99,10 @@ class HeldOut:
 
     def finish(self) -> HeldOutRecord | None:
         """KL of the quantized model's next-token distributions from the original's; None where there are no logits."""
+        if (
+            self.original.hidden_STH.dim() != 3
+        ):  # several states per token, of which the model makes one behind its blocks
+            return None
         leaving = [self._leaving(states) for states in (self.original, self.quantized)]
         M, V = len(leaving[0]), self.run.streamed.model.config.get_text_config().vocab_size
         step = max(1, min(LOGITS_BYTES // (4 * V), self.original.seq_len))  # no more positions than the model has

@@ -5,7 +5,7 @@ Shapes: N = rows of a linear, K = input features.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -43,7 +43,8 @@ def block_columns(linears: Sequence[LinearTarget]) -> int | None:
     return common if sizes and linears[0].shape[1] % common == 0 else max(sizes, default=None)
 
 
-class ExpertTokens(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ExpertTokens:
     """How many calibration tokens reached an expert; shared: so few that its statistic is that of its layer."""
 
     count: int

@@ -28,12 +28,11 @@ def errors(document: Document) -> Markup:
             "Squared error of a linear's output over the output's energy, on calibration inputs where there were any.",
         )
     ]
+    hollow = "Hollow: rounded to nearest. " if any(one.gptq for one in document.report.linears) else ""
     caption = "Lines are means over the layer's linears, bands reach from the least to the largest."
     drawn = side_by_side(
         figure(figures.errors_by_layer(blocks), caption),
-        figure(
-            figures.errors_by_kind(blocks), "Hollow: rounded to nearest. Filled: as quantized. Medians over the layers."
-        ),
+        figure(figures.errors_by_kind(blocks), f"{hollow}Filled: as quantized. Medians over the layers."),
     )
     if drawn is None:
         return missing("The run quantized no linear of a decoder block.")

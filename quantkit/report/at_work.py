@@ -41,7 +41,7 @@ def _task_row(task: TaskResult) -> tuple[object, ...]:
     difference = "missing"
     if task.difference is not None:
         error = "" if task.difference_stderr is None else f" ± {100 * task.difference_stderr:.2f}"
-        difference = f"{100 * task.difference:+.2f}{error}"
+        difference = f"{100 * task.difference.value:+.2f}{error}"
     return (
         f"{task.task}, {task.metric}",
         with_error(task.value, task.stderr),

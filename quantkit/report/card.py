@@ -107,7 +107,7 @@ def _results(document: Document) -> list[Any]:
             found.append(
                 EvalResult(
                     task_type="text-generation",
-                    dataset_type="text",
+                    dataset_type=_file_name(text.name),  # the parser puts results of one type together
                     dataset_name=_file_name(text.name),
                     metric_type=kind,
                     metric_name=name,

@@ -290,19 +290,19 @@ def _by_kind(name: str, title: str, placed: Sequence[PlacedValue]) -> str | None
 
 
 def tasks(found: Sequence[TaskResult]) -> str | None:
-    """Paired difference from the original on each task, with 95 % of the normal distribution."""
-    shown = [task for task in found if task.difference is not None and task.difference_stderr is not None]
+    """Paired difference from the original on each task, with its 95 % interval."""
+    shown = [(task.task, task.difference) for task in found if task.difference is not None]
     if not shown:
         return None
-    told = "; ".join(f"{task.task} {100 * (task.difference or 0):+.1f} points" for task in shown)
+    told = "; ".join(f"{name} {100 * one.value:+.1f} points" for name, one in shown)
     with drawing("tasks", f"Quantized less original. {told}", 70 + ROW * len(shown)) as drawn:
         axes = drawn.axes[0]
         axes.axvline(0, color=MUTED, linewidth=1.2)
-        for row, task in enumerate(shown):
-            value, half = 100 * (task.difference or 0), 196 * (task.difference_stderr or 0)
-            axes.plot([value - half, value + half], [row, row], color=AFTER, linewidth=2.5, solid_capstyle="round")
-            axes.plot([value], [row], "o", color=AFTER, markersize=6)
-        axes.set_yticks(range(len(shown)), [_short(task.task) for task in shown], color=INK)
+        for row, (_, one) in enumerate(shown):
+            ends = [100 * one.low, 100 * one.high]
+            axes.plot(ends, [row, row], color=AFTER, linewidth=2.5, solid_capstyle="round")
+            axes.plot([100 * one.value], [row], "o", color=AFTER, markersize=6)
+        axes.set_yticks(range(len(shown)), [_short(name) for name, _ in shown], color=INK)
         _rows(axes, len(shown))
         axes.set_title("quantized less original, points, 95 %")
     return drawn.svg

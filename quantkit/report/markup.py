@@ -78,7 +78,7 @@ def missing(what: object, command: str | None = None) -> Markup:
 
 
 def details(summary: object, content: object) -> Markup:
-    """Content that is shown when it is asked for, and in print."""
+    """Content that is shown when it is asked for: long tables, which paper does without."""
     return element("details", element("summary", summary), content)
 
 

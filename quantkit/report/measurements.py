@@ -6,7 +6,7 @@ What was not measured is None or empty.
 from dataclasses import dataclass
 from typing import Literal
 
-from quantkit.report.text_results import TextResult
+from quantkit.report.text_results import Interval, TextResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class TaskResult:
 
     value, stderr         of the model; reference, reference_stderr: of the original
     recovery              value by the reference's; chance: what guessing gives
-    difference            model less original, paired by question, with its standard error
+    difference            model less original, paired by question, with its 95 % interval and its standard error
     lost, gained          questions that the original alone answers rightly, and the model alone
     """
 
@@ -69,7 +69,7 @@ class TaskResult:
     reference_stderr: float | None = None
     recovery: float | None = None
     chance: float | None = None
-    difference: float | None = None
+    difference: Interval | None = None
     difference_stderr: float | None = None
     lost: int | None = None
     gained: int | None = None

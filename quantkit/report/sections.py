@@ -151,7 +151,8 @@ def divergence(document: Document) -> Markup:
     words = element(
         "p",
         "KL is how far the distribution of the next token lies from the original's, in nats. A flip is a token that "
-        "one of the two models predicts rightly and the other does not. Intervals are 95 % (bootstrap over windows).",
+        "one of the two models predicts rightly and the other does not. Intervals: 95\N{NO-BREAK SPACE}%, by a "
+        "bootstrap over windows.",
     )
     if not texts:
         return join([words, _held_out(document)])

@@ -77,7 +77,10 @@ def judge(report: Report, measured: Measurements) -> ReportVerdict:
     if level == "recommended":
         reason = "every figure that was measured lies within its threshold"
     else:
-        reason = "; ".join(f"{one.name}: {one.remark}" for one in deciding)
+        reasons: dict[str, list[str]] = {}
+        for one in deciding:
+            reasons.setdefault(one.remark, []).append(one.name)
+        reason = "; ".join(f"{' and '.join(names)}: {remark}" for remark, names in reasons.items())
     return ReportVerdict(level, reason, criteria)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
+import quantkit
 from quantkit import load
 from tests.runtime.engine.equality import WAYS, check, generated, prompts
 from tests.tiny_models import tiny_model
@@ -27,6 +28,20 @@ def case(name: str) -> tuple[PreTrainedModel, list[list[int]], list[list[int]]]:
     model = tiny_model(name) if name in MODELS else load(name, dtype="float32")
     every = prompts(64, model.config.get_text_config().vocab_size)
     return model, every, [generated(model, prompt) for prompt in every]
+
+
+@cache
+def quantized(scheme: str, folder: Path) -> tuple[PreTrainedModel, list[list[int]], list[list[int]]]:
+    quantkit.quantize(BUNDLED, {"scheme": scheme, "weights": {"algorithm": "rtn"}}, folder / scheme, progress=False)
+    model, every = load(folder / scheme, dtype="float32"), prompts(24, 4096)
+    return model, every, [generated(model, prompt) for prompt in every]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("scheme", ["W4A16", "W8A8", "FP8_DYNAMIC"])
+def test_quantized_folders_equal(scheme: str, way: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    model, every, wanted = quantized(scheme, tmp_path_factory.getbasetemp())
+    check(model, way, every, wanted)
 
 
 @pytest.mark.parametrize("way", WAYS)

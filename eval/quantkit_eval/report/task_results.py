@@ -2,18 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
 
 from quantkit.errors import UserError
 from quantkit.paths import user_path
 from quantkit.report.measurements import TaskResult
+from quantkit.report.text_results import Interval
 
 EXPECTED = "hint: give what `quantkit eval DIR --tasks a,b --json` prints, or a results file of lm-eval"
-FIELDS = {field.name for field in fields(TaskResult)}
 
 
 def read_task_results(path: Path) -> tuple[TaskResult, ...]:
@@ -35,16 +32,46 @@ def parse(content: Any, where: str) -> tuple[TaskResult, ...]:
     """The results in parsed JSON, none where there are none. UserError for those that cannot be understood."""
     if not isinstance(content, Mapping):
         return ()
+    results = content.get("results")
     try:
-        if isinstance(tasks := content.get("tasks"), list):
-            known = [{key: value for key, value in task.items() if key in FIELDS} for task in tasks]
-            return TypeAdapter(tuple[TaskResult, ...]).validate_python(known)
-        if isinstance(results := content.get("results"), Mapping):
+        if isinstance(results, list):
+            return tuple(map(_of_quantkit, results))
+        if isinstance(results, Mapping):
             return _of_lm_eval(results, content.get("n-samples") or {})
-    except (ValidationError, AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{where}: results of tasks that quantkit cannot read: {reason}\n{EXPECTED}") from error
     return ()
+
+
+def _of_quantkit(row: Mapping[str, Any]) -> TaskResult:
+    """A row of `quantkit eval --tasks`; `comparison` is there with an original, `paired` where questions have scores."""
+    beside = row.get("comparison") or {}
+    paired = beside.get("paired") or {}
+    difference = None
+    if paired:
+        difference = Interval(*(float(paired[name]) for name in ("difference", "low", "high")))
+    return TaskResult(
+        str(row["task"]),
+        _metric(row["metric"], row.get("filter", "none")),
+        float(row["value"]),
+        row.get("stderr"),
+        row.get("questions"),
+        beside.get("value"),
+        beside.get("stderr"),
+        beside.get("recovery"),
+        row.get("chance"),
+        difference,
+        paired.get("stderr"),
+        paired.get("lost"),
+        paired.get("gained"),
+        beside.get("verdict"),
+    )
+
+
+def _metric(metric: str, filtered: str) -> str:
+    """The metric, with the filter of answers where lm-eval has more than one."""
+    return str(metric) if filtered in ("", "none") else f"{metric} ({filtered})"
 
 
 def _of_lm_eval(results: Mapping[str, Any], samples: Mapping[str, Any]) -> tuple[TaskResult, ...]:
@@ -57,7 +84,6 @@ def _of_lm_eval(results: Mapping[str, Any], samples: Mapping[str, Any]) -> tuple
                 continue
             error = metrics.get(f"{metric}_stderr,{filtered}")
             error = float(error) if isinstance(error, int | float) else None
-            name = metric if filtered in ("", "none") else f"{metric} ({filtered})"
             count = (samples.get(task) or {}).get("effective")
-            found.append(TaskResult(task, name, float(value), error, count))
+            found.append(TaskResult(task, _metric(metric, filtered), float(value), error, count))
     return tuple(found)

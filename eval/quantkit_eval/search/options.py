@@ -14,7 +14,7 @@ from quantkit.errors import UserError
 from quantkit.progress import Mode
 from quantkit.suggestions import unknown
 from quantkit_eval.early_checks import check_before_torch
-from quantkit_eval.search.grid import Checked, Impossible, check_grid, combine, parse_grid
+from quantkit_eval.search.grid import Checked, Combination, Impossible, check_grid, combine, parse_grid
 from quantkit_eval.search.sweep_folder import SweepFolder
 
 Keep = Literal["best", "pareto", "all", "none"]
@@ -88,8 +88,11 @@ def check_options(options: SweepOptions) -> Begun:
         raise UserError("nothing to sweep: the grid is empty\nhint: pass --grid KEY=v1,v2, or --search N")
     else:
         checked = check_grid(options.recipe, options.model, grid)
-    base = combine(options.recipe, options.model, {})
-    model = options.model or (getattr(base, "recipe", None) and base.recipe.model)  # type: ignore[union-attr]
+    if checked is not None and not checked.combinations:
+        raise none_possible(checked.impossible)
+    known = checked.combinations if checked is not None else [combine(options.recipe, options.model, {})]
+    recipes = [one.recipe for one in known if isinstance(one, Combination)]
+    model = options.model or next((recipe.model for recipe in recipes), None)
     if model is None:
         raise UserError("no model: pass --model FOLDER_OR_HUB_ID, or set `model:` in the recipe")
     place = SweepFolder(options.output)
@@ -97,8 +100,6 @@ def check_options(options: SweepOptions) -> Begun:
     check_before_torch(
         model, None, [options.text], context=options.context, tokens=options.tokens, device=options.device
     )
-    if checked is not None and not checked.combinations:
-        raise none_possible(checked.impossible)
     folder = locate_model(model)
     refuse_quantized(Checkpoint.open(folder))
     return Begun(options, model, folder, grid, checked, place)

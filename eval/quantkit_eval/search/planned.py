@@ -33,7 +33,7 @@ def plan_run(combination: Combination, folder: Path, machine: Machine, trust_rem
     recipe = combination.recipe
     try:
         check_folder(recipe, folder, calibrated=True)  # the evaluation reads text
-        plan = estimate(recipe, folder, machine=machine, trust_remote_code=trust_remote_code, run_follows=True)
+        plan = estimate(recipe, folder, machine=machine, trust_remote_code=trust_remote_code)
     except UserError as error:
         return Impossible(combination.settings, " ".join(str(error).split("\nhint:")[0].split()))
     peak = max(plan.peak_memory_bytes, _evaluation_bytes(plan, machine))

@@ -89,6 +89,13 @@ class SweepFolder:
         for name in names:
             shutil.rmtree(self.work / name, ignore_errors=True)
 
+    def clear(self, names: Iterable[str], *, finished: bool) -> None:
+        """Remove the models that are not kept; finished: nothing of the work folder is of use any longer."""
+        if finished:
+            shutil.rmtree(self.work, ignore_errors=True)
+        else:
+            self.drop(names)
+
     def keep(self, name: str, label: str) -> Path:
         """Keep a run's model for good; returns its folder."""
         place = self.kept(name, label)
@@ -98,9 +105,7 @@ class SweepFolder:
         return place
 
     def end(self) -> None:
-        """Unlock; the work folder is removed where nothing is left in it."""
+        """Unlock."""
         if self._lock is not None:
-            if self.work.is_dir() and not any(self.work.iterdir()):
-                self.work.rmdir()
             self._lock.close()
             self._lock = None

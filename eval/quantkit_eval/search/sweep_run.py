@@ -100,6 +100,7 @@ class _Sweep:
         impossible: list[Impossible] = []
         runs: list[Planned] = []
         if found is not None:
+            LOG.info("planning %d combinations", len(found.combinations))
             planned = [self._plan(one) for one in found.combinations]
             impossible = [*found.impossible, *(one for one in planned if isinstance(one, Impossible))]
             runs = [one for one in planned if isinstance(one, Planned)]
@@ -108,18 +109,22 @@ class _Sweep:
             _say(len(runs), impossible, found.folded)
         jobs = {job.name: (job, one) for one in runs for job in [self._job(one)]}
         missing = [one for job, one in jobs.values() if not self._done(job)]
+        if found is None and isinstance(base := self._planned({}), Planned):  # a search: each run about as the base
+            missing = [base] * (o.search or 1)
         slots = fitting(o.jobs or 1, [one.peak_bytes for one in missing], self.machine.free_memory)
         if slots < min(o.jobs or 1, len(missing)):
             LOG.info("memory is enough for %d of %d runs at a time", slots, o.jobs)
         check_room(missing, o.keep, slots, self.place.path, self.machine.free_disk)
+        pool = self._pool(slots)
         self.place.begin(self.begun.model, self.model_hash, "grid" if found is not None else "search")
         try:
-            if found is not None:
-                settings = {job.name: one.combination.settings for job, one in jobs.values()}
-                self._run([job for job, _ in jobs.values() if not self._done(job)], settings, slots)
-            else:
-                settings, impossible = self._search(slots)
-            return self._finish(settings, impossible, 0 if found is None else found.folded)
+            with pool:
+                if found is None:
+                    settings, impossible = self._search(pool)
+                else:
+                    settings = {job.name: one.combination.settings for job, one in jobs.values()}
+                    self._run([job for job, _ in jobs.values() if not self._done(job)], settings, pool)
+                return self._finish(settings, impossible, 0 if found is None else found.folded, pool)
         finally:
             self.place.end()
 
@@ -128,6 +133,10 @@ class _Sweep:
         if key not in self.plans:
             self.plans[key] = plan_run(combination, self.begun.folder, self.machine, self.options.trust_remote_code)
         return self.plans[key]
+
+    def _planned(self, settings: Mapping[str, str]) -> Planned | Impossible:
+        found = combine(self.options.recipe, self.begun.model, settings)
+        return self._plan(found) if isinstance(found, Combination) else found
 
     def _job(self, planned: Planned) -> Job:
         o, combination = self.options, planned.combination
@@ -154,18 +163,18 @@ class _Sweep:
 
         return RayTasks(self.options.ray, self.options.jobs)
 
-    def _run(self, jobs: list[Job], settings: Mapping[str, Mapping[str, str]], slots: int) -> None:
+    def _run(self, jobs: list[Job], settings: Mapping[str, Mapping[str, str]], pool: Pool) -> None:
         """Run jobs, and rewrite the results after each."""
         if not jobs:
             return
-        with Progress(self.options.progress, unit="run") as bar, self._pool(slots) as pool:
+        with Progress(self.options.progress, unit="run") as bar:
             bar.begin(len(settings), len(settings) - len(jobs))
             bar.start_blocks()
             for job, error in run_all(_noted(iter(jobs), bar), pool):
                 self._ended(job, error, settings)
                 bar.advance()
 
-    def _search(self, slots: int) -> tuple[Mapping[str, Mapping[str, str]], list[Impossible]]:
+    def _search(self, pool: Pool) -> tuple[Mapping[str, Mapping[str, str]], list[Impossible]]:
         from quantkit_eval.search.optuna_search import Search
 
         o = self.options
@@ -177,7 +186,7 @@ class _Sweep:
             self.place.path, self.begun.grid, o.search, o.seed, identity, self._job_of,
             lambda name: read_row(self.place.row(name)),
         )  # fmt: skip
-        with Progress(o.progress, unit="run") as bar, self._pool(slots) as pool:
+        with Progress(o.progress, unit="run") as bar:
             bar.begin(o.search)
             bar.start_blocks()
             for job, error in run_all(_noted(search.jobs(), bar), pool):
@@ -189,8 +198,7 @@ class _Sweep:
         return search.settings, search.impossible
 
     def _job_of(self, settings: Mapping[str, str]) -> Job | Impossible:
-        found = combine(self.options.recipe, self.begun.model, settings)
-        planned = self._plan(found) if isinstance(found, Combination) else found
+        planned = self._planned(settings)
         return self._job(planned) if isinstance(planned, Planned) else planned
 
     def _ended(self, job: Job, error: str | None, settings: Mapping[str, Mapping[str, str]]) -> None:
@@ -221,7 +229,7 @@ class _Sweep:
         return found
 
     def _finish(
-        self, settings: Mapping[str, Mapping[str, str]], impossible: list[Impossible], folded: int
+        self, settings: Mapping[str, Mapping[str, str]], impossible: list[Impossible], folded: int, pool: Pool
     ) -> SweepResult:
         """Keep models, write results and the plot."""
         entries = self._entries(settings)
@@ -235,10 +243,10 @@ class _Sweep:
         lacking = [name for name in wanted if self.place.made(name, label(settings[name])) is None]
         if lacking:  # rows of an earlier sweep that kept fewer models: they are made again
             again = [job for name in lacking if isinstance(job := self._job_of(settings[name]), Job)]
-            self._run(again, {name: settings[name] for name in lacking}, 1)
+            self._run(again, {name: settings[name] for name in lacking}, pool)
         for name in wanted - set(self.errors):
             self.place.keep(name, label(settings[name]))
-        self.place.drop(settings)
+        self.place.clear(settings, finished=not self.errors)
         entries = self._entries(settings)
         write_results(self.place.path, entries)
         if (why := write_plot(points, self.place.path / PLOT, f"{self.begun.model}, {self.options.text}")) is not None:

@@ -15,7 +15,7 @@ The definition, which every product keeps for any number of tokens, on any proce
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import torch
@@ -73,6 +73,10 @@ class CpuWeight:
     def nbytes(self) -> int:
         """Of codes, scales and zero points."""
         return self.codes.nbytes + self.scale.nbytes + (0 if self.zero is None else self.zero.nbytes)
+
+    def __reduce__(self) -> tuple:
+        """A copy keeps nothing: it is made again when it is needed, and oneDNN's tensors cannot be copied."""
+        return CpuWeight, tuple(getattr(self, each.name) for each in fields(self) if each.name != "kept")
 
     def rounds(self, dtype: torch.dtype) -> tuple[torch.dtype, ...]:
         """What W is rounded to, one after the other, for inputs of this dtype; nothing where that changes nothing."""

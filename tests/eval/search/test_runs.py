@@ -14,8 +14,8 @@ from quantkit_eval.search.runs import Processes, run_all
 
 ROOT = Path(__file__).resolve().parents[3]
 JOB = Job(
-    name="a", label="x=1", recipe={"model": "nowhere-at-all/x"}, hashes=("m", "r", "t"), text="t", context=8, tokens=None,
-    tasks=(), limit=None, device="cpu", trust_remote_code=False, folder="", row="", cwd=".", peak_bytes=0,
+    name="a", label="x=1", recipe={"model": "nowhere-at-all/x"}, hashes=("m", "r", "t"), text="t", context=8,
+    tokens=None, tasks=(), limit=None, device="cpu", trust_remote_code=False, folder="", row="", cwd=".", peak_bytes=0,
 )  # fmt: skip
 
 

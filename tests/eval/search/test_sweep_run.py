@@ -60,6 +60,7 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     def sweep(pool: FakePool, *grid: str, machine: Machine = machine, **more: Any) -> SweepResult:
         monkeypatch.setattr(sweep_run, "measure", lambda folder: machine)
         monkeypatch.setattr(sweep_run._Sweep, "_pool", lambda self, slots: replace_slots(pool, slots))
+        monkeypatch.setattr(sweep_run, "write_plot", lambda points, path, title: None)  # it takes a second
         return sweep_run.sweep(check_options(options(home, *grid, **more)))
 
     return sweep
@@ -92,7 +93,7 @@ def test_a_row_for_each_combination_and_nothing_is_run_twice(run: Run, home: Pat
     assert table["weights.bits"].tolist() == [3, 3, 4, 4]
     assert table["model"].tolist() == [str(home / "model")] * 4
     assert sorted(path.name for path in (home / "out").iterdir() if path.name[0] != ".") == [
-        "front.svg", "results.csv", "results.parquet", "rows", "sweep.json",
+        "results.csv", "results.parquet", "rows", "sweep.json",
     ]  # fmt: skip
     again = FakePool()
     assert run(again, *GRID).to_json()["rows"] == result.to_json()["rows"]
@@ -342,3 +343,4 @@ def test_a_run_of_the_real_worker(home: Path) -> None:
     assert not row.resumed
     assert row.text_tokens % 31 == 0
     assert (home / "out" / str(entry.folder) / "quantkit-report.json").is_file()
+    assert (home / "out" / "front.svg").is_file()

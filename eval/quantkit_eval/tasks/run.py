@@ -1,0 +1,200 @@
+"""A model and its original on tasks of lm-eval: values, and what is left of the original's answers."""
+
+import gc
+import io
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import RunError, UserError
+from quantkit.library_output import quiet_libraries
+from quantkit.suggestions import unknown
+from quantkit_eval.early_checks import check_before_torch
+from quantkit_eval.tasks.comparison import RULE, compare
+from quantkit_eval.tasks.results import TaskEvaluation, TaskResult
+from quantkit_eval.tasks.selection import load_tasks, names_of, quiet_lm_eval, task_errors
+from quantkit_eval.tasks.task_files import check_lm_eval, check_task_files
+
+ENGINES = ("plain", "paged")
+PACKAGES = ("quantkit", "lm_eval", "torch", "transformers", "datasets")
+LOG = logging.getLogger("quantkit.eval")
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One metric of one task. scores: of each question, where the value is their mean; hashes: of the questions."""
+
+    value: float
+    stderr: float | None
+    chance: float
+    higher_is_better: bool
+    questions: int
+    shots: int
+    hashes: tuple[str, ...]
+    scores_Q: NDArray[np.float64] | None
+
+
+def check_task_options(
+    model: str | Path, tasks: str | Sequence[str], ref: str | Path | None = None, *, limit: int | None = None,
+    num_fewshot: int | None = None, include_path: str | Path | None = None, device: str = "auto",
+    engine: str | None = None, kv_cache: str | None = None,
+) -> tuple[Path, Path | None]:  # fmt: skip
+    """The folders (of GGUF: the files) of the model and its original; UserError for what names and files show."""
+    if engine not in (None, *ENGINES):
+        if engine == "llama.cpp":
+            raise UserError("--engine llama.cpp computes texts, not tasks\nhint: leave out --engine, or take paged")
+        raise unknown("engine", engine, ENGINES)
+    for name, value, least in (("--limit", limit, 1), ("--num-fewshot", num_fewshot, 0)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise UserError(f"{name} is {value!r}; expected a whole number of {least} or more")
+    check_task_files(include_path, names_of(tasks))
+    paged = "paged" if engine == "paged" else None
+    folders = check_before_torch(model, ref, ["general"], context=2, device=device, engine=paged, kv_cache=kv_cache)
+    check_lm_eval()
+    return folders
+
+
+def evaluate_tasks(
+    model: str | Path,
+    tasks: str | Sequence[str],
+    *,
+    ref: str | Path | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    include_path: str | Path | None = None,
+    device: str = "auto",
+    engine: str | None = None,
+    kv_cache: str | None = None,
+    batch_size: int | str = "auto",
+    trust_remote_code: bool = False,
+    progress: bool = False,
+) -> TaskEvaluation:
+    """Values of a model on tasks and, given `ref`, how they compare with that model's on the same questions.
+
+    model, ref    folders, Hub ids or GGUF files, quantized or not; both run in float32 on a CPU
+    tasks         names of lm-eval or of quantkit's own tasks, groups, tags, patterns or YAML files: a,b or a list
+    limit         questions of each task, its first; num_fewshot: examples before each; include_path: more task files
+    engine        paged: the model runs in the paged engine; the original always as transformers runs it
+    batch_size    contexts of a forward; progress: lm-eval's bars on stderr
+
+    UserError for bad input, RunError where the logits are not finite.
+    """
+    folder, ref_folder = check_task_options(
+        model, tasks, ref, limit=limit, num_fewshot=num_fewshot, include_path=include_path, device=device,
+        engine=engine, kv_cache=kv_cache,
+    )  # fmt: skip
+    loaded = load_tasks(tasks, include_path)
+    from quantkit_eval.evaluation import versions
+    from quantkit_eval.folders import check_tokenizers, load_tokenizer
+    from quantkit_eval.lm_eval_model import QuantkitLM
+
+    if ref is not None and ref_folder is not None:
+        own, other = (load_tokenizer(each, trust_remote_code)[0] for each in (folder, ref_folder))
+        sample = str(next(iter(loaded[0].eval_docs), ""))
+        check_tokenizers(model, own, ref, other, sample, "answers would be scored on other tokens")
+
+    def run(path: Path, **options: Any) -> tuple[dict[tuple[str, str, str], Answers], float, str]:
+        started = time.perf_counter()
+        LOG.info("loading %s", path)
+        lm = QuantkitLM(str(path), device=device, batch_size=batch_size, trust_remote_code=trust_remote_code, **options)
+        with _lm_eval_output(progress):
+            found = _answers(_simple_evaluate(lm, loaded, num_fewshot, limit))
+        where = str(lm.device)
+        del lm
+        gc.collect()  # the original needs the model's memory
+        return found, time.perf_counter() - started, where
+
+    found, seconds, where = run(folder, engine=engine or "plain", kv_cache=kv_cache)
+    originals, ref_seconds = ({}, None) if ref_folder is None else run(ref_folder)[:2]
+    return TaskEvaluation(
+        model=str(model),
+        ref=None if ref is None else str(ref),
+        results=tuple(_result(key, one, originals.get(key)) for key, one in found.items()),
+        rule=RULE,
+        limit=limit,
+        device=where,
+        engine=engine,
+        kv_cache=kv_cache,
+        seconds=seconds,
+        ref_seconds=ref_seconds,
+        versions=versions(PACKAGES),
+    )
+
+
+def _simple_evaluate(lm: Any, tasks: list[Any], num_fewshot: int | None, limit: int | None) -> dict[str, Any]:
+    from lm_eval.evaluator import simple_evaluate
+
+    with task_errors(tasks[0].task_name if len(tasks) == 1 else "one of the tasks"):
+        try:
+            found: Any = simple_evaluate(
+                model=lm, tasks=tasks, num_fewshot=num_fewshot, limit=limit, bootstrap_iters=1000
+            )
+        except RunError as error:
+            failed = error
+        else:
+            return found
+    raise failed
+
+
+@contextmanager
+def _lm_eval_output(progress: bool) -> Iterator[None]:
+    """lm-eval's bars and remarks, on stderr or nowhere."""
+    with ExitStack() as stack:
+        stack.enter_context(quiet_libraries())
+        stack.enter_context(quiet_lm_eval())
+        if not progress:
+            stack.enter_context(redirect_stderr(io.StringIO()))
+        yield
+
+
+def _answers(found: dict[str, Any]) -> dict[tuple[str, str, str], Answers]:
+    """By task, metric and filter, from the results of lm-eval, in its order."""
+    answers = {}
+    for task, samples in found["samples"].items():
+        values, config = found["results"][task], found["configs"][task]
+        for key, value in values.items():
+            metric, _, filter_ = key.partition(",")
+            if not filter_ or metric.endswith("_stderr") or not isinstance(value, int | float | np.number):
+                continue
+            own = [sample for sample in samples if sample["filter"] == filter_]
+            scores = [sample.get(metric) for sample in own]
+            stderr = values.get(f"{metric}_stderr,{filter_}")
+            plain = all(isinstance(score, bool | int | float | np.number | np.bool_) for score in scores)
+            scores_Q = np.array(scores, dtype=np.float64) if plain and scores else None
+            if scores_Q is not None and not np.isclose(scores_Q.mean(), float(value), rtol=1e-9, atol=1e-12):
+                scores_Q = None  # a perplexity of log-likelihoods, say
+            guess = config.get("output_type") == "multiple_choice" and metric.startswith("acc")
+            answers[task, metric, filter_] = Answers(
+                value=float(value),
+                stderr=float(stderr) if isinstance(stderr, int | float | np.number) else None,
+                chance=float(np.mean([1 / len(sample["filtered_resps"]) for sample in own])) if guess else 0.0,
+                higher_is_better=bool(found["higher_is_better"][task].get(metric, True)),
+                questions=len(own),
+                shots=int(found["n-shot"].get(task) or 0),
+                hashes=tuple(sample["doc_hash"] for sample in own),
+                scores_Q=scores_Q,
+            )
+    return answers
+
+
+def _result(key: tuple[str, str, str], own: Answers, original: Answers | None) -> TaskResult:
+    task, metric, filter_ = key
+    comparison = None
+    if original is not None:
+        if own.hashes != original.hashes:
+            raise RunError(f"task {task!r} gave the two models different questions")
+        pair = None if own.scores_Q is None or original.scores_Q is None else (own.scores_Q, original.scores_Q)
+        comparison = compare(
+            own.value, original.value, original.stderr, own.chance, higher_is_better=own.higher_is_better, answers=pair
+        )
+    return TaskResult(
+        task, metric, filter_, own.questions, own.shots, own.value, own.stderr, own.chance, own.higher_is_better,
+        comparison,
+    )  # fmt: skip
