@@ -97,6 +97,7 @@ def test_schemes_of_llama_3_8b(plan: ServingPlan) -> None:
 def test_cost(plan: ServingPlan) -> None:
     base = row(plan, "bf16")
     assert base.tokens_per_second == pytest.approx(256 / (base.ttft_seconds + 256 * base.token_seconds))
+    assert base.cost_per_million_output_tokens is not None
     assert base.cost_per_million_output_tokens == pytest.approx(2.5 / 3600 / base.tokens_per_second * 1e6)
     assert base.cost_per_million_tokens == pytest.approx(base.cost_per_million_output_tokens / 5)
 
@@ -113,8 +114,13 @@ def test_json_has_one_shape(plan: ServingPlan, llama: Path) -> None:
 
 
 def test_tensor_parallelism_of_a_70b_model(tmp_path: Path) -> None:
-    large = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
-    folder = folder_of(tmp_path, **large)
+    large: dict[str, Any] = {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    }
+    folder = folder_of(tmp_path, LLAMA, **large)
     found = plan_serving(folder, "h100", Traffic(tp=2))
     assert found.all_reduce is not None
     assert found.all_reduce.count == 160
