@@ -41,12 +41,12 @@ def once_per_structure(streamed: StreamedModel, look: Callable[[int, nn.Module, 
     known: dict[Hashable, T] = {}
     found, handed = [], list[tuple[int, Traffic]]()
     for index, block in enumerate(streamed.blocks):
-        key = structure_key(block)
+        call = calls[index]
+        key = (structure_key(block), call.skipped)
         if key not in known:
             streamed.fill(index)
             try:
-                call = calls[index]
-                seen = traffic(block, (hidden, *call.args), call.kwargs)
+                seen = Traffic([], []) if call.skipped else traffic(block, (hidden, *call.args), call.kwargs)
                 if any(_is_one_of(value, containers) for _, value in seen.written):
                     writers.add(key)
                 handed.append((index, _without(seen, containers)))
@@ -64,7 +64,7 @@ def once_per_structure(streamed: StreamedModel, look: Callable[[int, nn.Module, 
                 release(block)
         elif key in writers:
             streamed.fill(index)
-            _hand_on(block, hidden, calls[index], containers)
+            _hand_on(block, hidden, call, containers)
             release(block)
         found.append(known[key])
     return found

@@ -114,7 +114,8 @@ class _RowsFromFile(TorchFunctionMode):
         if func is Tensor.__getitem__ and id(args[0]) in self.weights:
             first, *rest = args[1] if isinstance(args[1], tuple) else (args[1],)
             if isinstance(first, int | Tensor):  # some models look up the row of a padding token
-                rows = self.weights[id(args[0])](torch.as_tensor(first))
+                index = torch.as_tensor(first)
+                rows = self.weights[id(args[0])](torch.where(index < 0, index + len(args[0]), index))
                 return rows[(..., *rest)] if rest else rows
         return func(*args, **(kwargs or {}))
 
@@ -135,13 +136,16 @@ class Stop(Exception):  # noqa: N818 (control flow, not an error)
 
 @dataclass(frozen=True, slots=True)
 class BlockCall:
-    """How the model calls one block: hidden states first, then these."""
+    """How the model calls one block: hidden states first, then these; skipped: it does not, on a text."""
 
     args: tuple
     kwargs: dict[str, Any]
+    skipped: bool = False
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """The block's output hidden states for hidden [batch, seq, hidden]."""
+        """The block's output hidden states for hidden [batch, seq, hidden]; the same where it is skipped."""
+        if self.skipped:
+            return hidden
         with torch.no_grad():
             output = block(hidden, *self.args, **self.kwargs)
         return output if isinstance(output, Tensor) else output[0]
@@ -149,7 +153,8 @@ class BlockCall:
     def with_arguments(self, replaced: Mapping[int | str, Any]) -> "BlockCall":
         """The same call with other values at these positions and keywords, where it has them."""
         args = tuple(replaced.get(place, value) for place, value in enumerate(self.args))
-        return BlockCall(args, {place: replaced.get(place, value) for place, value in self.kwargs.items()})
+        kwargs = {place: replaced.get(place, value) for place, value in self.kwargs.items()}
+        return BlockCall(args, kwargs, self.skipped)
 
     def cache_place(self) -> int | str | None:
         """The position among `args` or the keyword of the argument that is a cache; None where there is none."""
@@ -209,6 +214,12 @@ class StreamedModel:
         other.sources, other.checkpoint = sources, checkpoint
         return other
 
+    def with_dtype(self, dtype: torch.dtype) -> "StreamedModel":
+        """The same model computed in another dtype."""
+        other = copy.copy(self)
+        other.dtype = dtype
+        return other
+
     def prefix(self, index: int) -> str:
         return f"{self.path}.{index}."
 
@@ -223,14 +234,18 @@ class StreamedModel:
     def first_call(self, ids: Tensor, *, use_cache: bool = False) -> tuple[Tensor, list[BlockCall]]:
         """Hidden states [batch, seq, hidden] entering block 0 for ids [batch, seq], and how each block is called.
 
+        Blocks that the model leaves out on a text (they attend to an image) are skipped.
+
         use_cache: the model makes itself an empty cache and hands it to its blocks.
         """
         runs = self._runs_through(ids, use_cache)
         for record, _ in runs:
             hidden = [entry[1] for entry in record]
-            in_order = [entry[0] for entry in record] == [*range(len(self.blocks))]
+            ran = [entry[0] for entry in record]
+            in_order = ran == sorted(set(ran)) and ran[-1:] == [len(self.blocks) - 1]
             if in_order and all(unchanged(h, hidden[0]) for h in hidden):
-                return hidden[0], [entry[2] for entry in record]
+                calls = dict.fromkeys(range(len(self.blocks)), BlockCall((), {}, skipped=True))
+                return hidden[0], [*(calls | {entry[0]: entry[2] for entry in record}).values()]
         raise UserError(self._not_a_chain(runs))
 
     def _runs_through(
@@ -353,6 +368,8 @@ def unchanged(states: Tensor, given: Tensor) -> bool:
     """Whether states are those that were given, or a view of all of them."""
     if states is given:
         return True
+    if not isinstance(states, Tensor):
+        return False
     alike = (states.shape, states.stride(), states.dtype) == (given.shape, given.stride(), given.dtype)
     return alike and states.data_ptr() == given.data_ptr()
 
