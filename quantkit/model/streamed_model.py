@@ -6,7 +6,7 @@ The embedding is never loaded either: its rows are read from the file as the cal
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -16,13 +16,26 @@ from transformers import Cache, PreTrainedModel
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import RunError, UserError
-from quantkit.model.block_arguments import guard
+from quantkit.model.block_arguments import guard, named
 from quantkit.model.meta_model import find_blocks
 from quantkit.model.weight_sources import TensorSlice
 
-RETURNS: tuple[Callable[[Tensor], Any], ...] = (  # what a model may expect of its blocks: states, or a tuple of them
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """Stands for what a block returns beside its states, in the calls of blocks that are handed it."""
+
+    block: int
+    position: int
+
+
+SOMETHING = Returned(-1, 0)  # of the block that returns it
+# what a model may expect of its blocks: states, or a tuple of them; what it hands on before what it has no use for
+RETURNS: tuple[Callable[[Tensor], Any], ...] = (
     lambda hidden: hidden,
     lambda hidden: (hidden,),
+    lambda hidden: (hidden, SOMETHING),
+    lambda hidden: (hidden, SOMETHING, SOMETHING),
     lambda hidden: (hidden, None),
     lambda hidden: (hidden, None, None),
 )
@@ -136,11 +149,15 @@ class Stop(Exception):  # noqa: N818 (control flow, not an error)
 
 @dataclass(frozen=True, slots=True)
 class BlockCall:
-    """How the model calls one block: hidden states first, then these; skipped: it does not, on a text."""
+    """How the model calls one block: hidden states first, then these; skipped: it does not, on a text.
+
+    on_output  gets what the block returns where that is more than states
+    """
 
     args: tuple
     kwargs: dict[str, Any]
     skipped: bool = False
+    on_output: Callable[[tuple], None] | None = None
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """The block's output hidden states for hidden [batch, seq, hidden]; the same where it is skipped."""
@@ -148,13 +165,32 @@ class BlockCall:
             return hidden
         with torch.no_grad():
             output = block(hidden, *self.args, **self.kwargs)
-        return output if isinstance(output, Tensor) else output[0]
+        return self.states_of(output)
+
+    def states_of(self, output: Any) -> Tensor:
+        """The hidden states of what the block returned."""
+        if isinstance(output, Tensor):
+            return output
+        if self.on_output is not None:
+            self.on_output(output)
+        return output[0]
+
+    def handed(self) -> set[Returned]:
+        """What of other blocks' outputs the block is given."""
+        return {value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Returned)}
+
+    def with_returned(self, values: Mapping[Returned, Any]) -> "BlockCall":
+        """The same call with what blocks returned in its places."""
+        if not self.handed():
+            return self
+        given = {place: values[value] for place, value in named(self.args, self.kwargs) if isinstance(value, Returned)}
+        return self.with_arguments(given)
 
     def with_arguments(self, replaced: Mapping[int | str, Any]) -> "BlockCall":
         """The same call with other values at these positions and keywords, where it has them."""
         args = tuple(replaced.get(place, value) for place, value in enumerate(self.args))
         kwargs = {place: replaced.get(place, value) for place, value in self.kwargs.items()}
-        return BlockCall(args, kwargs, self.skipped)
+        return replace(self, args=args, kwargs=kwargs)
 
     def cache_place(self) -> int | str | None:
         """The position among `args` or the keyword of the argument that is a cache; None where there is none."""
@@ -314,7 +350,10 @@ class StreamedModel:
                 record.append((index, hidden_states, BlockCall(args, kwargs)))
                 if stop and len(record) == len(self.blocks):
                     raise Stop
-                return answer(hidden_states)
+                output = answer(hidden_states)
+                if not isinstance(output, tuple):
+                    return output
+                return tuple(Returned(index, i) if o is SOMETHING else o for i, o in enumerate(output))
 
             return forward
 
