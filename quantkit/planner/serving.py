@@ -30,7 +30,7 @@ from quantkit.report.serving_plan import (
 USABLE = 0.9  # of a device's memory, for weights and caches: vLLM's --gpu-memory-utilization
 CONTEXT, PROMPT, OUTPUT = 8192, 1024, 256
 SHOWN_CONTEXT = 4096  # a length at which caches are easily compared
-OWN_CACHE = "int8"  # where the engine reads no fp8: quantkit's own paged engine does
+OWN_CACHE = "int8"  # of quantkit's paged engine: on a CPU, and where the engine reads no fp8
 ASSUMPTIONS = (
     "bounds, not measurements: kernels reach their device's peak, and memory is read once; real engines take longer",
     f"{USABLE:.0%} of a device's memory is for weights and caches",
@@ -89,7 +89,7 @@ def plan_serving(
         load.pp,
         USABLE * device.memory,
         tuple(device.peaks),
-        "fp8",
+        OWN_CACHE if device.name == "cpu" else "fp8",
     )
 
     def readable(each: Candidate) -> bool:
@@ -217,7 +217,7 @@ def _taken(
     """The advice, and the scheme it takes. readable: whether the engine reads the cache asked, beside a scheme."""
     advice = advise(schemes, asked)
     chosen = next((each for each in found if each.name == advice.scheme), None)
-    if chosen is not None and advice.cache != UNQUANTIZED and not readable(chosen):
+    if chosen is not None and advice.cache not in (UNQUANTIZED, OWN_CACHE) and not readable(chosen):
         advice = advise(schemes, replace(asked, cache=OWN_CACHE))
     return advice, chosen
 

@@ -9,9 +9,11 @@ import pytest
 from transformers import (
     BloomConfig,
     DeepseekV3Config,
+    FalconConfig,
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
     MistralConfig,
     MixtralConfig,
     Qwen3NextConfig,
@@ -230,10 +232,20 @@ def test_grouped_heads_are_copied_where_there_are_more_devices(tmp_path: Path) -
     assert (found.cache_share(2), found.cache_share(8)) == (0.5, 0.5)
 
 
+def test_one_head_of_keys_for_all_queries(tmp_path: Path) -> None:
+    found = model_of(tmp_path, FalconConfig(hidden_size=256, num_attention_heads=4, num_hidden_layers=3, vocab_size=96))
+    assert found.kv_heads == 1
+    assert found.token_bytes["bf16"] == 3 * 2 * 64 * 2
+
+
 def test_what_config_json_does_not_say(tmp_path: Path) -> None:
     found = model_of(tmp_path, BloomConfig(hidden_size=64, n_layer=1, n_head=4, vocab_size=96))
     assert found.longest is None
     assert "longest context" in found.unknown[0]
+    (tmp_path / "mamba").mkdir()
+    states = model_of(tmp_path / "mamba", MambaConfig(num_hidden_layers=2, hidden_size=64, vocab_size=96))
+    assert (states.cache_bytes(4096), states.experts) == (0, 0)
+    assert "the 2 layers without a cache" in states.unknown[0]
     (tmp_path / "next").mkdir()
     mixed = model_of(tmp_path / "next", Qwen3NextConfig(num_hidden_layers=4, num_experts=4, vocab_size=96))
     assert (mixed.layers, len(mixed.windows)) == (4, 1)
