@@ -16,7 +16,6 @@ from quantkit.planner.roofline import Step, step
 from quantkit.planner.served_model import CACHES, SERVED, ServedModel, StoredWeights, served_model
 from quantkit.planner.serving_advice import Advice, Asked, advise
 from quantkit.planner.traffic import Traffic, check_traffic
-from quantkit.recipe.names import BEST
 from quantkit.recipe.recipe import Recipe
 from quantkit.report.serving_plan import (
     AllReduce,
@@ -93,12 +92,15 @@ def plan_serving(
     )
 
     def readable(each: Candidate) -> bool:
-        scheme, by = (each.name, each.recipe) if each.recipe else next(iter(BEST.items()))
-        return shipped(scheme, by, one_expert(inventory), config, engine, device, load.tp, asked.cache).refused is None
+        if each.recipe is None:  # a cache is asked of a scheme: of any that the engine runs
+            each = next((other for other in found if other.recipe and other.refused is None), each)
+        if each.recipe is None:
+            return True
+        few = one_expert(inventory)
+        return shipped(each.name, each.recipe, few, config, engine, device, load.tp, asked.cache).refused is None
 
     advice, chosen = _taken(found, schemes, asked, readable)
     base = schemes[UNQUANTIZED]
-    impossible = tuple(f"{each.name} cannot be made: {each.refused}" for each in found if each.stored is None)
     return ServingPlan(
         model=name or str(folder),
         model_type=config.get("model_type"),
@@ -123,7 +125,8 @@ def plan_serving(
         take=None if chosen is None else served(chosen, model, device, load, advice.cache),
         take_why=advice.why,
         advice=advice.rows,
-        unknown=(*model.unknown, *impossible),
+        impossible={each.name: each.refused or "" for each in found if each.stored is None},
+        unknown=model.unknown,
         assumptions=ASSUMPTIONS,
     )  # fmt: skip
 

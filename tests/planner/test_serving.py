@@ -21,9 +21,11 @@ from transformers import (
 
 from quantkit.api import verify
 from quantkit.errors import UserError
+from quantkit.planner import serving
 from quantkit.planner.candidate_schemes import Sample, one_expert, shipped
 from quantkit.planner.devices import DEVICES
 from quantkit.planner.model_inventory import take_inventory
+from quantkit.planner.roofline import REGIMES
 from quantkit.planner.served_model import ServedModel, StoredWeights, served_model
 from quantkit.planner.serving import fitted, plan_serving
 from quantkit.planner.traffic import Traffic, config_folder
@@ -113,6 +115,53 @@ def test_json_has_one_shape(plan: ServingPlan, llama: Path) -> None:
     assert first["all_reduce"] is None
     assert other["all_reduce"]["count"] == 64
     assert first["device"]["source"].startswith("https://")
+
+
+def test_the_keys_of_the_json_are_frozen(plan: ServingPlan) -> None:
+    found = plan.to_json()
+    assert sorted(found) == sorted(
+        [
+            *("schema", "model", "model_type", "device", "engine", "tp", "pp", "profile", "context", "concurrency"),
+            *("prompt", "output", "price", "parameters", "active_parameters", "weights", "kv", "intensity"),
+            *("all_reduce", "schemes", "take", "take_why", "advice", "impossible", "unknown", "assumptions", "fits"),
+        ]
+    ), "a changed shape is a new SCHEMA"
+    assert sorted(found["schemes"][0]) == sorted(
+        [
+            *("scheme", "recipe", "kv_cache", "bits", "weight_bytes", "weight_bytes_per_device", "weights_fit", "fits"),
+            *("max_concurrency", "prefill", "decode", "ttft_seconds", "token_seconds", "request_seconds"),
+            *("decode_tokens_per_second", "tokens_per_second", "cost_per_million_output_tokens"),
+            *("cost_per_million_tokens", "refused", "warnings"),
+        ]
+    )
+    regimes = {each[phase]["regime"] for each in found["schemes"] for phase in ("prefill", "decode")}
+    assert regimes <= set(REGIMES)
+
+
+def test_what_this_model_cannot_have(tmp_path: Path) -> None:
+    found = plan_serving(folder_of(tmp_path, LLAMA, hidden_size=96 * 32, head_dim=96), "h100", Traffic(tp=2))
+    assert found.impossible == {}
+    narrow = folder_of(tmp_path, LLAMA, hidden_size=144, intermediate_size=144, head_dim=36, num_attention_heads=4,
+                       num_key_value_heads=4, num_hidden_layers=1, vocab_size=96)  # fmt: skip
+    found = plan_serving(narrow, "h100", Traffic())
+    assert "group_size 128" in found.impossible["W4A16"]
+    assert "W4A16" not in {each.scheme for each in found.schemes}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "tensorrt-llm"])
+def test_an_fp8_cache_beside_bf16(llama: Path, engine: str) -> None:
+    """Where no 8-bit scheme is multiplied, the cache is still the engine's own."""
+    found = plan_serving(llama, "l4", Traffic(concurrency=10), engine=engine)
+    assert found.take is not None
+    assert found.take.kv_cache == ("fp8" if found.take.max_concurrency["bf16"] < 10 else "bf16")
+
+
+def test_a_cpu_keeps_caches_in_int8(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = replace(DEVICES["a100"], name="cpu", memory=24 << 30)
+    monkeypatch.setattr(serving, "device_named", lambda _: cpu)
+    found = plan_serving(llama, "cpu", Traffic(concurrency=20))
+    assert found.take is not None
+    assert (found.take.scheme, found.take.kv_cache) == ("W8A8", "int8")
 
 
 def test_tensor_parallelism_of_a_70b_model(tmp_path: Path) -> None:
