@@ -21,7 +21,7 @@ from transformers import (
 
 from quantkit.api import verify
 from quantkit.errors import UserError
-from quantkit.planner import serving
+from quantkit.planner import candidate_schemes, serving
 from quantkit.planner.candidate_schemes import Sample, one_expert, shipped
 from quantkit.planner.devices import DEVICES
 from quantkit.planner.model_inventory import take_inventory
@@ -56,6 +56,13 @@ def model(llama: Path) -> ServedModel:
 @pytest.fixture(scope="module")
 def plan(llama: Path) -> ServingPlan:
     return plan_serving(llama, "h100", Traffic(price=2.5))
+
+
+@pytest.fixture
+def few_schemes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the advice alone, where others would only take time."""
+    names = ("W4A16", "W8A16", "W8A8", "FP8_DYNAMIC")
+    monkeypatch.setattr(candidate_schemes, "BEST", {name: BEST[name] for name in names})
 
 
 def row(plan: ServingPlan, name: str) -> SchemeServing:
@@ -164,6 +171,7 @@ def test_a_cpu_keeps_caches_in_int8(llama: Path, monkeypatch: pytest.MonkeyPatch
     assert (found.take.scheme, found.take.kv_cache) == ("W8A8", "int8")
 
 
+@pytest.mark.usefixtures("few_schemes")
 def test_tensor_parallelism_of_a_70b_model(tmp_path: Path) -> None:
     large: dict[str, Any] = {
         "hidden_size": 8192,
@@ -187,6 +195,7 @@ def test_tensor_parallelism_of_a_70b_model(tmp_path: Path) -> None:
     assert (alone.take.scheme, alone.advice[0].rule) == ("W8A16", "weights")
 
 
+@pytest.mark.usefixtures("few_schemes")
 def test_caches_that_do_not_fit(llama: Path) -> None:
     found = plan_serving(llama, "h100", Traffic(concurrency=100))
     assert row(found, "bf16").decode.regime == "capacity"
@@ -195,11 +204,13 @@ def test_caches_that_do_not_fit(llama: Path) -> None:
     assert not plan_serving(llama, "h100", Traffic(concurrency=1000)).fits
 
 
+@pytest.mark.usefixtures("few_schemes")
 def test_prompts_of_others_are_the_scheduler(llama: Path) -> None:
     found = plan_serving(llama, "h100", Traffic(concurrency=16, prompt=4000, output=16))
     assert row(found, "bf16").decode.regime == "scheduler"
 
 
+@pytest.mark.usefixtures("few_schemes")
 @pytest.mark.parametrize(
     ("gpu", "profile", "taken"),
     [
@@ -216,12 +227,14 @@ def test_advice_by_profile_and_hardware(llama: Path, gpu: str, profile: str | No
     assert found.take.scheme == taken
 
 
+@pytest.mark.usefixtures("few_schemes")
 def test_batches_of_prompts_take_fp8(llama: Path) -> None:
     found = plan_serving(llama, "h100", Traffic(profile="batch", concurrency=64, prompt=2048, output=128))
     assert found.take is not None
     assert (found.take.scheme, found.advice[0].rule) == ("FP8_DYNAMIC", "prefill")
 
 
+@pytest.mark.usefixtures("few_schemes")
 def test_a_pipeline_halves_weights_and_no_links(llama: Path) -> None:
     one, two = plan_serving(llama, "h100", Traffic()), plan_serving(llama, "h100", Traffic(pp=2, concurrency=2))
     assert row(two, "bf16").weight_bytes_per_device == row(one, "bf16").weight_bytes / 2
