@@ -19,7 +19,7 @@ from quantkit.quantization.calibration.input_ranges import InputRanges, is_stati
 from quantkit.quantization.calibration.kv_scales import cache_places, calibrate
 from quantkit.quantization.calibration.spill import allocate
 from quantkit.quantization.calibration.staged_forward import StagedForward, fits
-from quantkit.quantization.calibration.statistics import OutputDrift, Statistic
+from quantkit.quantization.calibration.statistics import OutputDrift, Statistic, rows_of
 from quantkit.quantization.gguf_output import GgufOutput
 from quantkit.quantization.gguf_tables import quantized_ends, write_tables
 from quantkit.quantization.held_out import HeldOut, Ranges
@@ -157,7 +157,8 @@ class BlockQuantizer:
             drifts = _drifts(context, stage, originals)
             ranges = InputRanges(stage)
             statistics = self._statistics(context, stage, staged, drifts, ranges)
-            below = self.run.recipe.experts.share_below
+            # An importance matrix says more of an expert than the tokens of others do.
+            below = 0 if self.run.importance else self.run.recipe.experts.share_below
             reached = share(statistics, side_by_side(context.graph, [group for group, _ in stage]), below)
             for group, linears in stage:
                 drift = drifts.pop(group).finish() if group in drifts else {}
@@ -235,9 +236,13 @@ class BlockQuantizer:
         inputs: dict[int, Tensor] = {}
 
         def keep(group: int, tokens: slice, x_MK: Tensor) -> None:
+            rows = rows_of(tokens, len(x_MK))
+            if rows is None:  # no pair to compare
+                return
             if group not in inputs:
-                inputs[group] = self._array(group, (states.tokens, x_MK.shape[1]), x_MK)
-            inputs[group][tokens] = x_MK.cpu()
+                each = (rows.stop - rows.start) // (tokens.stop - tokens.start)
+                inputs[group] = self._array(group, (each * states.tokens, x_MK.shape[1]), x_MK)
+            inputs[group][rows] = x_MK.cpu()
 
         if wanted:
             cal.run(states, context.block, context.graph, context.index, wanted, keep, advance=True)

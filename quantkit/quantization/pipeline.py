@@ -23,7 +23,7 @@ from quantkit.checkpoint.writer import ShardWriter
 from quantkit.device_names import torch_device
 from quantkit.errors import DiskFullError, RunError, UserError
 from quantkit.formats import FORMATS
-from quantkit.model.block_graph import BlockGraph, trace_block
+from quantkit.model.block_graph import BlockGraph, matrices_of, trace_block
 from quantkit.model.block_trial import (
     once_per_structure,
 )
@@ -299,9 +299,16 @@ def trace_all(streamed: StreamedModel, *, folds: bool) -> list[BlockGraph]:
     """The graph of every block; blocks of one structure are run (and their folds proved) once."""
 
     def trace(_: int, block: nn.Module, hidden: Tensor, call: BlockCall) -> BlockGraph:
+        if call.skipped:
+            return BlockGraph([], [], [], skipped=matrices_of(block, "the model leaves this block out on a text"))
         return trace_block(block, (hidden, *call.args), call.kwargs, folds=folds)
 
-    return once_per_structure(streamed, trace)
+    try:
+        return once_per_structure(streamed, trace)
+    except UserError:
+        if streamed.dtype.itemsize >= torch.float32.itemsize:
+            raise
+    return once_per_structure(streamed.with_dtype(torch.float32), trace)  # some models mix in float32 what they compute
 
 
 def run_key(recipe: Recipe, checkpoint: Checkpoint, ids_ST: Tensor | None, device: torch.device) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from quantkit.ggml_types import QUANTIZED
 from quantkit.model.block_graph import BlockGraph
 from quantkit.model.matmul_tracing import LinearSite
 from quantkit.model.streamed_model import StreamedModel
-from quantkit.model.weight_sources import linear_names, written_tensor
+from quantkit.model.weight_sources import NO_MODULE, linear_names, written_tensor
 from quantkit.quantization.calibration.kv_scales import scale_layouts
 from quantkit.quantization.dense_modules import Coverage, coverage, dense_modules, ignored_names
 from quantkit.recipe.number_formats import Activations, CacheSide, KVCache, Weights
@@ -197,6 +197,9 @@ def _candidates(graphs: list[BlockGraph], streamed: StreamedModel) -> tuple[list
         prefix = streamed.prefix(block)
         for site in graph.sites:
             for name, rows in linear_names(streamed.sources, prefix.rstrip("."), site):
+                if name in streamed.checkpoint.tensors:
+                    reasons[prefix + site.param] = NO_MODULE
+                    continue
                 try:
                     info = written_tensor(streamed.checkpoint.tensors, name)
                 except UserError as refusal:  # irrelevant where the recipe leaves this matrix as it is

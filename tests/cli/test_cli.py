@@ -251,7 +251,9 @@ def test_options_are_frozen() -> None:
             *("--trust-remote-code", "--verbose"),
         ],
         "verify": ["--checksums", "--engine", "--hardware", "--json", "--tp"],
-        "quantize": sorted([*common, "--device", "--output", "--progress", "--quiet", "--report", "--restart", "--verbose"]),
+        "quantize": sorted(
+            [*common, "--device", "--output", "--progress", "--quiet", "--report", "--restart", "--verbose"]
+        ),
         "eval": [
             *("--acceptance", "--bos", "--context", "--device", "--engine", "--include-path", "--json", "--kv"),
             *("--kv-cache", "--limit", "--num-fewshot", "--progress", "--quiet", "--ref", "--tasks", "--text"),

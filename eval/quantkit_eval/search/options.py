@@ -78,6 +78,11 @@ def check_options(options: SweepOptions) -> Begun:
             "--limit is the most questions of each task, and there are no --tasks\nhint: --tokens limits texts"
         )
     _check_packages(options)
+    if options.tasks:
+        from quantkit_eval.tasks.task_files import check_lm_eval, check_task_files
+
+        check_lm_eval()
+        check_task_files(None, options.tasks)
     grid = parse_grid(options.grid)
     checked = None
     if options.search is not None:

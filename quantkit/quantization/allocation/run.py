@@ -90,7 +90,8 @@ def quantize_to_size(
     files = sum(path.stat().st_size for path in output.glob("*.safetensors"))
     bits = sum(option.bits for option in chosen.values()) / budget.weights
     measured, shares = report.held_out, _shares(model.units, chosen)
-    return AllocationRecord(str(output), limit.text, bits, files, predicted, measured.kl, measured.tokens, shares)
+    kl = (predicted, measured.kl, measured.tokens)
+    return AllocationRecord(str(output), limit.text, bits, files, *kl, shares, report.warnings)
 
 
 def work_folder(output: Path) -> Path:
@@ -157,7 +158,7 @@ def measured_harms(model: PreparedModel, output: Path, bar: Progress, *, restart
         bar.replayed()
     bar.start_blocks()
     for index in range(len(journal.entries), blocks):
-        found = meter.measure([unit for unit in model.units if unit.block == index])
+        found = meter.measure([unit for unit in model.units if unit.block == index], bar.note)
         journal.append({"block": index, "harms": found})
         harms |= found
         bar.advance()
