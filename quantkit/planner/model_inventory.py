@@ -218,7 +218,7 @@ def _count(model: nn.Module, path: str, text: Any, head: nn.Module | None) -> Co
                 kind = "norms and biases"
             elif not inside:
                 kind = "outside the blocks"
-            elif param.dim() == 3 or ".experts." in f"{module_name}.{leaf}":
+            elif (param.dim() == 3 and not isinstance(module, nn.Conv1d)) or ".experts." in f"{module_name}.{leaf}":
                 kind = "experts"
             elif _is_router(f"{module_name}.{leaf}", param.shape[0], text):
                 kind = "routers"
@@ -234,6 +234,8 @@ def _sites(
     """The matrices of a block that would be quantized, by what parameters look like."""
     found = []
     for path, module in block.named_modules():
+        if isinstance(module, nn.Conv1d):  # of state-space layers: three dimensions, but no experts
+            continue
         for leaf, param in module.named_parameters(recurse=False):
             name = f"{path}.{leaf}" if path else leaf
             if param.dim() == 3:
