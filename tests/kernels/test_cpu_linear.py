@@ -208,6 +208,26 @@ def test_tiles_in_many_parts(kernels: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(linear._tiles(x[90:], weight, torch.float32), got[90:])
 
 
+@pytest.mark.parametrize(("format", "asym"), FORMATS[:4])
+def test_tiles_of_integers(kernels: str, format: str, asym: bool) -> None:
+    """Sums of codes are exact, scaled in float32, and a token's are its own."""
+    if not linear.machine().tiles:
+        pytest.skip("no AMX in this build")
+    for N, K, group in ((37, 384, 128), (64, 512, 256), (5, 8192 + 128, 128)):
+        weight = random_weight(format, asym, N, K, group, torch.bfloat16)
+        codes, scale = torch.randint(-128, 128, (97, K), dtype=torch.int8), torch.rand(97)
+        wanted = codes.double() @ reference_weight(weight).T * scale[:, None]
+        every = product_int8(codes, scale, weight, "tiles_int8")
+        assert relative(every, wanted) < 1e-6
+        for M in (1, 2, 16, 17, 40):
+            assert torch.equal(product_int8(codes[:M], scale[:M], weight, "tiles_int8"), every[:M])
+        assert choose_int8(weight, 9, linear.machine()) == "tiles_int8"
+        weight.scale.fill_(1)
+        wanted = codes[:40].double() @ reference_weight(weight).T
+        if K < 1024:  # the whole sums are float32 numbers too
+            assert torch.equal(product_int8(codes[:40], torch.ones(40), weight, "tiles_int8").double(), wanted)
+
+
 def test_saturation_where_it_would_show(kernels: str) -> None:
     """All the largest codes and inputs: pairs of products do not fit 16 bits."""
     for format, middle in (("int4", 0), ("int8", 0), ("int8", 255)):

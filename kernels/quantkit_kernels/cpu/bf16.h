@@ -114,11 +114,10 @@ struct Codes {
 // Columns that share a scale, as decode_block has to know it.
 inline int run_in_block(const Weight& w) { return w.group % BLOCK == 0 ? BLOCK : w.group % 64 == 0 ? 64 : (int)run_of(w); }
 
-// Columns k ... k + 128 of a row whose codes are at p. Four-bit codes come out in the order of `arrange`: the low halves
-// of even bytes, the high ones, and those of odd bytes.
+// 128 columns of a row whose codes are at p; run, next: where the scales of the first 64 and of the others begin.
+// Four-bit codes come out in the order of `arrange`: the low halves of even bytes, the high ones, and those of odd bytes.
 template <class D, int RUN>
-inline void decode_block(const uint8_t* p, Row row, const Codes& c, long k, h32* out) {
-  const long run = RUN >= 64 ? k / c.group : k / RUN, next = RUN == 64 ? (k + 64) / c.group : run + 1;
+inline void decode_block(const uint8_t* p, Row row, const Codes& c, long run, long next, h32* out) {
   auto finish = [&](f32v first, f32v second) {
     return c.f16 ? halves(to_f16(first), to_f16(second)) : halves(first, second);
   };
@@ -165,6 +164,12 @@ inline void decode_block(const uint8_t* p, Row row, const Codes& c, long k, h32*
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) out[i] = finish(value(2 * i), value(2 * i + 1));
   }
+}
+
+// Where the scales of column k are among a row's.
+template <int RUN>
+inline long run_at(const Codes& c, long k) {
+  return RUN >= 64 ? k / c.group : k / RUN;
 }
 
 // The inputs of 128 columns in the order of decode_block.

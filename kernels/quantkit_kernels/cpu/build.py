@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = ("gemv.cpp", "gemv_int8.cpp", "gemm_tiles.cpp", "attention.cpp")
+SOURCES = ("gemv.cpp", "gemv_int8.cpp", "gemm_tiles.cpp", "gemm_tiles_int8.cpp", "attention.cpp")
 HEADERS = ("vectors.h", "weight.h", "bf16.h", "tiles.h")
 HERE = Path(__file__).parent
 FLAGS = ("-fopenmp", "-ffp-contract=fast", "-Wno-psabi")  # beside the builder's own, which forbid a multiply-add
@@ -100,8 +100,9 @@ def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.quantkit_gemv_int8.argtypes = [*weight, pointer, pointer, pointer, whole]
     lib.quantkit_decode.argtypes = [*weight, whole, whole, pointer, small]
     lib.quantkit_gemm_tiles.argtypes = [*weight, pointer, whole, pointer, small, whole]
+    lib.quantkit_gemm_tiles_int8.argtypes = [*weight, pointer, whole, pointer, pointer, whole]
     lib.quantkit_decode_attention.argtypes = [small, small, *[pointer] * 10, *[whole] * 8, small]
-    products = (lib.quantkit_gemv, lib.quantkit_gemv_int8, lib.quantkit_gemm_tiles)
+    products = (lib.quantkit_gemv, lib.quantkit_gemv_int8, lib.quantkit_gemm_tiles, lib.quantkit_gemm_tiles_int8)
     for function in (*products, lib.quantkit_decode, lib.quantkit_decode_attention):
         function.restype = None
     lib.quantkit_has_tiles.restype = small

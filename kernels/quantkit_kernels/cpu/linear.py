@@ -3,7 +3,8 @@
     few tokens    `gemv`: weights decoded in registers, float32 sums. With int8 activations `gemv_int8`: exact int32
                   sums of codes, one dpbusd (VNNI) or maddubs (AVX2) for 32 weights
     bfloat16      `tiles`: where the processor has AMX, weights decoded to bfloat16 in the first-level cache, for any
-                  number of tokens; a token's sums do not depend on the others
+                  number of tokens; a token's sums do not depend on the others. With int8 activations `tiles_int8`,
+                  for groups of integers: sums of codes are exact there too
     more          `panel`: rows are decoded into a few MB that stay in the cache, and multiplied by torch
                   `qlinear`: oneDNN's u8 x s8 product, where VNNI makes it exact
 
@@ -30,10 +31,11 @@ from torch import Tensor
 from quantkit_kernels.cpu.build import address, library
 from quantkit_kernels.cpu.weight import CHUNK, DENSE, CpuWeight, decode_rows, pack_cpu, reference_weight
 
-Way = Literal["gemv", "tiles", "panel", "kept", "gemv_int8", "qlinear"]
+Way = Literal["gemv", "tiles", "panel", "kept", "gemv_int8", "tiles_int8", "qlinear"]
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 PANEL_BYTES = 2 << 20
 MAX_SUM = 65536  # columns of a group: 255 * 127 times as many still fit 32 bits
+BLOCK = 128  # columns that `tiles_int8` sums before it scales: 255 * 128 times as many still are float32 numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ def choose_int8(weight: CpuWeight, M: int, here: Machine) -> Way:
     channel = weight.format == "int8" and weight.scale.shape[1] == 1 and weight.zero is None and weight.middle == 128
     if channel and here.vnni and M >= 4:
         return "qlinear"
+    if here.tiles and integers and M > 8 and weight.group_size % BLOCK == 0 and weight.scale.shape[1] > 1:
+        return "tiles_int8"
     few = integers and here.compiled and few_tokens(weight, here, eight=True) >= M
     return "gemv_int8" if few else "panel"
 
@@ -168,6 +172,12 @@ def product_int8(x_MK: Tensor, scale_M: Tensor, weight: CpuWeight, way: Way) -> 
         y = torch.empty(len(x_MK), weight.out_features)
         lib.quantkit_gemv_int8(*weight.head(len(x_MK)), address(x_MK), address(scale_M), address(y), len(x_MK))
         return y
+    if way == "tiles_int8":
+        lib, (M, K) = library(), x_MK.shape
+        assert lib is not None
+        x_MK, y = x_MK.contiguous(), torch.empty(M, weight.out_features)
+        lib.quantkit_gemm_tiles_int8(*weight.head(M), address(x_MK), K, address(scale_M), address(y), M)
+        return y
     return _panel(x_MK.float(), weight, ()).mul_(scale_M[:, None])
 
 
@@ -195,7 +205,7 @@ def cpu_linear_int8_op(
     """The same for `cpu_linear_int8`."""
     weight = CpuWeight(codes, scale, zero, middle, factor, format, in_features, group_size, rounding, exact)  # type: ignore
     way = choose_int8(weight, len(x_MK), machine())
-    return product_int8(x_MK, scale_M, weight, way if way in ("gemv_int8", "panel") else "panel")
+    return product_int8(x_MK, scale_M, weight, "panel" if way == "qlinear" else way)
 
 
 @cpu_linear_int8_op.register_fake
