@@ -5,12 +5,12 @@
 
 Names are imported on first use: `import quantkit` alone loads neither torch nor transformers.
 
-api.py        quantize, quantize_module, save, plan, verify, inspect, convert, imatrix, recipes from Python
+api.py        quantize, quantize_module, auto, save, plan, verify, inspect, convert, imatrix, recipes from Python
 conversion.py   a quantized folder in another format
 errors.py     UserError, RunError
 paths.py      `~` in paths
 suggestions.py    the name that was meant
-sizes.py          3.6MB as a number of bytes
+sizes.py          3.6MB as a number of bytes, 4.5bpw as a limit
 types.py      TensorSpec, Scheme, KVSpec, QuantizedWeight
 cache_spec.py   CacheSpec: the formats of cached keys and of cached values
 ggml_types.py   the types of GGUF tensors and files
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantkit_eval.evaluation import evaluate
 
-    from quantkit.api import convert, imatrix, inspect, plan, quantize, quantize_module, save, verify
+    from quantkit.api import auto, convert, imatrix, inspect, plan, quantize, quantize_module, save, verify
     from quantkit.cli.recipe_table import recipes
     from quantkit.errors import RunError, UserError
     from quantkit.recipe.recipe import Recipe
@@ -47,6 +47,7 @@ __all__ = [
     "SamplingParams",
     "UserError",
     "__version__",
+    "auto",
     "convert",
     "evaluate",
     "imatrix",
@@ -60,7 +61,7 @@ __all__ = [
     "verify",
 ]
 
-_API = ("convert", "imatrix", "inspect", "plan", "quantize", "quantize_module", "save", "verify")
+_API = ("auto", "convert", "imatrix", "inspect", "plan", "quantize", "quantize_module", "save", "verify")
 _HOMES = {name: ("quantkit.api", name) for name in _API} | {
     "LLM": ("quantkit.runtime.engine.llm", "LLM"),
     "Recipe": ("quantkit.recipe.recipe", "Recipe"),

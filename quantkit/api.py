@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from quantkit.checkpoint.reader import Checkpoint
+    from quantkit.report.allocation_record import AllocationRecord
     from quantkit.report.conversion_record import ConversionReport, ImatrixReport
     from quantkit.report.plan import Plan
     from quantkit.report.records import Report
@@ -67,7 +68,7 @@ def quantize(
 
     Raises UserError for bad input, before anything is written; RunError for a run that failed.
     """
-    if _is_module(model):
+    if is_module(model):
         return quantize_module(
             model,
             recipe,
@@ -85,7 +86,7 @@ def quantize(
     if output is None:
         raise UserError("no output folder: quantkit.quantize(model, recipe, OUTPUT)\nhint: OUTPUT is made by the run")
     place = user_path(_path(output, "output", "a folder's path"))
-    found, device = _recipe(recipe, name), _device(device)
+    found, device = as_recipe(recipe, name), _device(device)
     check_mode(progress)
     from quantkit.quantization import early_checks
 
@@ -154,7 +155,7 @@ def quantize_module(
     """
     source = _transformers_module(model)
     name = getattr(source, "name_or_path", None) or None
-    found = _recipe(recipe, name)
+    found = as_recipe(recipe, name)
     device = _device(device)
     check_mode(progress)
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
@@ -212,6 +213,62 @@ def save(model: "PreTrainedModel", folder: str | os.PathLike[str]) -> None:
     run(model, Path(folder))
 
 
+def auto(
+    model: str | os.PathLike[str] | None,
+    max_size: str,
+    output: str | os.PathLike[str],
+    *,
+    candidates: str | Sequence[str] | None = None,
+    calibration: Mapping[str, Any] | None = None,
+    engine: str | None = None,
+    tp: int = 1,
+    device: "str | torch.device" = "auto",
+    restart: bool = False,
+    trust_remote_code: bool = False,
+    progress: Mode = "auto",
+) -> "AllocationRecord":
+    """Quantize a model to a size with the least harm: each linear gets the number format that its output can bear.
+
+    model       folder or Hub id
+    max_size    "4.5bpw": bits per weight, scales included, of the linears of the decoder blocks; "3.6MB" or "5GB":
+                bytes of all .safetensors files, embedding, head and headers included
+    output      new folder, never overwritten, with the recipe that made it in recipe.yaml; harms are kept in
+                OUTPUT.harms until it is finished, so that a killed run goes on
+    candidates  names of formats, or one text with commas: W4A16 (of groups of 32, 64, 128 and a whole row), W4A16:g64,
+                FP8_DYNAMIC, ...; None: W2A16 to W6A16 and W8A16, of which an engine keeps those that it loads. Any
+                linear may also stay as it is stored
+    calibration the keys of a recipe's calibration section: data, samples, seq_len, ...
+    engine, tp  the engine that is to load it, over so many devices
+
+    Raises UserError for bad input and a size that cannot be, before anything is measured; RunError for a failed run.
+    """
+    name = None if model is None else _path(model, "model", "a model folder or a Hub id")
+    place = user_path(_path(output, "output", "a folder's path"))
+    from quantkit.recipe import candidates as names
+    from quantkit.sizes import limit_of
+
+    limit = limit_of(max_size)
+    given = candidates.split(",") if isinstance(candidates, str) else candidates
+    found = names.candidates(names.DEFAULT if given is None else given)
+    base = names.base_recipe(name, dict(calibration or {}), engine, tp)
+    check_mode(progress)
+    from quantkit.quantization.early_checks import check_before_torch
+
+    check_before_torch(base, place, device=_device(device), restart=True)
+    from quantkit.quantization.allocation.run import quantize_to_size
+
+    return quantize_to_size(
+        base,
+        limit,
+        found,
+        place,
+        device=_device(device),
+        restart=restart,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    )
+
+
 def plan(model: str | os.PathLike[str] | None, recipe: RecipeLike, *, trust_remote_code: bool = False) -> "Plan":
     """What quantizing `model` by `recipe` will make and take on this machine, before any weight is read.
 
@@ -219,7 +276,7 @@ def plan(model: str | os.PathLike[str] | None, recipe: RecipeLike, *, trust_remo
     Raises UserError for whatever `quantize` would refuse before it reads weights.
     """
     name = None if model is None else _path(model, "model", "a model folder or a Hub id")
-    found = _recipe(recipe, name)
+    found = as_recipe(recipe, name)
     from quantkit.planner.estimate import plan as run
 
     return run(found.model, found, trust_remote_code=trust_remote_code)
@@ -329,7 +386,7 @@ def imatrix(
     Raises UserError for bad input and for an architecture without GGUF names, before any weight is read.
     """
     name, place = _path(model, "model", "a model folder or a Hub id"), _path(output, "output", "a file's path")
-    recipe = _recipe({"calibration": dict(calibration or {}), "weights": {"algorithm": "gptq"}}, name)
+    recipe = as_recipe({"calibration": dict(calibration or {}), "weights": {"algorithm": "gptq"}}, name)
     check_mode(progress)
     from quantkit.quantization.imatrix import make_imatrix
 
@@ -351,7 +408,7 @@ def _shown(value: Any) -> str:
     return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
 
 
-def _recipe(recipe: RecipeLike, model: str | None) -> Recipe:
+def as_recipe(recipe: RecipeLike, model: str | None) -> Recipe:
     """The recipe, for this model where one is named."""
     if isinstance(recipe, Mapping):
         recipe = recipe_files.from_data(recipe)
@@ -368,7 +425,7 @@ def _device(device: Any) -> str:
     return str(device)
 
 
-def _is_module(model: Any) -> "TypeGuard[nn.Module]":
+def is_module(model: Any) -> "TypeGuard[nn.Module]":
     """Whether it is a torch module; torch is not imported for the question."""
     return any(base.__module__ == "torch.nn.modules.module" for base in type(model).__mro__)
 

@@ -66,10 +66,11 @@ class Progress:
     mode      auto: a bar on a terminal or in a notebook, else lines of the log; plain: lines of the log, which go to
               stderr where no logging is set up; off: neither
     expected  seconds that all blocks will take, as estimated beforehand; None: unknown until one block is done
+    unit      what is done one after the other, where that is not blocks
     """
 
-    def __init__(self, mode: Mode = "auto", *, expected: float | None = None) -> None:
-        self.mode = check_mode(mode)
+    def __init__(self, mode: Mode = "auto", *, expected: float | None = None, unit: str = "block") -> None:
+        self.mode, self._unit = check_mode(mode), unit
         self._console = _bar_console() if self.mode == "auto" else None
         self._level = logging.INFO if self.mode != "off" and self._console is None else logging.DEBUG
         self._expected = expected
@@ -98,12 +99,12 @@ class Progress:
         """The blocks begin, of which a run before has done some."""
         self._total, self._first, self._done = total, done, 0
         if done:
-            self.stage(f"resuming at block {min(done + 1, total)} of {total}")
+            self.stage(f"resuming at {self._unit} {min(done + 1, total)} of {total}")
 
     def replayed(self) -> None:
         """A block done by a run before was run again, unchanged."""
         self._done += 1
-        self._draw(f"block {self._done} of {self._total} was done before")
+        self._draw(f"{self._unit} {self._done} of {self._total} was done before")
 
     def start_blocks(self) -> None:
         """From now on blocks are quantized: what they take tells what is left."""
@@ -111,7 +112,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """What is being done in the current block: a linear's name."""
-        text = f"block {self._done + 1} of {self._total}: {text}"
+        text = f"{self._unit} {self._done + 1} of {self._total}: {text}"
         self._draw(text)
         if self._silent or time.monotonic() - self._said >= PAUSE:
             self._say(text)
@@ -119,7 +120,7 @@ class Progress:
     def advance(self) -> None:
         """The current block is done."""
         self._done += 1
-        text = f"block {self._done} of {self._total} done"
+        text = f"{self._unit} {self._done} of {self._total} done"
         self._draw(text)
         first_or_last = self._done in (self._first + 1, self._total)
         if first_or_last or time.monotonic() - self._said >= PAUSE:

@@ -15,6 +15,12 @@ from quantkit.runtime.quantized_cache import round_entries
 NAMES = ("cache", "past_key_values")  # of the argument, of newer and of older transformers
 
 
+def cache_argument(model: Any) -> str | None:
+    """What a model of transformers calls the argument (and the output) that is its cache; None where it has none."""
+    taken = inspect.signature(model.forward).parameters
+    return next((known for known in NAMES if known in taken), None)
+
+
 class CachedModel:
     """A model that is called like one of transformers, each call with a new cache that rounds what enters it.
 
@@ -34,16 +40,20 @@ class CachedModel:
         self._make = make
         self._model, self._name, self._spec, self._ranges = model, name, spec or CacheSpec(None, None), ranges or {}
         self.device, self.config = model.device, model.config
-        taken = inspect.signature(model.forward).parameters
-        self._argument = next((known for known in NAMES if known in taken), None)
+        self.argument = cache_argument(model)
 
-    def __call__(self, input_ids: Tensor, use_cache: bool = False) -> Any:
-        """The model's output; UserError where it keeps no keys and values in the cache it is given."""
+    def fresh_cache(self) -> Cache:
+        """An empty cache that rounds what enters it."""
         cache = self._make(self.config)
         round_entries(cache, self._spec, self._ranges)
+        return cache
+
+    def __call__(self, input_ids: Tensor, use_cache: bool = False, **inputs: Any) -> Any:
+        """The model's output; UserError where it keeps no keys and values in the cache it is given."""
+        cache = self.fresh_cache()
         out = None
-        if self._argument is not None:
-            out = self._model(input_ids=input_ids, use_cache=True, **{self._argument: cache})
+        if self.argument is not None:
+            out = self._model(input_ids=input_ids, use_cache=True, **inputs, **{self.argument: cache})
         if out is None or all(getattr(layer, "keys", None) is None for layer in cache.layers):
             raise UserError(
                 f"{self._name}: transformers keeps no keys and values of this model, so none can be quantized\n"

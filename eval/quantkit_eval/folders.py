@@ -10,13 +10,15 @@ from quantkit.errors import RunError, UserError
 from quantkit.quantization.calibration.bos import starts_with_bos
 
 
-def check_tokenizers(path: str | Path, tokenizer: Any, ref: str | Path, other: Any, content: str) -> None:
+def check_tokenizers(
+    path: str | Path, tokenizer: Any, ref: str | Path, other: Any, content: str, why: str = "KL would mean nothing"
+) -> None:
     """UserError unless both cut `content` alike: a divergence between distributions over other tokens means nothing."""
     if tokenizer.get_vocab() != other.get_vocab():
-        raise UserError(f"the tokenizers of {path} and {ref} have different vocabularies: KL would mean nothing")
+        raise UserError(f"the tokenizers of {path} and {ref} have different vocabularies: {why}")
     ids, other_ids = (t(content, add_special_tokens=False, verbose=False)["input_ids"] for t in (tokenizer, other))
     if ids != other_ids:
-        raise UserError(f"the tokenizers of {path} and {ref} cut this text differently: KL would mean nothing")
+        raise UserError(f"the tokenizers of {path} and {ref} cut this text differently: {why}")
 
 
 def bos_token(tokenizer: Any, bos: str, name: str) -> int | None:
@@ -50,15 +52,18 @@ def remarks(folder: Path, engine: str | None) -> list[str]:
     return [ROUNDED_INPUTS]
 
 
-def load_model(folder: Path, device: torch.device, trust_remote_code: bool = False) -> Any:
+def load_model(
+    folder: Path, device: torch.device, trust_remote_code: bool = False, dtype: torch.dtype | str | None = None
+) -> Any:
     """The model of a folder or a GGUF file, plain or quantized: in float32 on a CPU, in its own dtype elsewhere.
 
-    UserError where the folder cannot be loaded, or some of its weights would be random.
+    dtype: another one. UserError where the folder cannot be loaded, or some of its weights would be random.
     """
     from quantkit.library_output import quiet_libraries
     from quantkit.runtime.load import load
 
-    dtype = torch.float32 if device.type == "cpu" else None
+    if dtype is None and device.type == "cpu":
+        dtype = torch.float32
     try:
         with quiet_libraries():
             return load(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

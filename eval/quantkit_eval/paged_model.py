@@ -19,7 +19,7 @@ class PagedModel:
     """
 
     def __init__(
-        self, folder: Path, context: int, device: torch.device, kv_cache: str | None = None, *, chunk: int = 512,
+        self, folder: Path, context: int | None, device: torch.device, kv_cache: str | None = None, *, chunk: int = 512,
         block_size: int = 64, trust_remote_code: bool = False,
     ) -> None:  # fmt: skip
         dtype = torch.float32 if device.type == "cpu" else None

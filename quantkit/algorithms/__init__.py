@@ -7,6 +7,7 @@ coordinate_descent.py  sweeps over the codes after GPTQ
 awq.py                 AWQ's search for a scale per channel
 smoothquant.py         SmoothQuant's scale per channel
 rotation.py            block Hadamard rotations with random signs
+outliers.py            how far the largest weights and inputs stand out
 activation_range.py    histograms of activations, and ranges chosen from them
 """
 

@@ -21,7 +21,7 @@ WEIGHTS = (
     r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|ot|onnx|onnx_data|gguf|ggml|npz|npy|nemo|tflite|pkl)|.*\.index\.json"
 )
 STALE = r"(config|quantize_config|quant_config|quantization_config|hf_quant_config|params|adapter_config)\.json"
-STALE += r"|recipe\.yaml|quantkit-report\.(json|html)|readme\.md|\..*"
+STALE += r"|recipe\.yaml|quantkit-report\.(json|html)|quantkit-evaluation\.json|readme\.md|\..*"
 FOLDERS = {"additional_chat_templates"}
 
 ANOTHER = "hint: choose another --output"

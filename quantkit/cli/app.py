@@ -25,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+RESUMABLE = ("quantize", "sweep", "auto")
 _shown = {"tracebacks": False}  # --debug, for the verb that follows it
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table, and nothing else on stdout.")]
@@ -77,7 +78,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
             raise
         except KeyboardInterrupt:
             resumed = "; it goes on where it was when the same command is run again"
-            _fail(f"interrupted{resumed if function.__name__ == 'quantize' else ''}", 130)
+            _fail(f"interrupted{resumed if function.__name__ in RESUMABLE else ''}", 130)
         except UserError as error:
             _fail(str(error), 2)
         except RunError as error:

@@ -1,8 +1,8 @@
-"""The verbs that read a recipe: quantize and plan."""
+"""The verb quantize, and the options that stand for a recipe."""
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,7 @@ from quantkit.errors import UserError
 
 if TYPE_CHECKING:
     from quantkit.recipe.recipe import Recipe
+    from quantkit.report.records import Report
 
 LOG = logging.getLogger("quantkit.cli")
 
@@ -72,6 +73,9 @@ def quantize(
     settings: Sets = None,
     device: Device = "auto",
     restart: Annotated[bool, typer.Option("--restart", help="Drop what an earlier, interrupted run has done.")] = False,
+    with_report: Annotated[
+        bool, typer.Option("--report", help="Then measure it beside the original: quantkit-report.html in OUT.")
+    ] = False,
     trust_remote_code: Trust = False,
     progress: ProgressMode = "auto",
     quiet: Quiet = False,
@@ -84,12 +88,16 @@ def quantize(
     """
     mode = start_log(progress, quiet, verbose)
     flags = {"--calibration": calibration, "--samples": samples, "--seq-len": seq_len, "--bits": bits}
-    loaded = _recipe(recipe, scheme, model, model_option, flags | {"--group-size": group_size}, settings)
+    loaded = given_recipe(recipe, scheme, model, model_option, flags | {"--group-size": group_size}, settings)
     if output is None:
         raise UserError("no output folder: pass --output OUT\nhint: OUT is made by the run and must not exist yet")
     from quantkit.paths import user_path
     from quantkit.quantization.early_checks import check_before_torch
 
+    if with_report:
+        from quantkit.report.drawing import check_installed
+
+        check_installed()
     output = user_path(output)
     folder = check_before_torch(loaded, output, device=device, restart=restart)
     LOG.info("quantizing %s into %s", loaded.model, output)  # the libraries that follow take seconds to load
@@ -115,43 +123,18 @@ def quantize(
 
     verdict = verify_folder(output, tp=loaded.output.tp)
     engines = [name for name, one in (verdict.engines or {}).items() if one.verdict == "loads"]
-    show_result(report, lambda done, console: render_quantization(done, output, engines, console), as_json)
+    written = None
+    if with_report:
+        from quantkit_eval.report.build import report_of_run
 
+        written = report_of_run(report, output, device=device, trust_remote_code=trust_remote_code, progress=mode)
 
-def plan(
-    model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Model folder (config.json is enough) or Hub id.")
-    ] = None,
-    recipe: RecipeName = None,
-    scheme: Scheme = None,
-    model_option: ModelOption = None,
-    calibration: Calibration = None,
-    samples: Samples = None,
-    seq_len: SeqLen = None,
-    bits: Bits = None,
-    group_size: GroupSize = None,
-    settings: Sets = None,
-    trust_remote_code: Trust = False,
-    as_json: Json = False,
-) -> None:
-    """What quantizing will take and give, from config.json alone: size, memory, time, and whether it fits here.
+    def render(done: "Report", console: Any) -> None:
+        render_quantization(done, output, engines, console)
+        if written is not None:
+            written.render(console)
 
-    Exit code 1 where it does not fit. Example: quantkit plan meta-llama/Llama-3.1-8B --scheme W4A16
-    """
-    start_log("auto", quiet=False, verbose=False)
-    flags = {"--calibration": calibration, "--samples": samples, "--seq-len": seq_len, "--bits": bits}
-    loaded = _recipe(recipe, scheme, model, model_option, flags | {"--group-size": group_size}, settings)
-    from quantkit.quantization.early_checks import check_plan
-
-    folder = check_plan(loaded)  # before torch
-    with no_garbage_collection():
-        from quantkit.planner.estimate import estimate
-        from quantkit.report.console import render_plan
-
-        result = estimate(loaded, folder, trust_remote_code=trust_remote_code)
-    show_result(result, render_plan, as_json)
-    if not result.fits:
-        raise typer.Exit(1)
+    show_result(report, render, as_json)
 
 
 KEYS = {
@@ -163,7 +146,16 @@ KEYS = {
 }
 
 
-def _recipe(
+NO_MODEL = "no model: pass --model FOLDER_OR_HUB_ID, or give it as the first argument"
+
+
+def check_one_model(model: str | None, model_option: str | None) -> None:
+    """UserError for two models, one as an argument and another as an option."""
+    if model is not None and model_option is not None and model != model_option:
+        raise UserError(f"two models: {model} and --model {model_option}\nhint: give one of them")
+
+
+def given_recipe(
     recipe: str | None,
     scheme: str | None,
     model: str | None,
@@ -175,13 +167,12 @@ def _recipe(
     from quantkit.recipe.load import Flag, load
     from quantkit.recipe.names import taken
 
-    if model is not None and model_option is not None and model != model_option:
-        raise UserError(f"two models: {model} and --model {model_option}\nhint: give one of them")
+    check_one_model(model, model_option)
     texts = {name: text for name, text in flags.items() if text is not None}
     given = [Flag(name, KEYS[name], text, literal=name == "--calibration") for name, text in texts.items()]
     loaded = load(recipe, settings or (), model_option if model is None else model, flags=given, scheme=scheme)
     if loaded.model is None:
-        raise UserError("no model: pass --model FOLDER_OR_HUB_ID, or give it as the first argument")
+        raise UserError(NO_MODEL)
     if note := taken(recipe, scheme):
         LOG.info(note)
     return loaded

@@ -62,6 +62,17 @@ class Convert(TyperCommand):
         return super().parse_args(ctx, found)
 
 
+class Sweep(TyperCommand):
+    """`--ray` with or without an address: what follows it is one where it is not an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        found = []
+        for i, word in enumerate(args):
+            alone = word == "--ray" and (not args[i + 1 :] or args[i + 1].startswith("-"))
+            found += [word, "local"] if alone else [word]
+        return super().parse_args(ctx, found)
+
+
 @contextmanager
 def _answered() -> Iterator[None]:
     try:

@@ -5,9 +5,10 @@ values that later blocks read, a list it appends to) are therefore copied for ea
 """
 
 import copy
-from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
+from collections import UserDict
+from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,48 @@ def guard(block: nn.Module) -> None:
         return tuple(own(i, v) for i, v in enumerate(args)), {key: own(key, v) for key, v in kwargs.items()}
 
     block.register_forward_pre_hook(copies, with_kwargs=True, prepend=True)
+
+
+def handed(value: Any) -> Any:
+    """The container through which blocks hand each other something, made of an empty one; None for all else.
+
+    While its `open` is set, a block writes into it itself; otherwise, as with all containers, into a copy of it.
+    """
+    if not isinstance(value, dict | UserDict) or len(value):
+        return None
+    base = type(value)
+
+    class Handed(base):  # pyright: ignore[reportGeneralTypeIssues]
+        open = False
+
+        def __copy__(self) -> Any:
+            if self.open:
+                return self
+            plain = base()
+            plain.update(self)
+            return plain
+
+    return Handed()
+
+
+def handed_on(calls: Sequence["Arguments"]) -> dict[int | str, Any]:
+    """The empty container at each place (position or keyword) where every block that has one gets the same."""
+    found: dict[int | str, dict[int, Any]] = {}
+    for call in calls:
+        for place, value in named(call.args, call.kwargs):
+            if isinstance(value, dict | UserDict) and not len(value):
+                found.setdefault(place, {})[id(value)] = value
+    return {place: handed(next(iter(same.values()))) for place, same in found.items() if len(same) == 1}
+
+
+class Arguments(Protocol):
+    """How a block is called, behind its hidden states."""
+
+    @property
+    def args(self) -> tuple: ...
+
+    @property
+    def kwargs(self) -> dict[str, Any]: ...
 
 
 def named(args: tuple, kwargs: dict) -> Iterator[tuple[int | str, Any]]:

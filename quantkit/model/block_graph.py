@@ -6,7 +6,7 @@ experts is one site per expert. An expert no token reached takes its place from 
 Shapes: M = tokens, N = out features, K = in features.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from quantkit.errors import UserError
 from quantkit.model.block_trial import (
     structure_key,
 )
+from quantkit.model.every_expert import every_token
 from quantkit.model.fold_search import family, find_folds, transplant
 from quantkit.model.folds import Fold, scale_consumers, scale_producer
 from quantkit.model.matmul_tracing import LinearSite, TraceMatmuls, WeightKey, evaluation, without_cache
@@ -29,12 +30,14 @@ __all__ = [
     "LinearSite",
     "apply_fold",
     "capture_inputs",
+    "matrices_of",
     "run_until",
     "structure_key",
     "trace_block",
 ]
 
 FEWEST_OUTPUTS = 8  # a gate of one output and its like: nothing to win, and no engine packs it
+FEWEST_INPUTS = 8  # coefficients of a few numbers: no group size divides them, and a scale takes as much as it saves
 
 
 @dataclass
@@ -45,6 +48,7 @@ class BlockGraph:
     inputs    groups of site names that read the very same tensor; index = the group index of `capture_inputs`
     stages    groups that do not depend on one another, in order: the experts of a layer, else one group each
     folds     proved; rejected: (producer -> reader, reason)
+    every_token  whether `capture_inputs` shows experts in one parameter all tokens, not those that are sent to them
     skipped   (name, reason) of matrices that are not quantized; routers: those of them that run, as sites
     """
 
@@ -55,6 +59,7 @@ class BlockGraph:
     rejected: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     routers: list[LinearSite] = field(default_factory=list)
+    every_token: bool = False
 
     def site(self, name: str) -> LinearSite:
         """The site or router of this name."""
@@ -91,6 +96,15 @@ def trace_block(block: nn.Module, args: tuple, kwargs: dict, *, folds: bool = Tr
     return graph
 
 
+def matrices_of(block: nn.Module, reason: str, seen: Collection[str] = ()) -> list[tuple[str, str]]:
+    """(name, reason) of every parameter of 2 or 3 dimensions but those seen; {shape} in the reason is filled in."""
+    return [
+        (name.removesuffix(".weight"), reason.format(shape=list(param.shape)))
+        for name, param in block.named_parameters()
+        if param.dim() in (2, 3) and name not in seen
+    ]
+
+
 def apply_fold(block: nn.Module, graph: BlockGraph, fold: Fold, scale_C: Tensor) -> None:
     """Divide the producer's channels by scale_C [fold.channels] and multiply its readers' columns, in place."""
     if scale_C.shape != (fold.channels,):
@@ -123,8 +137,12 @@ def capture_inputs(
     def on_product(weight: WeightKey, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         group = group_of.get((weight.param, weight.index))
         if group is not None and group not in seen:
-            seen.add(group)
             x_MK = x.detach().reshape(-1, x.shape[-1])
+            if weight.index is not None and not bool((routed_M := x_MK.any(1)).all()):
+                x_MK = x_MK[routed_M]  # models that hand every expert every token hand it zeros where it has no part
+            if not len(x_MK):
+                return run(x)
+            seen.add(group)
             callback(group, x_MK.to(torch.promote_types(x_MK.dtype, torch.float32)))
             if stage == (group,):
                 raise _StopError
@@ -138,7 +156,8 @@ def capture_inputs(
         owner = common_module(block, [graph.site(name) for group in stage for name in graph.inputs[group]])
         handles.append(owner.register_forward_hook(stop))
     try:
-        with TraceMatmuls(block, on_product):
+        stacks = {site.param for site in graph.sites if site.index is not None and graph.every_token}
+        with every_token(block, stacks), TraceMatmuls(block, on_product):
             yield
     except _StopError:
         pass
@@ -286,6 +305,8 @@ class _Trace:
             return f"router: its {N} outputs are ranked to choose experts"
         if N < FEWEST_OUTPUTS:
             return f"only {N} outputs: nothing to win"
+        if (K := site.view(self.block).shape[1]) < FEWEST_INPUTS:
+            return f"only {K} inputs: nothing to win"
         if len(set(self.read[key])) > 1:
             return f"runs on {len(set(self.read[key]))} different inputs in one block"
         return None
@@ -318,8 +339,4 @@ class _Trace:
                 groups.append(group)
 
     def never_run(self, seen: set[str]) -> list[tuple[str, str]]:
-        return [
-            (name.removesuffix(".weight"), f"no matrix product of the trial run reads it (shape {list(param.shape)})")
-            for name, param in self.block.named_parameters()
-            if param.dim() in (2, 3) and name not in seen
-        ]
+        return matrices_of(self.block, "no matrix product of the trial run reads it (shape {shape})", seen)

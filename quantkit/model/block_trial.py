@@ -1,14 +1,16 @@
 """A trial run of blocks: each distinct kind is filled once, looked at and emptied again."""
 
-from collections.abc import Callable, Hashable
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from quantkit.errors import RunError, UserError
-from quantkit.model.block_arguments import Traffic, traffic
-from quantkit.model.streamed_model import BlockCall, StreamedModel, first_line, release
+from quantkit.model.block_arguments import Traffic, handed_on, traffic
+from quantkit.model.streamed_model import BlockCall, Returned, StreamedModel, first_line, release
 
 T = TypeVar("T")
 TRIAL_TOKENS = 17  # a prime: no dimension of the model is taken for that of the tokens
@@ -35,17 +37,27 @@ def trial_ids(streamed: StreamedModel) -> Tensor:
 def once_per_structure(streamed: StreamedModel, look: Callable[[int, nn.Module, Tensor, BlockCall], T]) -> list[T]:
     """look(index, block, hidden states, how the block is called) for each block; blocks of one structure share it."""
     hidden, calls = streamed.first_call(trial_ids(streamed))
+    containers = handed_on(calls)
+    calls = [call.with_arguments(containers) for call in calls]
+    writers = set[Hashable]()  # kinds of blocks that put something into a container for blocks behind them
+    wanted = {value for call in calls for value in call.handed()}
+    returned: dict[Returned, Any] = {}
     known: dict[Hashable, T] = {}
     found, handed = [], list[tuple[int, Traffic]]()
     for index, block in enumerate(streamed.blocks):
-        key = structure_key(block)
+        call = calls[index].with_returned(returned)
+        hands_on = {value.position: value for value in wanted if value.block == index}
+        key = (structure_key(block), call.skipped)
         if key not in known:
             streamed.fill(index)
             try:
-                call = calls[index]
-                handed.append((index, traffic(block, (hidden, *call.args), call.kwargs)))
+                seen = Traffic([], []) if call.skipped else traffic(block, (hidden, *call.args), call.kwargs)
+                if any(_is_one_of(value, containers) for _, value in seen.written):
+                    writers.add(key)
+                handed.append((index, _without(seen, containers)))
                 _refuse_handovers(streamed, handed)
-                known[key] = look(index, block, hidden, calls[index])
+                known[key] = look(index, block, hidden, call)
+                _hand_on(block, hidden, call, containers if key in writers else {}, hands_on, returned)
             except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
@@ -55,8 +67,46 @@ def once_per_structure(streamed: StreamedModel, look: Callable[[int, nn.Module, 
                 ) from error
             finally:
                 release(block)
+        elif key in writers or hands_on:
+            streamed.fill(index)
+            _hand_on(block, hidden, call, containers if key in writers else {}, hands_on, returned)
+            release(block)
         found.append(known[key])
     return found
+
+
+def _hand_on(
+    block: nn.Module,
+    hidden: Tensor,
+    call: BlockCall,
+    containers: Mapping[int | str, Any],
+    hands_on: Mapping[int, Returned],
+    returned: dict[Returned, Any],
+) -> None:
+    """Run a filled block so that it writes into the containers, and note what it returns for blocks behind it.
+
+    hands_on: by position in its output.
+    """
+    for container in containers.values():
+        container.open = True
+    if containers or hands_on:
+        replace(call, on_output=partial(note_returned, hands_on, returned)).run(block, hidden)
+    for container in containers.values():
+        container.open = False
+
+
+def note_returned(hands_on: Mapping[int, Returned], returned: dict[Returned, Any], output: tuple) -> None:
+    """Keep what of a block's output is handed on."""
+    returned |= {value: output[position] for position, value in hands_on.items()}
+
+
+def _is_one_of(value: Any, containers: Mapping[int | str, Any]) -> bool:
+    return any(value is container for container in containers.values())
+
+
+def _without(seen: Traffic, containers: Mapping[int | str, Any]) -> Traffic:
+    """What passes through other arguments than these."""
+    return Traffic(*([entry for entry in entries if not _is_one_of(entry[1], containers)] for entries in seen))
 
 
 def _refuse_handovers(streamed: StreamedModel, handed: list[tuple[int, Traffic]]) -> None:

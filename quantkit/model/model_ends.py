@@ -20,6 +20,7 @@ from quantkit.model.streamed_model import (
     check_finite,
     read_param,
     set_param,
+    unchanged,
 )
 
 HEAD_BYTES = 64 << 20  # of the head's weight, as stored, that are read at a time
@@ -55,7 +56,7 @@ def model_ends(streamed: StreamedModel, ids: Tensor) -> tuple[Tensor, Tensor] | 
         seen.clear()
         _run(streamed, ids, record, answer, keep)
         hidden = [entry[1] for entry in record]
-        if seen and len(record) == len(streamed.blocks) and all(h is hidden[0] for h in hidden):
+        if seen and len(record) == len(streamed.blocks) and all(unchanged(h, hidden[0]) for h in hidden):
             return hidden[0], seen[0]
     return None
 

@@ -22,6 +22,7 @@ from quantkit.model.matmul_tracing import LinearSite
 
 Index = tuple[int | slice, ...]
 T = TypeVar("T")
+NO_MODULE = "no module's weight by its name, which no engine takes quantized"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,18 +162,11 @@ def weight_sources(model: nn.Module, checkpoint: Mapping[str, Any]) -> dict[str,
     """
     shapes = {name: tuple(getattr(value, "shape", value)) for name, value in checkpoint.items()}
     state: dict[str, Any] = model.state_dict()
-    prefix = getattr(model, "base_model_prefix", "")
-    mapping = get_model_conversion_mapping(model) if hasattr(model, "config") else []  # type: ignore[arg-type]
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-
+    rename, by_pattern = _renaming(model, state)
     sources: dict[str, list[TensorSlice]] = {}
     pending: dict[str, WeightConverter] = {}
     for name in sorted(shapes, key=dot_natural_key):  # transformers' order: experts by number
-        target, pattern = rename_source_key(name, renamings, converters, prefix, state)
-        if target not in state and name in state:
-            target, pattern = rename_source_key(name, [], [], prefix, state)
+        target, pattern = rename(name)
         if target not in state:
             continue
         if pattern is None:
@@ -186,6 +180,31 @@ def weight_sources(model: nn.Module, checkpoint: Mapping[str, Any]) -> dict[str,
         sources |= converted(model, target, converter, shapes, state)
     check_sources(model, sources, shapes, state)
     return sources
+
+
+def checkpoint_renaming(model: nn.Module) -> Callable[[str], str]:
+    """The function that says which parameter of the model transformers makes a checkpoint's tensor part of, by name."""
+    rename, _ = _renaming(model, model.state_dict())
+    return lambda name: rename(name)[0]
+
+
+def _renaming(
+    model: nn.Module, state: dict[str, Any]
+) -> tuple[Callable[[str], tuple[str, str | None]], dict[str, WeightConverter]]:
+    """(checkpoint name -> parameter and the pattern of its conversion), and the conversions by pattern."""
+    prefix = getattr(model, "base_model_prefix", "")
+    mapping = get_model_conversion_mapping(model) if hasattr(model, "config") else []  # type: ignore[arg-type]
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+
+    def rename(name: str) -> tuple[str, str | None]:
+        target, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if target not in state and name in state:
+            target, pattern = rename_source_key(name, [], [], prefix, state)
+        return target, pattern
+
+    return rename, by_pattern
 
 
 def converted(
@@ -268,6 +287,8 @@ def linear_names(sources: Mapping[str, list[TensorSlice]], prefix: str, site: Li
                 stacked = True
         rows = where[1:2] if site.transposed else where[:1]
         columns = where[:1] if site.transposed else where[1:2]
+        if site.index is not None and not stacked and piece.transposed != site.transposed:
+            raise UserError(f"{piece.name}: {param} is multiplied the other way round than its experts are stored")
         if piece.part or any(cut != slice(None) for cut in columns):
             raise UserError(f"{piece.name}: holds more than {param}, so it cannot be written quantized on its own")
         name = piece.name.removesuffix(".weight")
@@ -295,6 +316,8 @@ def written_tensor(checkpoint: Mapping[str, T], name: str) -> T:
             f"{whole}: all experts of a layer in one tensor of the checkpoint {shape_of(checkpoint[whole])}cannot be "
             f"quantized yet; leave them as they are with ignore: ['re:.*{re.escape(stem.rpartition('.')[2])}.*']"
         )
+    if name in checkpoint:
+        raise UserError(f"{name}: {NO_MODULE}")
     raise UserError(f"{name}: the checkpoint holds no tensor {name}.weight that this linear could replace")
 
 

@@ -8,5 +8,11 @@ run_memory.py       memory of a run
 run_time.py         seconds of a run
 output_size.py      bytes of the result
 advice.py           changes of the recipe that make it fit
+serving.py          with --gpu: how the model is served on a device; traffic.py: what is asked
+devices.py          the devices, each figure with its source
+roofline.py         seconds of products, memory and links: arithmetic alone
+served_model.py     what serving a model moves and multiplies
+candidate_schemes.py  the schemes that an engine runs there
+serving_advice.py   which of them to take
 this_machine.py     free memory and disk, and how fast this machine is
 """

@@ -10,7 +10,7 @@ from quantkit.formats import FORMATS
 from quantkit.quantization.output_layout import file_layout, quantization_config
 from quantkit.quantization.targets import Targets
 from quantkit.recipe.recipe import Recipe
-from quantkit.verification import verify_folder, verify_layout
+from quantkit.verification import Finding, verify_folder, verify_layout
 
 
 def check_engine(
@@ -27,10 +27,7 @@ def check_engine(
     settings = quantization_config(targets, format_)
     if engine is None:
         return []
-    planned = {layout.name: layout for unit in file_layout(tensors, targets, format_) for layout in unit}
-    shapes = {linear.name: linear.shape for linear in targets.linears}
-    whole = {**config, "quantization_config": settings}
-    found = verify_layout(planned, shapes, whole, engine, recipe.output.tp)
+    found = planned_findings(recipe, targets, tensors, {**config, "quantization_config": settings}, engine)
     if refused := [f"{f.where}: {f.message}; {f.remedy}" for f in found if f.level == "error"]:
         where = f"{engine}{f' on {recipe.output.tp} devices' if recipe.output.tp > 1 else ''}"
         advice = "or set output.engine to null if it is for something else"
@@ -39,6 +36,25 @@ def check_engine(
     if targets.kv is not None and targets.stored_kv is None:
         warnings.append(f"{engine} does not read a {targets.kv} cache and keeps its own; only quantkit simulates it")
     return warnings
+
+
+def planned_findings(
+    recipe: Recipe,
+    targets: Targets,
+    tensors: Mapping[str, TensorInfo | TensorLayout],
+    config: Mapping[str, Any],
+    engine: str,
+    hardware: str | None = None,
+) -> list[Finding]:
+    """What `verify` will find in the folder that a recipe makes, in that engine and on that hardware; worst first.
+
+    config: of the output, its quantization_config included
+    """
+    planned = {
+        layout.name: layout for unit in file_layout(tensors, targets, FORMATS[recipe.output.format]) for layout in unit
+    }
+    shapes = {linear.name: linear.shape for linear in targets.linears}
+    return verify_layout(planned, shapes, config, engine, recipe.output.tp, hardware=hardware)
 
 
 def check_result(recipe: Recipe, folder: Path) -> None:

@@ -6,7 +6,7 @@ inputs of linears and cached keys and values rounded as the recipe says. What le
 Shapes: M = tokens of the windows, H = hidden size, V = vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from transformers import DynamicCache
 
 from quantkit.cache_spec import CacheSpec
 from quantkit.grids.activations import KVRange, fake_quantize, quantize_cache
-from quantkit.model.matmul_tracing import TraceMatmuls, WeightKey
-from quantkit.model.model_ends import HEAD_BYTES, logits
+from quantkit.model.matmul_tracing import OnProduct, TraceMatmuls, WeightKey
+from quantkit.model.model_ends import HEAD_BYTES, Head, logits
 from quantkit.quantization.calibration.hidden_states import HiddenStates
 from quantkit.quantization.gguf_tables import quantized_ends
 from quantkit.quantization.run_context import BlockContext, RunContext
+from quantkit.quantization.targets import LinearTarget
 from quantkit.report.records import HeldOutRecord
 from quantkit.types import ActivationRange
 
@@ -49,6 +50,23 @@ def logits_sizes(tokens: int, vocabulary: int, hidden: int, itemsize: int) -> li
     return [min(LOGITS_BYTES, 4 * tokens * vocabulary)] * 8 + [itemsize * rows, 4 * rows]
 
 
+def input_rounding(linears: Sequence[LinearTarget], ranges: Ranges) -> OnProduct:
+    """Rounds the inputs of a block's linears as their schemes say; for TraceMatmuls."""
+    rounding: dict[tuple[str, int | None], Callable[[Tensor], Tensor]] = {}
+    for linear in linears:
+        if (spec := linear.scheme.activations) is not None:
+            range_ = ranges.get(linear.name)
+            rounding[linear.site.param, linear.site.index] = lambda x, spec=spec, range_=range_: fake_quantize(
+                x, spec, range_
+            )
+
+    def on_product(weight: WeightKey, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+        found = rounding.get((weight.param, weight.index))
+        return product(x if found is None else found(x))
+
+    return on_product
+
+
 class HeldOut:
     """The two streams of the held-out windows; blocks pass in order, first as they are and then quantized."""
 
@@ -71,34 +89,31 @@ class HeldOut:
 
         ranges  of the static inputs; kv: what calibration found for the block's cache
         """
-        rounding: dict[tuple[str, int | None], Callable[[Tensor], Tensor]] = {}
-        for linear in context.linears:
-            if (spec := linear.scheme.activations) is not None:
-                range_ = ranges.get(linear.name)
-                rounding[linear.site.param, linear.site.index] = lambda x, spec=spec, range_=range_: fake_quantize(
-                    x, spec, range_
-                )
-
-        def on_product(weight: WeightKey, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-            found = rounding.get((weight.param, weight.index))
-            return product(x if found is None else found(x))
-
+        on_product = input_rounding(context.linears, ranges)
         states, index, spec = self.quantized, context.index, self.run.targets.kv
-        for part, hidden, call in states.batches(index):
+        for part, hidden, call in states.batches(index, keep=True):
             if spec is not None:
                 call = call.with_cache(self.places[index], _RoundingCache(spec, kv))
             with TraceMatmuls(context.block, on_product):
                 states.put(part, call.run(context.block, hidden), index)
 
-    def finish(self) -> HeldOutRecord | None:
-        """KL of the quantized model's next-token distributions from the original's; None where there are no logits."""
+    def finish(self, head: Head | None = None) -> HeldOutRecord | None:
+        """KL of the quantized model's next-token distributions from the original's; None where there are no logits.
+
+        head: that of the quantized model, where it is quantized as the blocks are
+        """
+        head = head or self.head
+        if (
+            self.original.hidden_STH.dim() != 3
+        ):  # several states per token, of which the model makes one behind its blocks
+            return None
         leaving = [self._leaving(states) for states in (self.original, self.quantized)]
         M, V = len(leaving[0]), self.run.streamed.model.config.get_text_config().vocab_size
         step = max(1, min(LOGITS_BYTES // (4 * V), self.original.seq_len))  # no more positions than the model has
         total = agree = 0.0
         for start in range(0, M, step):
             pair = [states[start : start + step] for states in leaving]
-            both = self._logits(pair)
+            both = self._logits(pair, head)
             if both is None:
                 return None
             log_p, log_q = (each.float().log_softmax(-1) for each in both)
@@ -108,11 +123,11 @@ class HeldOut:
             agree += float((log_p.argmax(-1) == log_q.argmax(-1)).sum())
         return HeldOutRecord(M, total / M, agree / M)
 
-    def _logits(self, pair: list[Tensor]) -> Tensor | list[Tensor] | None:
+    def _logits(self, pair: list[Tensor], head: Head | None) -> Tensor | list[Tensor] | None:
         """Logits of the original's and the quantized model's states [m, H]; None where there are none."""
-        if self.head is None:
+        if head is None:
             return logits(self.run.streamed, torch.stack(pair))  # the head is read once for the two
-        each = [logits(self.run.streamed, pair[0][None]), logits(self.run.streamed, pair[1][None], self.head)]
+        each = [logits(self.run.streamed, pair[0][None]), logits(self.run.streamed, pair[1][None], head)]
         return None if each[0] is None or each[1] is None else [each[0][0], each[1][0]]
 
     def _leaving(self, states: HiddenStates) -> Tensor:

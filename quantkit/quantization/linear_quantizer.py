@@ -5,22 +5,24 @@ Shapes: N = rows of a linear, K = input features.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from quantkit.algorithms import ALGORITHMS, Evidence, Needs, Quantized
+from quantkit.algorithms.outliers import input_peak, weight_peak
 from quantkit.errors import RunError
 from quantkit.grids import Grid, RangeSearch, make_grid
 from quantkit.quantization.calibration.statistics import Statistic
 from quantkit.quantization.gguf_importance import Importance
 from quantkit.quantization.targets import LinearTarget
-from quantkit.report.block_records import GptqErrors, LinearRecord
+from quantkit.report.block_records import GptqErrors, LinearRecord, Outliers
 from quantkit.types import QuantizedWeight
 
 NO_TOKEN = "no calibration token reached it: rounded on the range of its weights alone"
+SHARED = "{} reached it: its statistics are those of all experts of its layer"
 GIVEN = "no calibration token reached it: rounded by the importance matrix"
 
 
@@ -41,6 +43,14 @@ def block_columns(linears: Sequence[LinearTarget]) -> int | None:
     return common if sizes and linears[0].shape[1] % common == 0 else max(sizes, default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertTokens:
+    """How many calibration tokens reached an expert; shared: so few that its statistic is that of its layer."""
+
+    count: int
+    shared: bool
+
+
 class Result(NamedTuple):
     """A linear with its quantized weight and its line for the report."""
 
@@ -58,6 +68,7 @@ def quantize_group(
     signed: bool,
     calibrated: bool = False,
     importance: Importance | None = None,
+    expert: ExpertTokens | None = None,
 ) -> list[Result]:
     """Quantize the [N_i, K] weights (by name) of linears with one common input.
 
@@ -66,6 +77,7 @@ def quantize_group(
     drift       what the outputs of a linear lack, [N_i, K], where its algorithm undoes it
     signed      whether scales may be negative
     calibrated  whether the run has calibration: without a statistic the record then says so
+    expert      of experts: how many tokens reached them, and whether they are too few
     importance  E[x^2] by name of the linear, of an importance matrix: goes before the statistic in what is rounded
     """
     stacks: dict[tuple, list[LinearTarget]] = {}
@@ -80,6 +92,11 @@ def quantize_group(
         if own and importance:
             evidence = replace(evidence, importance_K=torch.from_numpy(importance[own]).to(weights[own].device))
         note = None if reached else GIVEN if own else NO_TOKEN
+        outliers = [weight_peak(weights[linear.name]) for linear in members]  # algorithms may work in place
+        channels = None if statistic is None else input_peak(statistic.mean_square())
+        if expert is not None and expert.shared and reached:
+            few = f"only {expert.count} calibration tokens" if expert.count else "no calibration token"
+            note = SHARED.format(few)
         grid = _grid(first, statistic, signed)
         options = first.weights.options.model_dump()
         try:
@@ -87,8 +104,8 @@ def quantize_group(
         except RunError as error:
             raise RunError(f"{', '.join(linear.name for linear in members)}: {error}") from error
         results += [
-            Result(linear, one.weight, _record(linear, name, one, evidence, note))
-            for linear, one in zip(members, done, strict=True)
+            Result(linear, one.weight, _record(linear, name, one, evidence, note, Outliers(peak, channels), expert))
+            for linear, one, peak in zip(members, done, outliers, strict=True)
         ]
     return results
 
@@ -116,11 +133,19 @@ def _grid(linear: LinearTarget, statistic: Statistic | None, signed: bool) -> Gr
 
 
 def _record(
-    linear: LinearTarget, algorithm: str, done: Quantized, evidence: Evidence, note: str | None
+    linear: LinearTarget,
+    algorithm: str,
+    done: Quantized,
+    evidence: Evidence,
+    note: str | None,
+    outliers: Outliers,
+    expert: ExpertTokens | None,
 ) -> LinearRecord:
     gptq = None
     if done.damping is not None and done.error_rounding is not None:
         gptq = GptqErrors(done.error_rounding, done.damping, evidence.tokens, done.dead_columns)
+    tokens = None if expert is None else expert.count
     if done.raised:
         note = f"the Hessian did not factor: damping raised to {done.damping:g}"
-    return LinearRecord(linear.name, str(linear.scheme), linear.shape, algorithm, done.error, gptq, note)
+    done_by = (str(linear.scheme), linear.shape, algorithm, done.error, gptq, note)
+    return LinearRecord(linear.name, *done_by, outliers, tokens)

@@ -4,7 +4,9 @@ Only one block's weights, the calibration states and one group's statistics are 
 """
 
 import shutil
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ from quantkit.checkpoint.writer import ShardWriter
 from quantkit.device_names import torch_device
 from quantkit.errors import DiskFullError, RunError, UserError
 from quantkit.formats import FORMATS
-from quantkit.model.block_graph import BlockGraph, trace_block
+from quantkit.model.block_graph import BlockGraph, matrices_of, trace_block
 from quantkit.model.block_trial import (
     once_per_structure,
 )
+from quantkit.model.expert_stacks import idle_stacks, unstacked
 from quantkit.model.meta_model import (
     build_meta_model,
     read_config,
@@ -47,6 +50,7 @@ from quantkit.quantization.gguf_keys import file_metadata, gguf_remarks, tokeniz
 from quantkit.quantization.gguf_layout import candidate_types, plan_for
 from quantkit.quantization.gguf_measured import measured_types
 from quantkit.quantization.gguf_output import GgufOutput
+from quantkit.quantization.head import head_candidate
 from quantkit.quantization.held_out import windows_for
 from quantkit.quantization.output import (
     make_report,
@@ -59,7 +63,7 @@ from quantkit.quantization.resources import (
     reuse_pages,
 )
 from quantkit.quantization.run_context import RunContext
-from quantkit.quantization.targets import resolve_targets
+from quantkit.quantization.targets import HEAD, resolve_targets
 from quantkit.quantization.transforms.rotation import ModelRotation
 from quantkit.recipe.gguf import Measured
 from quantkit.recipe.recipe import Recipe
@@ -80,17 +84,19 @@ def quantize(
     calibration: Any = None,
     checkpoint: Checkpoint | None = None,
     expected_seconds: float | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> Report:
     """Quantize recipe.model into the new folder `output`; returns the report that lies beside the checkpoint.
 
     calibration  in place of the recipe's data: whatever `calibration.given` takes
     checkpoint  what is quantized in place of what recipe.model names
     progress, expected_seconds  what is shown, and how long the blocks will take by an estimate
+    beside  further files of the result: name -> text
     UserError for bad input, before anything is written; RunError for a run that failed. A run that was killed goes on
     where it stopped when called again with the same arguments.
     """
     with Progress(progress, expected=expected_seconds) as bar:
-        return _run(recipe, output, device, restart, trust_remote_code, calibration, checkpoint, bar)
+        return _run(recipe, output, device, restart, trust_remote_code, calibration, checkpoint, bar, beside or {})
 
 
 def _run(
@@ -102,6 +108,7 @@ def _run(
     calibration: Any,
     checkpoint: Checkpoint | None,
     bar: Progress,
+    beside: Mapping[str, str],
 ) -> Report:
     timer = StageTimer()
     reuse_pages()
@@ -113,11 +120,16 @@ def _run(
     else:
         check_given(recipe, output, checkpoint, device=device, restart=restart)
     tokenizer, given_imatrix = tokenizer_keys(recipe, checkpoint), recipe_imatrix(recipe)
-    streamed, tokens, remarks = _prepare(recipe, checkpoint, torch_device(device), trust_remote_code, data)
+    streamed, tokens, remarks = prepare(recipe, checkpoint, torch_device(device), trust_remote_code, data)
+    whole = streamed
+    if recipe.gguf is None:  # which keeps experts in one tensor
+        streamed = whole.with_checkpoint(*unstacked(whole.model, whole.sources, whole.checkpoint))
     timer.mark("prepare")
     bar.stage(f"{_amount(tokens)}{bar.expectation()}")
     bar.stage("tracing")
     graphs = trace_all(streamed, folds=bool(recipe.transforms))
+    if recipe.experts.calibrate == "all":
+        graphs = [replace(graph, every_token=True) for graph in graphs]
     rotation = rotation_for(recipe, streamed, graphs)
     if rotation is not None:
         streamed = streamed.with_rewrite(rotation)
@@ -125,7 +137,13 @@ def _run(
     config = dict(checkpoint.config) if rotation is None else rotation.config(checkpoint.config)
     stored = checkpoint.tensors | {layout.name: layout for layout in extra}
     plan = None if recipe.gguf is None else plan_for(recipe, config, stored)
-    targets = resolve_targets(recipe, graphs, streamed, extra, None if plan is None else candidate_types(plan))
+    types = None if plan is None else candidate_types(plan)
+    head = head_candidate(recipe, streamed)
+    targets = resolve_targets(recipe, graphs, streamed, extra, types, head)
+    if idle := idle_stacks(streamed.checkpoint, targets.schemes):  # written as they were read
+        streamed = streamed.with_checkpoint(*unstacked(whole.model, whole.sources, whole.checkpoint, idle))
+        targets = resolve_targets(recipe, graphs, streamed, extra, types, head)
+    checkpoint = streamed.checkpoint
     format_ = FORMATS[recipe.output.format]
     advice = [*remarks, *check_engine(recipe, targets, checkpoint.tensors, config)]
     measured, importance, shard = None, {}, int(recipe.output.max_shard_gb * 1e9)
@@ -169,6 +187,10 @@ def _run(
                 writer.sync()
                 journal.append(record.to_json())
                 bar.advance()
+            if targets.of_block(HEAD) and len(journal.entries) == len(streamed.blocks) + 1:
+                record = blocks.quantize_head(bar.note)
+                writer.sync()
+                journal.append(record.to_json())
             held_out = blocks.finish()
         bar.stage("finishing files")
         writer.finish()
@@ -180,6 +202,8 @@ def _run(
         raise
     if plan is None:
         write_side_files(checkpoint, partial, format_, targets, rotation)
+    for name, text in beside.items():
+        (partial / name).write_text(text, encoding="utf-8")
     timer.mark("write")
     records = [BlockRecord.from_json(entry) for entry in journal.entries[1:]]
     gguf = None
@@ -241,7 +265,7 @@ def _resume(blocks: BlockQuantizer, journal: Journal, tokens: CalibrationTokens 
     bar.start_blocks()
 
 
-def _prepare(
+def prepare(
     recipe: Recipe, checkpoint: Checkpoint, device: torch.device, trust_remote_code: bool, data: Given | None
 ) -> tuple[StreamedModel, CalibrationTokens | None, list[str]]:
     """The meta model over its checkpoint, the calibration tokens, and remarks on both for the report."""
@@ -281,9 +305,16 @@ def trace_all(streamed: StreamedModel, *, folds: bool) -> list[BlockGraph]:
     """The graph of every block; blocks of one structure are run (and their folds proved) once."""
 
     def trace(_: int, block: nn.Module, hidden: Tensor, call: BlockCall) -> BlockGraph:
+        if call.skipped:
+            return BlockGraph([], [], [], skipped=matrices_of(block, "the model leaves this block out on a text"))
         return trace_block(block, (hidden, *call.args), call.kwargs, folds=folds)
 
-    return once_per_structure(streamed, trace)
+    try:
+        return once_per_structure(streamed, trace)
+    except UserError:
+        if streamed.dtype.itemsize >= torch.float32.itemsize:
+            raise
+    return once_per_structure(streamed.with_dtype(torch.float32), trace)  # some models mix in float32 what they compute
 
 
 def run_key(recipe: Recipe, checkpoint: Checkpoint, ids_ST: Tensor | None, device: torch.device) -> dict[str, Any]:

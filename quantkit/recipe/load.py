@@ -39,12 +39,15 @@ def recipe_text(path_or_name: str | Path) -> str:
 
 
 class RecipeError(UserError):
-    """Mistakes in a recipe; problems: one `file:line: key: message` each."""
+    """Mistakes in a recipe; problems: one `file:line: key: message` each.
 
-    def __init__(self, name: str | Path, problems: list[str]) -> None:
+    contradictions: those of them that are between keys, each of which has a value that another recipe can have
+    """
+
+    def __init__(self, name: str | Path, problems: list[str], contradictions: Iterable[str] = ()) -> None:
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__(f"recipe {name} has {count}:\n" + "\n".join(problems))
-        self.problems = problems
+        self.problems, self.contradictions = problems, frozenset(contradictions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +71,12 @@ def load(
     *,
     flags: Iterable[Flag] = (),
     scheme: str | None = None,
+    option: str = "--set",
 ) -> Recipe:
     """Read a shipped recipe by name, or any file, with `key.path=value` settings and flags applied on top.
 
     A quantkit-report.json is read too: the recipe of its run. scheme: what the whole recipe is to be, replacing the
-    file's; without a recipe it names the best shipped one for it.
+    file's; without a recipe it names the best shipped one for it. option: what messages call a setting.
     Relative paths of a file are looked for in the current folder, then beside the file.
     Raises UserError with every problem, one `file:line: key: message` per line.
     """
@@ -80,7 +84,7 @@ def load(
     if not path_or_name and scheme is None:
         raise UserError(NO_RECIPE)
     path = find(path_or_name or BEST[str(scheme)])
-    document = _document(path)
+    document = read_document(path)
     if isinstance(document.data, dict):
         sets, flags = list(sets), list(flags)
         if path_or_name and (scheme is not None or any(_names_scheme(setting) for setting in sets)):
@@ -88,7 +92,7 @@ def load(
         if scheme is not None:
             flags.insert(0, Flag("--scheme", "scheme", scheme))
         for setting in sets:
-            apply_setting(document, setting)
+            apply_setting(document, setting, f"{option} {setting}")
         if model is not None:
             flags.append(Flag("--model", "model", model, literal=True))
         for flag in flags:
@@ -96,10 +100,10 @@ def load(
         recipe = _check(document)
         if recipe is not None and not document.problems:
             return _with_paths(recipe, path, document)
-    raise RecipeError(path_or_name or path.stem, document.messages())
+    raise RecipeError(path_or_name or path.stem, document.messages(), document.contradictions)
 
 
-def _document(path: Path) -> Document:
+def read_document(path: Path) -> Document:
     """The recipe in a file, a YAML one or a run's report; what is no mapping of keys is a problem of it."""
     text = _read(path)
     if (data := _report_recipe(text)) is not None:
@@ -182,7 +186,7 @@ def _check(document: Document) -> Recipe | None:
     """Validate the data; problems are added to the document."""
     known = cross_checks(document.data)
     for path, message in known:
-        document.report(path, message)
+        document.contradictions.add(document.report(path, message))
     try:
         return Recipe.model_validate(document.data)
     except ValidationError as failure:
@@ -190,7 +194,9 @@ def _check(document: Document) -> Recipe | None:
             # Checks of the whole recipe are at loc (): those reported above with their lines, and the transforms.
             path = error["loc"] or ("transforms",)
             if path not in document.unread and not any(message in error["msg"] for _, message in known):
-                document.report(path, explain(error, Recipe))
+                line = document.report(path, explain(error, Recipe))
+                if error["type"] == "value_error" and isinstance(error["input"], Mapping):  # of a section as a whole
+                    document.contradictions.add(line)
         return None
 
 

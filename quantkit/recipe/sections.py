@@ -137,6 +137,16 @@ class Calibration(Strict):
         return [source.model_copy(update={"column": source.column or self.column}) for source in given]
 
 
+class Experts(Strict):
+    """How the experts of a layer, each of which sees its own tokens, are calibrated."""
+
+    calibrate: Literal["routed", "all"] = "routed"
+    """routed: on the tokens that the router sends to each. all: on every token; what the layer computes stays as
+    it is."""
+    share_below: int = Field(default=8, ge=0)
+    """An expert that fewer tokens reach gets the statistics of all experts of its layer; 0: never."""
+
+
 class Override(Strict):
     """Other settings for the linears a pattern matches."""
 

@@ -25,20 +25,28 @@ def dotted(path: KeyPath) -> str:
 
 @dataclass
 class Document:
-    """Plain data, the place each path came from as (line, label), and the problems met so far as (line, message)."""
+    """Plain data, the place each path came from as (line, label), and the problems met so far as (line, message).
+
+    contradictions: messages of those problems that no key has by itself
+    """
 
     data: Any
     source: str
     where: dict[KeyPath, tuple[int, str]] = field(default_factory=dict)
     problems: list[tuple[int, str]] = field(default_factory=list)
     unread: set[KeyPath] = field(default_factory=set)  # reported while reading: their value is not worth checking
+    contradictions: set[str] = field(default_factory=set)
 
-    def report(self, path: KeyPath, message: str) -> None:
-        """Note a problem at the nearest place known for `path`: a missing key is reported at its mapping."""
+    def report(self, path: KeyPath, message: str) -> str:
+        """Note a problem at the nearest place known for `path`: a missing key is reported at its mapping.
+
+        Returns the message with its place.
+        """
         known = next(path[:n] for n in range(len(path), -1, -1) if path[:n] in self.where or n == 0)
         line, label = self.where.get(known, (1, f"{self.source}:1"))
         key = f"{dotted(path)}: " if path else ""
-        self.problems.append((line, f"{label}: {key}{message}"))
+        self.problems.append((line, text := f"{label}: {key}{message}"))
+        return text
 
     def messages(self) -> list[str]:
         """Every problem once, in the order of the file."""

@@ -26,10 +26,24 @@ class GptqErrors:
 
 
 @dataclass(frozen=True, slots=True)
+class Outliers:
+    """How far the largest values of a linear stand out, as it was rounded: behind folds and rotations.
+
+    weight  the largest |w| over the root mean square of all
+    input   the largest channel over the median one, each by its root mean square; None where no inputs were seen, or
+            where more than half of the channels are always zero
+    """
+
+    weight: float
+    input: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class LinearRecord:
     """What was done to one linear.
 
     shape  (N, K); error: squared output error over output energy, from the calibration inputs where there were any
+    expert_tokens  of an expert: how many calibration tokens the router sent it
     """
 
     name: str
@@ -39,6 +53,8 @@ class LinearRecord:
     error: float
     gptq: GptqErrors | None = None
     note: str | None = None
+    outliers: Outliers | None = None
+    expert_tokens: int | None = None
 
     def to_json(self) -> Json:
         """Its line of the report."""
@@ -48,10 +64,14 @@ class LinearRecord:
         found["error"] = self.error
         if self.gptq is not None:
             found |= {"damping": self.gptq.damping, "tokens": self.gptq.tokens}
+        if self.expert_tokens is not None:
+            found["expert_tokens"] = self.expert_tokens
         if self.note is not None:
             found["note"] = self.note
         if self.gptq is not None and self.gptq.dead_columns:
             found["dead_columns"] = self.gptq.dead_columns
+        if self.outliers is not None:
+            found["outliers"] = {"weight": self.outliers.weight, "input": self.outliers.input}
         return found
 
     @staticmethod
@@ -62,8 +82,17 @@ class LinearRecord:
             dead = line.get("dead_columns", 0)
             gptq = GptqErrors(line["error_rounding"], line["damping"], line["tokens"], dead)
         N, K = line["shape"]
+        outliers = None if (seen := line.get("outliers")) is None else Outliers(seen["weight"], seen["input"])
         return LinearRecord(
-            line["name"], line["scheme"], (N, K), line["algorithm"], line["error"], gptq, line.get("note")
+            line["name"],
+            line["scheme"],
+            (N, K),
+            line["algorithm"],
+            line["error"],
+            gptq,
+            line.get("note"),
+            outliers,
+            line.get("expert_tokens"),
         )
 
 

@@ -47,7 +47,7 @@ def render_quantization(report: Report, output: Path, engines: Sequence[str], co
         "calibration": _calibration_text(report),
         "output error": f"{report.output_error:.2%} of the energy, mean of {len(report.linears)} linears",
         "KL on held-out text": None if report.held_out is None else _held_out_text(report.held_out),
-        "time and memory": f"{_duration(report.seconds_total)}, {size_text(report.peak_memory_bytes)}",
+        "time and memory": f"{duration_text(report.seconds_total)}, {size_text(report.peak_memory_bytes)}",
     }.items():
         if value is not None:
             table.add_row(label, escape(value))
@@ -118,9 +118,9 @@ def render_imatrix(report: ImatrixReport, console: Console) -> None:
 def render_plan(plan: Plan, console: Console) -> None:
     """Print an estimate: what comes out, what it takes, and the verdict last."""
     total = sum(plan.params.values())
-    kinds = ", ".join(f"{kind} {_count(n)}" for kind, n in sorted(plan.params.items(), key=lambda kv: -kv[1]))
+    kinds = ", ".join(f"{kind} {count_text(n)}" for kind, n in sorted(plan.params.items(), key=lambda kv: -kv[1]))
     seen = "headers" if plan.weights_seen else "config.json alone"
-    console.print(f"{plan.model}: {plan.model_type}, {_count(total)} parameters ({kinds})", markup=False)
+    console.print(f"{plan.model}: {plan.model_type}, {count_text(total)} parameters ({kinds})", markup=False)
     schemes = ", ".join(f"{count} x {scheme}" for scheme, count in plan.schemes.items())
     console.print(f"{plan.linears} linears: {schemes}; sizes from {seen}", markup=False)
     table = Table("", "estimate", "free", box=None, pad_edge=False)
@@ -135,9 +135,9 @@ def render_plan(plan: Plan, console: Console) -> None:
     for part, held in plan.memory.items():
         table.add_row(f"  {part}", size_text(held), "")
     table.add_row("disk", size_text(plan.disk_bytes), size_text(plan.free_disk_bytes))
-    table.add_row("time", _duration(plan.seconds_total), f"on a CPU: {plan.machine}")
+    table.add_row("time", duration_text(plan.seconds_total), f"on a CPU: {plan.machine}")
     for stage, spent in plan.seconds.items():
-        table.add_row(f"  {stage}", _duration(spent), "")
+        table.add_row(f"  {stage}", duration_text(spent), "")
     console.print(table)
     for line in plan.warnings[:MAX_WARNINGS]:
         console.print(f"warning: {line}", markup=False)
@@ -146,14 +146,16 @@ def render_plan(plan: Plan, console: Console) -> None:
         console.print(f"  {line}", markup=False)
 
 
-def _count(number: int) -> str:
+def count_text(number: int) -> str:
+    """A number of parameters, in short."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if number >= size:
             return f"{number / size:.2f}{unit}"
     return str(number)
 
 
-def _duration(spent: float) -> str:
+def duration_text(spent: float) -> str:
+    """Seconds, minutes or hours."""
     if spent < 0.05:
         return "under 0.1 s"
     if spent < 120:
@@ -215,7 +217,7 @@ def _render_gguf(found: dict[str, Any], console: Console) -> None:
 def _tensor_rows(tensors: dict[str, dict[str, Any]]) -> list[tuple[str, list[str]]]:
     groups: dict[tuple[str, str], list[int]] = {}
     for name, tensor in tensors.items():
-        groups.setdefault((_family(name), tensor["type"]), []).append(tensor["bytes"])
+        groups.setdefault((family(name), tensor["type"]), []).append(tensor["bytes"])
     return [(name, [type_, str(len(sizes)), size_text(sum(sizes))]) for (name, type_), sizes in groups.items()]
 
 
@@ -236,7 +238,7 @@ def size_text(count: float) -> str:
 def _scheme_rows(modules: dict[str, dict[str, Any]]) -> list[list[str]]:
     groups: dict[tuple[str, str, str], int] = {}
     for name, module in modules.items():
-        key = (module["scheme"], _family(name), f"{module['bits_per_weight']:.3f}")
+        key = (module["scheme"], family(name), f"{module['bits_per_weight']:.3f}")
         groups[key] = groups.get(key, 0) + 1
     return [[*key, str(count)] for key, count in groups.items()]
 
@@ -244,11 +246,11 @@ def _scheme_rows(modules: dict[str, dict[str, Any]]) -> list[list[str]]:
 def _unquantized_rows(entries: list[dict[str, Any]]) -> list[list[str]]:
     groups: dict[tuple[str, str], list[int]] = {}
     for entry in entries:
-        groups.setdefault((_family(entry["name"]), entry["reason"]), []).append(entry["bytes"])
+        groups.setdefault((family(entry["name"]), entry["reason"]), []).append(entry["bytes"])
     return [[*key, str(len(sizes)), size_text(sum(sizes))] for key, sizes in groups.items()]
 
 
-def _family(name: str) -> str:
+def family(name: str) -> str:
     """model.layers.3.mlp.up_proj -> model.layers.*.mlp.up_proj"""
     return re.sub(r"\.\d+(?=\.|$)", ".*", name)
 

@@ -30,9 +30,10 @@ from quantkit.formats.described_folder import DescribedFolder
 from quantkit.formats.quantized_folder import QuantizedFolder
 from quantkit.grids.activations import KVRange, stored_scale
 from quantkit.library_output import quiet_libraries
+from quantkit.model.expert_stacks import stacked_sources
 from quantkit.model.meta_model import build_meta_model, find_blocks, read_config
 from quantkit.model.ties import settle_ties
-from quantkit.model.weight_sources import TensorSlice, assemble, weight_sources
+from quantkit.model.weight_sources import TensorSlice, assemble
 from quantkit.runtime.definition import multiplied_weight
 from quantkit.runtime.fused_experts import round_inputs
 from quantkit.runtime.gguf_model import load_gguf
@@ -117,7 +118,7 @@ def load_quantized(
     model = build_meta_model(config, trust_remote_code=trust_remote_code)
     transposed = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
     folder = QuantizedFolder.open(checkpoint, transposed)
-    sources = weight_sources(model, folder.shapes())
+    sources = stacked_sources(model, folder.shapes())
     for remark in settle_ties(model, sources, partial(_equal, folder, dtype)):
         warnings.warn(f"{checkpoint.folder}: {remark}", stacklevel=2)
     plain = {name: pieces[0].name for name, pieces in sources.items() if pieces == [TensorSlice(pieces[0].name)]}

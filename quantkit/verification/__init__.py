@@ -128,21 +128,26 @@ def verify_layout(
     config: Mapping[str, Any],
     engine: str,
     tp: int = 1,
+    *,
+    hardware: str | None = None,
 ) -> list[Finding]:
     """What verify_folder will find in a folder of these tensors, the values of tensors aside; worst first.
 
     tensors  name -> dtype and shape of everything the folder will hold
     shapes   (N, K) of the quantized modules, by the names their tensors begin with
     config   config.json as it will be, its quantization_config included
-    UserError for an unknown engine or a tp below 1.
+    hardware  also ask whether it runs there, as verify_folder does
+    UserError for an unknown engine or hardware, or a tp below 1.
     """
     qc, modules = config.get("quantization_config"), layouts.modules_of(tensors)
     qc = qc if isinstance(qc, dict) else None
     quantized, linears = layouts.find_shapes(modules, shapes, qc or {})
     found = files.head_missing(config, tensors)
+    subject = _subject(qc or {}, quantized, linears, config, engine, tp)
+    if hardware is not None:
+        found += machines.check_machine(subject, machines.find_machine(hardware))
     if qc is None:
         return _sorted(found + _dense(quantized))
-    subject = _subject(qc, quantized, linears, config, engine, tp)
     return _sorted(found + _judge(subject) + _check_headers(subject, modules, tensors))
 
 

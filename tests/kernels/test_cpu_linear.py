@@ -33,20 +33,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 CODES = {"int4": 16, "int8": 256, "fp8": 256, "fp4": 16}
 PLAIN = Machine(compiled=False, bf16=False, vnni=False)
 SERVER = Machine(compiled=False, bf16=True, vnni=True)
+# every instruction that is used where the processor has it, spelled out
+SPELLED_OUT = ("-DQK_WIDTH=16", "-DQK_TEST_VNNI", "-DQK_TEST_BF16", "-DQK_TEST_TILES", "-O1")
+SPELLED_OUT += ("-mno-avx512f",) if platform.machine() == "x86_64" else ()
 FORMATS = [("int4", False), ("int4", True), ("int8", False), ("int8", True), ("fp8", False), ("fp4", False)]
 
 
-@pytest.fixture(scope="module", params=["compiled", "wide and VNNI", "torch alone"])
+@pytest.fixture(scope="module", params=["compiled", "spelled out", "torch alone"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The library as built for this processor; its AVX-512 width and VNNI path, spelled out; none."""
+    """The library as built for this processor; its AVX-512 width, VNNI, bfloat16 and AMX paths, spelled out; none."""
     found, patch = None, pytest.MonkeyPatch()
     if request.param != "torch alone":
         request.getfixturevalue("lib")
-        flags = ("-DQK_WIDTH=16", "-DQK_TEST_VNNI", "-O1") if request.param != "compiled" else ()
+        flags = SPELLED_OUT if request.param != "compiled" else ()
         found = build.declare(ctypes.CDLL(str(build.build(flags))))
     for module in (linear, weights):
         patch.setattr(module, "library", lambda: found)
-    patch.setattr(linear, "machine", lambda: Machine(found is not None, bf16=False, vnni=False))
+    tiles = found is not None and bool(found.quantkit_has_tiles())
+    patch.setattr(linear, "machine", lambda: Machine(found is not None, bf16=False, vnni=False, tiles=tiles))
     yield request.param
     patch.undo()
 
@@ -170,6 +174,38 @@ def test_integer_sums_are_exact(kernels: str, data: st.DataObject) -> None:
     assert torch.equal(got.double(), x.double() @ reference_weight(weight).T)
     scale = torch.rand(M, 1)  # one more rounding, and no other
     assert torch.equal(cpu_linear_int8(x, scale, weight, torch.float32), got * scale)
+
+
+@pytest.mark.parametrize(("format", "asym"), FORMATS)
+def test_tiles(kernels: str, format: str, asym: bool) -> None:
+    """Rows, columns and tokens that fill no tile, every layout of groups; a token's sums are its own."""
+    if not linear.machine().tiles:
+        pytest.skip("no AMX in this build")
+    groups = {-1: 300, 16: 80, 32: 96, 48: 144, 64: 192, 96: 288, 128: 384, 192: 576, 256: 512}
+    for group, K in groups.items():
+        for scales, rounding in (
+            (torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16),
+            (torch.float8_e4m3fn, torch.float32),
+        ):  # fmt: skip
+            weight = random_weight(format, asym, 37, K, group, scales, rounding)
+            x = torch.randn(130, K).bfloat16()
+            wanted, every = cpu_linear_reference(x, weight), linear._tiles(x, weight, torch.float32)
+            assert relative(every, wanted) < 1e-6
+            for M in (1, 2, 3, 16, 17, 31, 32, 33, 40):
+                some = linear._tiles(x[:M], weight, torch.float32)
+                assert torch.equal(some, every[:M])
+                assert torch.equal(product(x[:M], weight, "tiles"), some.bfloat16())
+
+
+def test_tiles_in_many_parts(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More inputs than the second-level cache holds, more rows than a thread, columns than are decoded at a time."""
+    if not linear.machine().tiles:
+        pytest.skip("no AMX in this build")
+    weight, x = random_weight("int4", True, 70, 8128, 32, torch.bfloat16), torch.randn(97, 8128).bfloat16()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    got = linear._tiles(x, weight, torch.float32)
+    assert relative(got, cpu_linear_reference(x, weight)) < 1e-6
+    assert torch.equal(linear._tiles(x[90:], weight, torch.float32), got[90:])
 
 
 def test_saturation_where_it_would_show(kernels: str) -> None:

@@ -6,17 +6,26 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import UserError
-from quantkit.report.block_records import BlockRecord, FoldRecord, GptqErrors, LinearRecord, RejectedFold, SkippedLinear
+from quantkit.report.block_records import (
+    BlockRecord,
+    FoldRecord,
+    GptqErrors,
+    LinearRecord,
+    Outliers,
+    RejectedFold,
+    SkippedLinear,
+)
 from quantkit.report.records import CalibrationRecord, CalibrationSource, Report
 
 ROUNDED = LinearRecord("q", "int4 sym g128", (8, 128), "rtn", 0.1 + 0.2)
 WALKED = LinearRecord("k", "int4 sym g128", (8, 128), "gptq", 1 / 3, GptqErrors(0.7, 0.01, 4096))
+PEAKED = LinearRecord("o", "int4", (8, 128), "rtn", 0.5, outliers=Outliers(4.5, None))
 DEAD = LinearRecord("v", "int4", (8, 128), "gptq", 0.0, GptqErrors(0.7, 0.1, 9, dead_columns=3), "damping raised")
 SCALED = FoldRecord("norm", ("q", "k"), exponents=(0.5, 0.25), loss_unscaled=2.0, loss=1.0)
 FIXED, SEARCHED = FoldRecord("norm", ("q",), alpha=0.5), FoldRecord("up", ("down",), alpha=0.0, loss_unscaled=1, loss=1)
 
 
-@pytest.mark.parametrize("linear", [ROUNDED, WALKED, DEAD], ids=lambda linear: linear.name)
+@pytest.mark.parametrize("linear", [ROUNDED, WALKED, DEAD, PEAKED], ids=lambda linear: linear.name)
 @pytest.mark.parametrize("fold", [SCALED, FIXED, SEARCHED], ids=["awq", "alpha given", "alpha searched"])
 def test_a_journal_gives_back_what_it_got(linear: LinearRecord, fold: FoldRecord) -> None:
     record = BlockRecord(3, (fold,), (linear,))

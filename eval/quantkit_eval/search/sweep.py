@@ -1,5 +1,7 @@
 """Quantize one model by several recipes, evaluate each result, print one table: how the README's figures are made.
 
+Recipes are named, not swept, and nothing is kept: `quantkit sweep` is for the rest.
+
     python -m quantkit_eval.search.sweep --model M --calibration TEXT --eval TEXT [--recipe NAME[:key=value,...]]...
 
 Each recipe that calibrates gets the given text, the first 128 x 256 tokens of it; each result is compared with the
@@ -20,6 +22,7 @@ from quantkit.errors import UserError
 from quantkit.quantization import pipeline
 from quantkit.recipe import load as recipes
 from quantkit_eval.evaluation import evaluate
+from quantkit_eval.search.grid import split_values
 
 DEFAULT = ("rtn-w4a16", "awq", "gptq-w4a16", "awq-gptq-w4a16")
 
@@ -43,7 +46,7 @@ def measure(
 ) -> Row:
     """The row of recipe `name` (with settings as NAME:key=value,key=value)."""
     recipe, _, settings = name.partition(":")
-    given = ["output.engine=null", *filter(None, _split(settings))]
+    given = ["output.engine=null", *filter(None, split_values(settings))]
     if recipes.load(recipe, given, model).calibration is not None:
         text_data = json.dumps(calibration)
         given.append(f"calibration={{data: {text_data}, samples: {samples}, seq_len: {seq_len}, seed: null}}")
@@ -63,18 +66,6 @@ def measure(
         seconds=report.seconds_total,
         peak_mib=report.peak_memory_bytes / 2**20,
     )
-
-
-def _split(settings: str) -> list[str]:
-    """key=value,key={a: 1, b: 2} at the commas outside of brackets."""
-    parts, depth = [""], 0
-    for letter in settings:
-        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(letter, 0)
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The compiled part of the CPU path: gemv.cpp, gemv_int8.cpp and attention.cpp, built once by torch's own C++ builder.
+"""The compiled part of the CPU path: the .cpp files beside this one, built once by torch's own C++ builder.
 
 The library lies in $XDG_CACHE_HOME/quantkit (~/.cache/quantkit), under a name made of the sources, torch's version and
 the processor's features; later processes only open it. Where no compiler works, or what it built computes something
@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = ("gemv.cpp", "gemv_int8.cpp", "attention.cpp")
-HEADERS = ("vectors.h", "weight.h")
+SOURCES = ("gemv.cpp", "gemv_int8.cpp", "gemm_tiles.cpp", "attention.cpp")
+HEADERS = ("vectors.h", "weight.h", "bf16.h", "tiles.h")
 HERE = Path(__file__).parent
 FLAGS = ("-fopenmp", "-ffp-contract=fast", "-Wno-psabi")  # beside the builder's own, which forbid a multiply-add
 FORMATS = {"int4": 0, "int8": 1, "fp8": 2, "fp4": 3, "bf16": 4, "fp16": 5, "fp32": 6}  # of weight.h
@@ -99,9 +99,12 @@ def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.quantkit_gemv.argtypes = [*weight, pointer, pointer, whole]
     lib.quantkit_gemv_int8.argtypes = [*weight, pointer, pointer, pointer, whole]
     lib.quantkit_decode.argtypes = [*weight, whole, whole, pointer, small]
+    lib.quantkit_gemm_tiles.argtypes = [*weight, pointer, whole, pointer, small, whole]
     lib.quantkit_decode_attention.argtypes = [small, small, *[pointer] * 10, *[whole] * 8, small]
-    for function in (lib.quantkit_gemv, lib.quantkit_gemv_int8, lib.quantkit_decode, lib.quantkit_decode_attention):
+    products = (lib.quantkit_gemv, lib.quantkit_gemv_int8, lib.quantkit_gemm_tiles)
+    for function in (*products, lib.quantkit_decode, lib.quantkit_decode_attention):
         function.restype = None
+    lib.quantkit_has_tiles.restype = small
     return lib
 
 
@@ -128,6 +131,11 @@ def self_test(lib: ctypes.CDLL) -> str | None:
             return f"its {format} product is wrong on this processor"
         if not torch.equal(y_int8.double(), x_codes.double() @ values.T) or not torch.equal(decoded.double(), values):
             return f"its exact {format} product or decoding is wrong on this processor"
+        if lib.quantkit_has_tiles():
+            x_bf16 = x.bfloat16()
+            lib.quantkit_gemm_tiles(*head, address(x_bf16), K, address(y), 1, 3)
+            if not torch.allclose(y.double(), x_bf16.double() @ values.T, rtol=1e-4, atol=1e-2 * middle):
+                return f"its {format} product on tiles is wrong on this processor"
     return None
 
 

@@ -2,6 +2,8 @@
 
     few tokens    `gemv`: weights decoded in registers, float32 sums. With int8 activations `gemv_int8`: exact int32
                   sums of codes, one dpbusd (VNNI) or maddubs (AVX2) for 32 weights
+    bfloat16      `tiles`: where the processor has AMX, weights decoded to bfloat16 in the first-level cache, for any
+                  number of tokens; a token's sums do not depend on the others
     more          `panel`: rows are decoded into a few MB that stay in the cache, and multiplied by torch
                   `qlinear`: oneDNN's u8 x s8 product, where VNNI makes it exact
 
@@ -28,7 +30,7 @@ from torch import Tensor
 from quantkit_kernels.cpu.build import address, library
 from quantkit_kernels.cpu.weight import CHUNK, DENSE, CpuWeight, decode_rows, pack_cpu, reference_weight
 
-Way = Literal["gemv", "panel", "kept", "gemv_int8", "qlinear"]
+Way = Literal["gemv", "tiles", "panel", "kept", "gemv_int8", "qlinear"]
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 PANEL_BYTES = 2 << 20
 MAX_SUM = 65536  # columns of a group: 255 * 127 times as many still fit 32 bits
@@ -41,13 +43,15 @@ class Machine:
     compiled: bool
     bf16: bool
     vnni: bool
+    tiles: bool = False
 
 
 @functools.cache
 def machine() -> Machine:
     """This one."""
-    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return Machine(library() is not None, bf16, torch.cpu._is_vnni_supported() and qlinear_is_exact())
+    lib, bf16 = library(), torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    vnni = torch.cpu._is_vnni_supported() and qlinear_is_exact()
+    return Machine(lib is not None, bf16, vnni, lib is not None and bool(lib.quantkit_has_tiles()))
 
 
 def qlinear_is_exact() -> bool:
@@ -71,6 +75,8 @@ def few_tokens(weight: CpuWeight, here: Machine, eight: bool = False) -> int:
 
 def choose(weight: CpuWeight, M: int, dtype: torch.dtype, here: Machine) -> Way:
     """The way for M tokens of this dtype."""
+    if here.tiles and dtype == torch.bfloat16 and weight.format not in DENSE.values():
+        return "tiles"
     if here.compiled:
         most = 0 if weight.format in DENSE.values() else 1  # roundings that `gemv` knows
         return "gemv" if few_tokens(weight, here) >= M and len(weight.rounds(dtype)) <= most else "panel"
@@ -137,6 +143,8 @@ def product(x_MK: Tensor, weight: CpuWeight, way: Way) -> Tensor:
         return x_MK.new_empty(0, weight.out_features)
     if way == "gemv":
         y = _gemv(x_MK, weight)
+    elif way == "tiles":
+        y = _tiles(x_MK, weight)
     elif way == "kept":
         if "weight" not in weight.kept:
             weight.kept["weight"] = _decode(weight, torch.bfloat16)
@@ -171,7 +179,7 @@ def cpu_linear_op(
     """The operator torch.compile and export see; `cpu_linear` is its checked front."""
     weight = CpuWeight(codes, scale, zero, middle, factor, format, in_features, group_size, rounding, exact)  # type: ignore
     way = choose(weight, len(x_MK), x_MK.dtype, machine())
-    return product(x_MK, weight, way if way in ("gemv", "panel") else "panel")  # nothing can be kept here
+    return product(x_MK, weight, "panel" if way == "kept" else way)  # nothing can be kept here
 
 
 @cpu_linear_op.register_fake
@@ -232,6 +240,15 @@ def _gemv(x_MK: Tensor, weight: CpuWeight) -> Tensor:
     x_MK = _padded(x_MK.float(), weight)
     y = torch.empty(len(x_MK), weight.out_features)
     lib.quantkit_gemv(*weight.head(len(x_MK), rounds), address(x_MK), address(y), len(x_MK))
+    return y
+
+
+def _tiles(x_MK: Tensor, weight: CpuWeight, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """[M, N] in bfloat16 or float32, from bfloat16 inputs."""
+    lib, (M, K), rounds = library(), x_MK.shape, weight.rounds(torch.bfloat16)
+    assert lib is not None
+    x_MK, y, wide = x_MK.contiguous(), torch.empty(M, weight.out_features, dtype=dtype), dtype == torch.float32
+    lib.quantkit_gemm_tiles(*weight.head(M, rounds), address(x_MK), K, address(y), wide, M)
     return y
 
 

@@ -19,6 +19,7 @@ hidden_states.py   the states between two blocks, for all samples
 block_calls.py     what batches give to blocks beside the states
 spill.py           arrays in memory or in files
 statistics.py      sums over the inputs of linears
+expert_statistics.py  those of a layer's experts, for the ones that few tokens reach
 staged_forward.py  one run of a block that pauses before each group of linears
 input_ranges.py    static ranges of linears' inputs
 kv_scales.py       static scales of cached keys and values

@@ -56,7 +56,7 @@ class StagedForward:
         self.drop()
         self.index = index
         self.group_of = {(site.param, site.index): graph.group_of(site.name) for site in graph.sites}
-        for run, batch in zip(self.runs, self.states.batches(index), strict=True):
+        for run, batch in zip(self.runs, self.states.batches(index, keep=True), strict=True):
             run.prepare(block, *batch)
 
     def stop_at(self, group: int, observe: Observer) -> None:

@@ -134,10 +134,14 @@ def cpu_limits(subject: Subject) -> list[Finding]:
     return found + [error("hardware", f"CPU, {some(names)}", text, remedy) for text, names in grouped(wrong)]
 
 
+def plain_name(name: str) -> str:
+    """A device's name as it is compared: small letters and digits, without the maker's name."""
+    return re.sub(r"^(nvidia|geforce|amd|intel)|[\s_.-]", "", name.lower())
+
+
 def find_machine(name: str) -> str:
     """The kind of machine a user means: a column of the tables above; UserError for an unknown name."""
-    plain = re.sub(r"^(nvidia|geforce|amd|intel)|[\s_.-]", "", name.lower())
-    plain = re.sub(r"^(cuda:?)?(sm)?(?=\d{2,3}$)", "sm", plain)
+    plain = re.sub(r"^(cuda:?)?(sm)?(?=\d{2,3}$)", "sm", plain_name(name))
     for machine, names in _NAMES.items():
         if plain in names.split() or f"rtx{plain}" in names.split() or plain == machine.lower().replace(" ", ""):
             return machine
