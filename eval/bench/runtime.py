@@ -11,13 +11,14 @@ the clock beside them. Each row is the median of its repetitions:
     packed    a random Llama (--layers 24: a billion weights), one sequence and eight: `generate` of its bfloat16
               original over LLM of its W4A16 copy in groups of 128; with --llamacpp, LLM over llama-bench of its Q4_0
     served    MODEL and its quantized copy (--quantized), one sequence and eight, 128 tokens in and 64 out: `generate`
-              of MODEL over LLM of the copy; tokens a second of prefill and decode, the best of the repetitions by the
-              clock, and with --llamacpp those of llama-bench on its files
+              of MODEL over LLM of the copy; tokens a second of prefill and decode, the best of the repetitions, and
+              with --llamacpp those of llama-bench on its files
     cache     one sequence at 4000 tokens: a decode step on a bfloat16 cache over one on int8; and the bytes of int8's
 """
 
 import argparse
 import json
+import os
 import random
 import statistics
 import tempfile
@@ -266,27 +267,41 @@ def served(
             whole: dict[str, list[Sample]] = {}
             ids = torch.tensor(prompts(size, read, read, engines["original, LLM"].vocabulary))
 
-            def once(ids: Tensor = ids) -> Sample:
-                options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+            def once(tokens: int, ids: Tensor = ids) -> Sample:
+                options = {"max_new_tokens": tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
                 return timed(lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **options))  # type: ignore
 
-            for _ in range(repeat + 1):
+            for llm in engines.values():  # warms up
+                prefill_and_decode(llm, ids.tolist(), 4)
+            once(4)
+            for _ in range(repeat):
                 for name, llm in engines.items():
                     first, steps = prefill_and_decode(llm, ids.tolist(), new)
-                    speeds.setdefault(name, []).append((size * read / first[1], size * (new - 1) / steps[1]))
+                    speeds.setdefault(name, []).append((size * read / first[0], size * (new - 1) / steps[0]))
                     whole.setdefault(name, []).append((first[0] + steps[0], first[1] + steps[1]))
-                whole.setdefault("original, generate", []).append(once())
+                whole.setdefault("original, generate", []).append(once(new))
                 for file in files if size == 1 else []:
-                    row = measure(llamacpp, file, read, new, repetitions=1)  # type: ignore[arg-type]
-                    speeds.setdefault(f"llama-bench, {row.name}", []).append((row.prompt or 0, row.decode or 0))
-            for samples in (*speeds.values(), *whole.values()):
-                del samples[0]  # it warmed up
+                    name, *times = llama_seconds(llamacpp, file, read, new)  # type: ignore[arg-type]
+                    speeds.setdefault(f"llama-bench, {name}", []).append((read / times[0], new / times[1]))
             found[f"batch {size}: tokens per second, prefill and decode"] = {
                 name: [round(max(each), 1) for each in zip(*samples, strict=True)] for name, samples in speeds.items()
             }
             found[f"batch {size}: generate over quantized LLM"] = ratio(whole, "original, generate", "quantized, LLM")
             found["samples"][f"batch {size}"] = {"tokens per second": speeds, "seconds": whole}
     return found
+
+
+def llama_seconds(folder: Path, file: Path, read: int, new: int) -> tuple[str, float, float]:
+    """A file's name, and the processor's seconds of one prompt and of one output: three of them less one, halved."""
+
+    def busy(prompt: int, output: int, repetitions: int) -> tuple[str, float]:
+        before = os.times()
+        name = measure(folder, file, prompt, output, repetitions).name
+        after = os.times()
+        return name, after.children_user + after.children_system - before.children_user - before.children_system
+
+    (name, three), (_, one) = busy(read, 0, 3), busy(read, 0, 1)
+    return name, (three - one) / 2, (busy(0, new, 3)[1] - busy(0, new, 1)[1]) / 2
 
 
 def prefill_and_decode(llm: LLM, every: list[list[int]], new: int) -> tuple[Sample, Sample]:
