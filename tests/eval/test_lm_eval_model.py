@@ -26,6 +26,7 @@ MODEL = ROOT / "examples" / "tiny-llama"
 ROWS = [json.loads(line) for line in (ROOT / "eval" / "tasks" / "qk_choice.jsonl").read_text().splitlines()][:12]
 TEXT = (MODEL / "eval.txt").read_text(encoding="utf-8")
 CPU = torch.device("cpu")
+QUICK = {"rtn": {"range": "minmax"}}
 GREETING = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}<bot>{% endif %}"
@@ -115,12 +116,17 @@ def test_a_row_gives_what_its_lists_give_apart(name: str, tmp_path: Path) -> Non
 
 
 def test_quantized_folders_and_caches(tmp_path: Path, ours: QuantkitLM) -> None:
-    quantkit.quantize(MODEL, {"weights": {"bits": 4, "group_size": 32, "algorithm": "rtn"}}, output=tmp_path / "w4")
+    quantkit.quantize(MODEL, {"weights": {"bits": 4, "group_size": 32, "algorithm": QUICK}}, output=tmp_path / "w4")
     expected = ours.loglikelihood(CHOICES[:8], disable_tqdm=True)
     packed = QuantkitLM(str(tmp_path / "w4"), device="cpu", batch_size="auto")
     found = packed.loglikelihood(CHOICES[:8], disable_tqdm=True)
     assert not close(found, expected)
     assert [a for a, _ in found] == pytest.approx([a for a, _ in expected], rel=0.3)
+    for form in ("gptq", "awq", "w4.gguf"):  # the same codes and scales
+        file = form.endswith("gguf")
+        quantkit.convert(tmp_path / "w4", tmp_path / form, None if file else form)
+        other = QuantkitLM(str(tmp_path / form), device="cpu").loglikelihood(CHOICES[:4], disable_tqdm=True)
+        assert [a for a, _ in other] == pytest.approx([a for a, _ in found[:4]], abs=5e-2)  # inputs may be bfloat16
     rounded = QuantkitLM(str(MODEL), device="cpu", kv_cache="keys=int8;values=int4", batch_size="auto:2")
     again = rounded.loglikelihood(CHOICES[:8], disable_tqdm=True)
     assert [a for a, _ in again] == pytest.approx([a for a, _ in expected], rel=0.1)
