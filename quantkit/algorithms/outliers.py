@@ -8,7 +8,7 @@ from torch import Tensor
 
 def weight_peak(w_NK: Tensor) -> float:
     """The largest |w| over the root mean square of all; 0 for a weight of zeros. Any float dtype, nothing is copied."""
-    least, most = torch.aminmax(w_NK)
+    least, most = torch.aminmax(w_NK := w_NK.detach())
     largest = max(-float(least), float(most))
     square_mean = float(torch.linalg.vector_norm(w_NK, dtype=torch.float32)) / math.sqrt(w_NK.numel())
     return largest / square_mean if square_mean else 0.0

@@ -7,6 +7,7 @@ from quantkit.checkpoint.model_folder import check_model_folder, local_folder, n
 from quantkit.checkpoint.model_kind import check_causal
 from quantkit.errors import UserError
 from quantkit.library_output import quiet_logs
+from quantkit.paths import user_path
 
 ANSWER_SECONDS = 5.0
 SETTINGS = ("*.json", "*.py")
@@ -59,6 +60,22 @@ def _download(name: str, patterns: tuple[str, ...]) -> Path:
     except (HFValidationError, HfHubHTTPError, OSError) as error:  # offline it is a LocalEntryNotFoundError, an OSError
         near = nearby(Path(name)) if Path(name).parent.is_dir() else ""
         raise UserError(f"model {name!r}: no folder here{near}; {_refusal(name, error)}") from error
+
+
+def readme_of(name: str) -> str | None:
+    """The model card of a folder or a Hub id; None where there is none, or the Hub does not answer."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        if (folder := user_path(name)).is_dir():
+            file: object = folder / "README.md"
+        elif not isinstance(file := try_to_load_from_cache(name, "README.md"), str) and _answers(name):
+            with quiet_logs():
+                file = hf_hub_download(name, "README.md")
+        return Path(file).read_text(encoding="utf-8") if isinstance(file, str | Path) else None
+    except (HFValidationError, HfHubHTTPError, OSError, ValueError):  # no such name, no such file, not UTF-8
+        return None
 
 
 def revision(folder: Path) -> str | None:

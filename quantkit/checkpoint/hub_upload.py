@@ -50,10 +50,8 @@ def upload(folder: Path, repository: str, *, private: bool = False) -> str:
         if code in (401, 403) or isinstance(error, RepositoryNotFoundError):
             raise UserError(f"{repository}: the Hub refuses ({code}): {_first_line(error)}\n{LOGIN}") from error
         raise RunError(f"{repository}: the Hub did not take it ({code}): {_first_line(error)}") from error
-    except Exception as error:  # no network: each library beneath has errors of its own
-        if isinstance(error, KeyError | AttributeError | TypeError | AssertionError):
-            raise
-        raise RunError(f"{repository}: the Hub cannot be reached: {_first_line(error)}") from error
+    except Exception as error:  # no network, no answer: each library beneath has errors of its own
+        raise RunError(f"{repository}: the upload failed: {_first_line(error)}") from error
     return str(address)
 
 

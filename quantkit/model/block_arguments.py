@@ -44,7 +44,7 @@ def handed(value: Any) -> Any:
         return None
     base = type(value)
 
-    class Handed(base):
+    class Handed(base):  # pyright: ignore[reportGeneralTypeIssues]
         open = False
 
         def __copy__(self) -> Any:

@@ -79,7 +79,7 @@ def one_expert(inventory: ModelInventory) -> Sample:
     counts = Counter(m.block for m, expert in zip(inventory.matrices, named, strict=True) if expert)
     kept = [m for m, expert in zip(inventory.matrices, named, strict=True) if expert is None or expert[1] == "0"]
     firsts = Counter(matrix.block for matrix in kept if matrix.expert)
-    copies = {count / firsts[block] if firsts[block] else 0 for block, count in counts.items()}
+    copies = {count / firsts[block] if firsts[block] else 0.0 for block, count in counts.items()}
     if len(copies) != 1 or not (number := copies.pop()).is_integer() or number < 2:
         return Sample(inventory)
     dropped = {f"{m.name}.weight" for m in inventory.matrices} - {f"{m.name}.weight" for m in kept}

@@ -91,7 +91,7 @@ def outliers(document: Document) -> Markup:
     weights, inputs = figures.weight_outliers(blocks, original), figures.input_outliers(blocks, original)
     words = (
         "One large weight stretches the scale of its whole group, and one large input channel that of a whole token: "
-        "folds and rotations make both smaller before anything is rounded."
+        "folds and rotations can make both smaller before anything is rounded."
     )
     parts: list[Markup | None] = [element("p", words), side_by_side(figure(weights, caption), figure(inputs, caption))]
     for name, drawn in (("weight", weights), ("input", inputs)):
@@ -106,9 +106,9 @@ def outliers(document: Document) -> Markup:
         )
     worst = sorted(seen, key=lambda one: -(one.outliers.input or 0) if one.outliers else 0)[:5]
     if worst:
-        rows = [(one.name, f"{one.outliers.weight:.1f}", f"{one.outliers.input:.1f}") for one in worst if one.outliers]
+        rows = [(one.name, f"{one.outliers.input:.1f}", f"{one.outliers.weight:.1f}") for one in worst if one.outliers]
         parts.append(element("h3", "Largest input channels"))
-        parts.append(table(("linear", "weight peak", "input peak"), rows, numeric=(1, 2)))
+        parts.append(table(("linear", "input peak", "weight peak"), rows, numeric=(1, 2)))
     return join(parts)
 
 

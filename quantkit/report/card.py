@@ -6,7 +6,6 @@ Format: https://huggingface.co/docs/hub/model-cards (checked by the parser of hu
 import hashlib
 import re
 import shlex
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,13 @@ _MARK = re.compile(r"<!-- quantkit report, sha256 ([0-9a-f]{64}): made again by 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
-def model_card(document: Document, original: Path | None) -> str:
-    """README.md. original: the folder of the original with its card, None where it is not on this machine."""
+def model_card(document: Document, original: Path | None, card: str | None) -> str:
+    """README.md. original: the folder of the original, None where it is not on this machine; card: its README.md."""
     from huggingface_hub import ModelCardData
 
-    kept = carried_over(document.report.model, original)
+    kept, base = carried_over(card), base_model(document.report.model, original)
     data = ModelCardData(
-        base_model=base_model(document.report.model, original),
+        base_model=base,
         library_name="gguf" if document.report.gguf else "transformers",
         tags=_tags(document),
         pipeline_tag="text-generation",
@@ -35,7 +34,7 @@ def model_card(document: Document, original: Path | None) -> str:
         base_model_relation="quantized",
         **kept,
     )
-    body = _body(document, licensed="license" in kept)
+    body = _body(document, base or "a module in memory", licensed="license" in kept)
     content = f"---\n{data.to_yaml()}\n---\n\n{body}"
     head, _, rest = content.partition("\n---\n\n")
     return f"{head}\n---\n\n{_mark(content)}{rest}"
@@ -63,23 +62,16 @@ def base_model(model: str | None, original: Path | None) -> str | None:
     return original.resolve().name
 
 
-def carried_over(model: str | None, original: Path | None) -> dict[str, Any]:
-    """License and language by the original's card, of its folder or of the Hub's cache; {} where neither has one."""
-    from huggingface_hub import ModelCard, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+def carried_over(card: str | None) -> dict[str, Any]:
+    """License and language by the text of the original's card; {} where it says neither, or is no card."""
+    from huggingface_hub import ModelCard
+    from yaml import YAMLError  # what huggingface_hub reads metadata with
 
-    paths = [] if original is None else [original / CARD]
-    if model is not None and _HUB_ID.fullmatch(model):
-        with suppress(HFValidationError):
-            paths.append(Path(str(try_to_load_from_cache(model, CARD))))
-    for path in paths:
-        if path.is_file():
-            try:
-                found = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
-            except (ValueError, OSError):  # no YAML, or no UTF-8
-                continue
-            return {key: found[key] for key in KEPT if found.get(key)}
-    return {}
+    try:
+        found = {} if card is None else ModelCard(card, ignore_metadata_errors=True).data.to_dict()
+    except (ValueError, YAMLError):  # its metadata is no mapping, or no YAML
+        return {}
+    return {key: found[key] for key in KEPT if found.get(key)}
 
 
 def _name(document: Document) -> str:
@@ -145,10 +137,8 @@ def _file_name(name: str) -> str:
     return Path(name).name
 
 
-def _body(document: Document, *, licensed: bool) -> str:
+def _body(document: Document, base: str, *, licensed: bool) -> str:
     report, verdict = document.report, document.verdict
-    base = report.model or "a module in memory"
-    base = base if _HUB_ID.fullmatch(base) else Path(base).name
     after, before = size_text(report.bytes_after), size_text(report.bytes_before)
     parts = [
         f"# {_plain(_name(document))}",

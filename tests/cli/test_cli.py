@@ -251,25 +251,25 @@ def test_options_are_frozen() -> None:
             *("--trust-remote-code", "--verbose"),
         ],
         "verify": ["--checksums", "--engine", "--hardware", "--json", "--tp"],
-        "quantize": sorted([*common, "--device", "--output", "--progress", "--quiet", "--restart", "--verbose"]),
-        "eval": sorted(
-            [
-                "--bos",
-                "--context",
-                "--device",
-                "--engine",
-                "--json",
-                "--kv",
-                "--kv-cache",
-                "--progress",
-                "--quiet",
-                "--ref",
-                "--text",
-                "--tokens",
-                "--trust-remote-code",
-                "--verbose",
-            ]
+        "quantize": sorted(
+            [*common, "--device", "--output", "--progress", "--quiet", "--report", "--restart", "--verbose"]
         ),
+        "eval": [
+            *("--acceptance", "--bos", "--context", "--device", "--engine", "--include-path", "--json", "--kv"),
+            *("--kv-cache", "--limit", "--num-fewshot", "--progress", "--quiet", "--ref", "--tasks", "--text"),
+            *("--tokens", "--trust-remote-code", "--verbose"),
+        ],
+        "lm-eval": [],  # its own command has them
+        "auto": [
+            *("--calibration", "--candidates", "--device", "--engine", "--json", "--max-size", "--model", "--output"),
+            *("--progress", "--quiet", "--restart", "--samples", "--seq-len", "--text", "--tp"),
+            *("--trust-remote-code", "--verbose"),
+        ],
+        "report": [
+            *("--context", "--device", "--json", "--output", "--progress", "--quiet", "--ref", "--results"),
+            *("--schema", "--text", "--tokens", "--trust-remote-code", "--verbose"),
+        ],
+        "push": ["--json", "--private"],
         "inspect": ["--json"],
         "recipes": ["--engine", "--for", "--json"],
         "env": ["--json"],
@@ -334,7 +334,8 @@ def test_completion(typed: str, offered: set[str]) -> None:
     assert "--install-completion" in invoke("--help").output
 
 
-VERBS = ["quantize", "eval", "generate", "sweep", "bench", "inspect", "convert", "verify", "plan", "recipes", "env"]
+VERBS = ["quantize", "eval", "generate", "bench", "sweep", "auto", "report", "push", "inspect", "convert", "verify"]
+VERBS += ["plan", "imatrix", "recipes", "env"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

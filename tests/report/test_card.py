@@ -15,9 +15,9 @@ def read(content: str) -> ModelCard:
     return ModelCard(content)
 
 
-def test_the_hubs_parser_reads_it(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("---\nlicense: llama3.1\nlicense_link: LICENSE\nlanguage: [en]\n---\nHello")
-    card = read(model_card(document(), tmp_path))
+def test_the_hubs_parser_reads_it() -> None:
+    original = "---\nlicense: llama3.1\nlicense_link: LICENSE\nlanguage: [en]\ntags: [chat]\n---\nHello"
+    card = read(model_card(document(), None, original))
     data = card.data.to_dict()
     assert data["base_model"] == "meta-llama/Llama-3.1-70B"
     assert data["base_model_relation"] == "quantized"
@@ -35,7 +35,7 @@ def test_the_hubs_parser_reads_it(tmp_path: Path) -> None:
 
 
 def test_what_was_not_measured_is_no_result() -> None:
-    card = read(model_card(document(run(1), Measurements()), None))
+    card = read(model_card(document(run(1), Measurements()), None, None))
     assert "model-index" not in card.content
     assert "license" not in card.data.to_dict()
     assert "License: missing here" in card.text
@@ -43,7 +43,7 @@ def test_what_was_not_measured_is_no_result() -> None:
 
 
 def test_ours_until_it_is_edited() -> None:
-    content = model_card(document(), None)
+    content = model_card(document(), None, None)
     assert card_is_ours(content)
     assert not card_is_ours(content.replace("## Use", "## How I use it"))
     assert not card_is_ours(content.replace("base_model_relation: quantized", "base_model_relation: finetune"))
@@ -55,10 +55,15 @@ def test_names_are_text() -> None:
     text = measurements(report).texts[0]
     evil = "/home/somebody/secret/a|b <script>\n# x.txt"
     measured = measurements(report, texts=(type(text)(evil, *[getattr(text, name) for name in text.__slots__[1:]]),))
-    content = model_card(document(report, measured), None)
+    content = model_card(document(report, measured), None, None)
     assert read(content).data.eval_results
     assert "somebody" not in read(content).text.replace("wikitext2", "") or "/home/somebody" not in content
     assert "<script>" not in read(content).text.replace(r"\<script\>", "")
+
+
+@pytest.mark.parametrize("card", ["no metadata", "---\nlicense: [\n---\n", "---\n- a\n---\n", ""])
+def test_cards_that_say_nothing(card: str) -> None:
+    assert "license" not in read(model_card(document(), None, card)).data.to_dict()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from quantkit.checkpoint.header import read_json
+from quantkit.checkpoint.hub import readme_of
+from quantkit.device_names import check_device_name
 from quantkit.errors import RunError, UserError
 from quantkit.paths import user_path
 from quantkit.progress import Mode
@@ -86,6 +88,11 @@ def write_report(
     UserError for bad input, before anything is measured; what quantkit did not write is never overwritten.
     """
     check_installed()
+    check_device_name(device)
+    if (context is not None or tokens is not None) and ref is None and not texts:
+        raise UserError(
+            "nothing is measured, so context and tokens say nothing\nhint: give --ref ORIGINAL or --text FILE"
+        )
     place = user_path(folder)
     report = load_run(place)
     page_path = place / PAGE if output is None else user_path(output)
@@ -118,7 +125,9 @@ def write_report(
     if card.exists() and not card_is_ours(_text(card)):
         remark = f"{card} is not quantkit's, or was edited since: left as it is"
         return WrittenReport(document, page_path, data_path, None, remark)
-    write_whole(card, model_card(document, _origin(report, ref)))
+    original = _origin(report, ref)
+    name = report.model if original is None else str(original)
+    write_whole(card, model_card(document, original, None if name is None else readme_of(name)))
     return WrittenReport(document, page_path, data_path, card)
 
 

@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from quantkit.errors import UserError
 from quantkit.paths import user_path
@@ -33,19 +36,20 @@ def parse(content: Any, where: str) -> tuple[TaskResult, ...]:
     if not isinstance(content, Mapping):
         return ()
     results = content.get("results")
+    found: tuple[TaskResult, ...] = ()
     try:
         if isinstance(results, list):
-            return tuple(map(_of_quantkit, results))
-        if isinstance(results, Mapping):
-            return _of_lm_eval(results, content.get("n-samples") or {})
+            found = tuple(map(_of_quantkit, results))
+        elif isinstance(results, Mapping):
+            found = _of_lm_eval(results, content.get("n-samples") or {})
+        return TypeAdapter(tuple[TaskResult, ...]).validate_python(list(map(asdict, found)))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{where}: results of tasks that quantkit cannot read: {reason}\n{EXPECTED}") from error
-    return ()
 
 
 def _of_quantkit(row: Mapping[str, Any]) -> TaskResult:
-    """A row of `quantkit eval --tasks`; `comparison` is there with an original, `paired` where questions have scores."""
+    """A row of `quantkit eval --tasks`: `comparison` with an original, `paired` where questions have scores."""
     beside = row.get("comparison") or {}
     paired = beside.get("paired") or {}
     difference = None

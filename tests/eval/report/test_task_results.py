@@ -13,8 +13,18 @@ from quantkit.report.text_results import Interval
 
 PAIRED = {"difference": -0.011, "stderr": 0.004, "low": -0.019, "high": -0.003, "lost": 51, "gained": 25}
 COMPARED = {"value": 0.812, "stderr": 0.008, "recovery": 0.986, "above_chance": [0.5, 0.6], "paired": PAIRED}
-ROW = {"task": "arc_easy", "metric": "acc", "filter": "none", "questions": 2376, "shots": 0, "value": 0.801,
-       "stderr": 0.008, "chance": 0.25, "higher_is_better": True, "comparison": COMPARED | {"verdict": "lost"}}  # fmt: skip
+ROW = {
+    "task": "arc_easy",
+    "metric": "acc",
+    "filter": "none",
+    "questions": 2376,
+    "shots": 0,
+    "value": 0.801,
+    "stderr": 0.008,
+    "chance": 0.25,
+    "higher_is_better": True,
+    "comparison": COMPARED | {"verdict": "lost"},
+}
 
 
 def write(folder: Path, content: Any) -> Path:
@@ -52,6 +62,7 @@ def test_of_lm_eval(tmp_path: Path) -> None:
         ({"results": [{"task": "a"}]}, "cannot read"),
         ({"results": [ROW | {"value": "high"}]}, "cannot read"),
         ({"results": [7]}, "cannot read"),
+        ({"results": [ROW | {"stderr": "N/A"}]}, "cannot read"),
         ({"results": {"a": 7}}, "cannot read"),
     ],
     ids=str,
@@ -63,5 +74,5 @@ def test_what_holds_none(tmp_path: Path, content: Any, message: str) -> None:
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nope.json: cannot be read"):
+    with pytest.raises(UserError, match=r"nope\.json: cannot be read"):
         read_task_results(tmp_path / "nope.json")
