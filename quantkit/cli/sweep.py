@@ -5,13 +5,22 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.app import Device, Json, ProgressMode, Quiet, Trust, Verbose, no_garbage_collection, start_log
-from quantkit.cli.quantize import ModelOption, RecipeName
+from quantkit.cli.app import Device, Json, ProgressMode, Quiet, Trust, Verbose, names, no_garbage_collection, start_log
 
 
 def sweep(
-    model: ModelOption = None,
-    recipe: RecipeName = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Model folder or Hub id; else the recipe's.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="The base: a shipped recipe, a YAML file or a run's report.  [required]",
+            autocompletion=names("recipes"),
+        ),
+    ] = None,
     grid: Annotated[
         list[str] | None,
         typer.Option(

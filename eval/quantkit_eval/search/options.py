@@ -131,7 +131,7 @@ def _check_address(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"--ray {address}: no Ray answers there: {error}\nhint: start one with `ray start --head`, or pass --ray alone"
+            f"--ray {address}: no Ray answers there: {error}\nhint: `ray start --head` starts one, --ray alone too"
         ) from error
 
 

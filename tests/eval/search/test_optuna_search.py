@@ -40,7 +40,7 @@ def test_it_is_seeded(run: Run, home: Path) -> None:
     found = []
     for at, seed in enumerate((1, 1, 2)):
         pool = FakePool()
-        run(pool, *SPACE, search=4, seed=seed, output=home / f"out{at}")
+        run(pool, *SPACE, search=3, seed=seed, output=home / f"out{at}")
         found.append(labels(pool))
     assert found[0] == found[1] != found[2]
 

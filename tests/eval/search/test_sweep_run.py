@@ -127,37 +127,37 @@ def test_a_killed_sweep_that_had_made_nothing_but_its_lock(run: Run, home: Path)
 
 
 def test_what_has_changed_is_run_anew(run: Run, home: Path) -> None:
-    run(FakePool(), *GRID)
+    run(FakePool(), GRID[0])
 
     def started(*grid: str, **more: Any) -> int:
         pool = FakePool()
-        run(pool, *grid or GRID, **more)
+        run(pool, *grid or GRID[:1], **more)
         return len(pool.started)
 
     assert started() == 0
     (home / "text.txt").write_text((home / "text.txt").read_text() + "a changed text")
-    assert started() == 4
+    assert started() == 2
     assert started() == 0
     (home / "calibration.txt").write_text((home / "calibration.txt").read_text() + "a changed text")
-    assert started() == 4
+    assert started() == 2
     config = home / "model" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 1e-5}))
-    assert started() == 4
+    assert started() == 2
     tokenizer = home / "model" / "tokenizer_config.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")
-    assert started() == 4
+    assert started() == 2
     base = home / "base.yaml"
     base.write_text(base.read_text().replace("bits: 4", "bits: 8"))  # which the grid replaces anyway
     assert started() == 0
     base.write_text(base.read_text().replace("samples: 4", "samples: 5"))
-    assert started() == 4
-    assert started("weights.bits=4,5", GRID[1]) == 2
-    assert started(tokens=64) == 4
+    assert started() == 2
+    assert started("weights.bits=4,5") == 1
+    assert started(tokens=64) == 2
     weights = next((home / "model").glob("*.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-100_001] ^= 1
     weights.write_bytes(content)
-    assert started() == 4
+    assert started() == 2
 
 
 def test_where_files_lie_does_not_matter(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
