@@ -70,8 +70,8 @@ def main() -> None:
     print(f"calibration: {{data: {json.dumps(str(a.calibration))}, samples: 128, seq_len: 256}}")
     print("weights: {bits: 4, algorithm: {gptq: {sweeps: 2}}}\noverrides:")
     for name, module in model.named_modules():
-        quantizer = getattr(module, "weight_quantizer", None)
-        if quantizer is None or "lm_head" in name:
+        quantizer: Any = getattr(module, "weight_quantizer", None)
+        if name not in linears or "lm_head" in name:
             continue
         if not quantizer.is_enabled:
             print(f"  - {{match: {name}, skip: true}}")
