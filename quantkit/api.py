@@ -68,7 +68,7 @@ def quantize(
 
     Raises UserError for bad input, before anything is written; RunError for a run that failed.
     """
-    if _is_module(model):
+    if is_module(model):
         return quantize_module(
             model,
             recipe,
@@ -86,7 +86,7 @@ def quantize(
     if output is None:
         raise UserError("no output folder: quantkit.quantize(model, recipe, OUTPUT)\nhint: OUTPUT is made by the run")
     place = user_path(_path(output, "output", "a folder's path"))
-    found, device = _recipe(recipe, name), _device(device)
+    found, device = as_recipe(recipe, name), _device(device)
     check_mode(progress)
     from quantkit.quantization import early_checks
 
@@ -155,7 +155,7 @@ def quantize_module(
     """
     source = _transformers_module(model)
     name = getattr(source, "name_or_path", None) or None
-    found = _recipe(recipe, name)
+    found = as_recipe(recipe, name)
     device = _device(device)
     check_mode(progress)
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
@@ -276,7 +276,7 @@ def plan(model: str | os.PathLike[str] | None, recipe: RecipeLike, *, trust_remo
     Raises UserError for whatever `quantize` would refuse before it reads weights.
     """
     name = None if model is None else _path(model, "model", "a model folder or a Hub id")
-    found = _recipe(recipe, name)
+    found = as_recipe(recipe, name)
     from quantkit.planner.estimate import plan as run
 
     return run(found.model, found, trust_remote_code=trust_remote_code)
@@ -386,7 +386,7 @@ def imatrix(
     Raises UserError for bad input and for an architecture without GGUF names, before any weight is read.
     """
     name, place = _path(model, "model", "a model folder or a Hub id"), _path(output, "output", "a file's path")
-    recipe = _recipe({"calibration": dict(calibration or {}), "weights": {"algorithm": "gptq"}}, name)
+    recipe = as_recipe({"calibration": dict(calibration or {}), "weights": {"algorithm": "gptq"}}, name)
     check_mode(progress)
     from quantkit.quantization.imatrix import make_imatrix
 
@@ -408,7 +408,7 @@ def _shown(value: Any) -> str:
     return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
 
 
-def _recipe(recipe: RecipeLike, model: str | None) -> Recipe:
+def as_recipe(recipe: RecipeLike, model: str | None) -> Recipe:
     """The recipe, for this model where one is named."""
     if isinstance(recipe, Mapping):
         recipe = recipe_files.from_data(recipe)
@@ -425,7 +425,7 @@ def _device(device: Any) -> str:
     return str(device)
 
 
-def _is_module(model: Any) -> "TypeGuard[nn.Module]":
+def is_module(model: Any) -> "TypeGuard[nn.Module]":
     """Whether it is a torch module; torch is not imported for the question."""
     return any(base.__module__ == "torch.nn.modules.module" for base in type(model).__mro__)
 

@@ -12,6 +12,8 @@ perplexity.py         log-probabilities of a text, window by window
 divergence.py         KL and agreement
 bootstrap.py          confidence intervals
 folders.py            opens the folders that are compared
+held_modules.py       modules in memory, left as they were
+training.py           a callback of transformers' Trainer: the quantized copy at each save
 tables.py             the results as tables
 lm_eval_model.py      the model `quantkit` of lm-eval
 task_engines.py       what runs it: transformers or the paged engine
@@ -31,13 +33,15 @@ if TYPE_CHECKING:
     from quantkit_eval.evaluation import evaluate
     from quantkit_eval.results import Evaluation, TextResult
     from quantkit_eval.tables import TABLE_HEADER, render, table_row
+    from quantkit_eval.training import QuantizedEvaluation
 
-__all__ = ["TABLE_HEADER", "Evaluation", "TextResult", "evaluate", "render", "table_row"]
+__all__ = ["TABLE_HEADER", "Evaluation", "QuantizedEvaluation", "TextResult", "evaluate", "render", "table_row"]
 
 _HOMES = {
     "TABLE_HEADER": "tables",
     "Evaluation": "results",
     "TextResult": "results",
+    "QuantizedEvaluation": "training",
     "evaluate": "evaluation",
     "render": "tables",
     "table_row": "tables",

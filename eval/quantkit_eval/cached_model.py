@@ -40,7 +40,7 @@ class CachedModel:
         self._make = make
         self._model, self._name, self._spec, self._ranges = model, name, spec or CacheSpec(None, None), ranges or {}
         self.device, self.config = model.device, model.config
-        self._argument = cache_argument(model)
+        self.argument = cache_argument(model)
 
     def fresh_cache(self) -> Cache:
         """An empty cache that rounds what enters it."""
@@ -52,8 +52,8 @@ class CachedModel:
         """The model's output; UserError where it keeps no keys and values in the cache it is given."""
         cache = self.fresh_cache()
         out = None
-        if self._argument is not None:
-            out = self._model(input_ids=input_ids, use_cache=True, **inputs, **{self._argument: cache})
+        if self.argument is not None:
+            out = self._model(input_ids=input_ids, use_cache=True, **inputs, **{self.argument: cache})
         if out is None or all(getattr(layer, "keys", None) is None for layer in cache.layers):
             raise UserError(
                 f"{self._name}: transformers keeps no keys and values of this model, so none can be quantized\n"

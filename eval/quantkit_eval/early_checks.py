@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+from quantkit.api import is_module
 from quantkit.cache_spec import cache_named
 from quantkit.checkpoint.gguf_header import GgufFile
 from quantkit.checkpoint.gguf_path import open_found
@@ -27,6 +28,7 @@ INSTALL = (
 )
 
 
+@overload
 def check_before_torch(
     model: str | Path,
     ref: str | Path | None,
@@ -39,27 +41,47 @@ def check_before_torch(
     engine: str | None = None,
     kv_cache: str | None = None,
     acceptance: bool = False,
-) -> tuple[Path, Path | None]:
+) -> tuple[Path, Path | None]: ...
+
+
+@overload
+def check_before_torch(
+    model: Any,
+    ref: Any,
+    texts: Sequence[str | Path],
+    *,
+    context: int,
+    tokens: int | None = None,
+    device: str = "auto",
+    bos: str = "auto",
+    engine: str | None = None,
+    kv_cache: str | None = None,
+    acceptance: bool = False,
+) -> tuple[Path | None, Path | None]: ...
+
+
+def check_before_torch(
+    model: Any,
+    ref: Any,
+    texts: Sequence[str | Path],
+    *,
+    context: int,
+    tokens: int | None = None,
+    device: str = "auto",
+    bos: str = "auto",
+    engine: str | None = None,
+    kv_cache: str | None = None,
+    acceptance: bool = False,
+) -> tuple[Path | None, Path | None]:
     """The folders (of GGUF: the files) of the model and of its original; UserError for what names and JSON show.
 
+    model, ref: paths or names, or modules in memory, which have no folder: None. ref None: there is no original.
     The Hub is asked last, after all that can be answered here.
     """
-    for what, value in (("model", model), ("ref", ref), *(("text", text) for text in texts)):
-        if not isinstance(value, str | Path) and not (what == "ref" and value is None):
+    for what, value in (("model", model), ("ref", ref)):
+        if not isinstance(value, str | Path) and not is_module(value) and not (what == "ref" and value is None):
             raise UserError(f"{what}: found {type(value).__name__}, expected a path or a name")
-    for what, value in (("context", context), ("tokens", tokens)):
-        if (not isinstance(value, int) or isinstance(value, bool)) and not (what == "tokens" and value is None):
-            raise UserError(f"{what}: found {value!r}, expected a whole number")
-    if not texts:
-        raise UserError("no text to evaluate on\nhint: give a text file, or `general`")
-    for text in texts:
-        check_text(text)
-    if context < 2:
-        raise UserError(f"context must be at least 2 tokens, got {context}")
-    if tokens is not None and tokens < 2 * context:
-        raise UserError(
-            f"tokens: {tokens}, but two windows of {context} need {2 * context}\nhint: give more, or a smaller context"
-        )
+    check_windows(texts, context, tokens)
     if bos not in BOS:
         raise UserError(f"bos is {bos!r}; expected {', '.join(BOS[:-1])} or {BOS[-1]}")
     if kv_cache is not None:
@@ -71,10 +93,13 @@ def check_before_torch(
     if acceptance:
         _check_acceptance(ref, engine, context)
     check_device_name(device)
-    names = [model] if ref is None else [model, ref]
+    names = [value for value in (model, ref) if value is not None and not is_module(value)]
+    for what, value in (("model", model), ("ref", ref)):
+        if is_module(value):
+            _check_module(what, value, context, {"engine": engine, "kv_cache": kv_cache, "acceptance": acceptance})
     opened = [open_found(name) for name in names]
     files = [None if file is None else file.path for file in opened]
-    _check_engine(engine, model, files[0])
+    _check_engine(engine, model, files[0] if names else None)
     for name, file in zip(names, opened, strict=True):
         if file is not None:
             _check_file(name, file, context, decoded=engine != "llama.cpp" or name is not model)
@@ -84,10 +109,48 @@ def check_before_torch(
     for name, folder, file in zip(names, folders, files, strict=True):
         if file is None:
             _check_folder(name, folder, context)
-    return folders[0], None if ref is None else folders[1]
+    found = iter(folders)
+    return tuple(None if value is None or is_module(value) else next(found) for value in (model, ref))  # type: ignore[return-value]
 
 
-def _check_acceptance(ref: str | Path | None, engine: str | None, context: int) -> None:
+def text_names(text: Any) -> list[Any]:
+    """One text or several, as a list."""
+    return list(text) if isinstance(text, Sequence) and not isinstance(text, str) else [text]
+
+
+def check_windows(texts: Sequence[Any], context: Any, tokens: Any) -> None:
+    """UserError for texts that do not exist, and for windows that cannot be cut."""
+    for what, value in (("context", context), ("tokens", tokens)):
+        if (not isinstance(value, int) or isinstance(value, bool)) and not (what == "tokens" and value is None):
+            raise UserError(f"{what}: found {value!r}, expected a whole number")
+    if not texts:
+        raise UserError("no text to evaluate on\nhint: give a text file, or `general`")
+    for text in texts:
+        if not isinstance(text, str | Path):
+            raise UserError(f"text: found {type(text).__name__}, expected a path or a name")
+        check_text(text)
+    if context < 2:
+        raise UserError(f"context must be at least 2 tokens, got {context}")
+    if tokens is not None and tokens < 2 * context:
+        raise UserError(
+            f"tokens: {tokens}, but two windows of {context} need {2 * context}\nhint: give more, or a smaller context"
+        )
+
+
+def _check_module(what: str, module: Any, context: int, options: dict[str, Any]) -> None:
+    """UserError for a module that is no language model of transformers, and for what only folders can be given."""
+    config: Any = getattr(module, "config", None)
+    if not hasattr(config, "get_text_config"):
+        hint = f"pass {what}.module" if hasattr(module, "module") else "pass a causal language model, or a folder"
+        raise UserError(f"{what} is a {type(module).__name__}, not a model of transformers\nhint: {hint}")
+    if given := next((name for name, value in options.items() if value), None):
+        raise UserError(f"{given}= is for folders, and {what} is a module\nhint: leave it out, or save the model first")
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(limit, int) and context > limit:
+        raise UserError(f"context {context} is longer than the {limit} positions of {what}")
+
+
+def _check_acceptance(ref: Any, engine: str | None, context: int) -> None:
     if ref is None:
         raise UserError("acceptance is of guesses for an original, and there is none\nhint: name it with --ref")
     if engine == "llama.cpp":

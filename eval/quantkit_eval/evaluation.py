@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from quantkit.api import is_module
 from quantkit.cache_spec import cache_named
 from quantkit.device_names import torch_device
 from quantkit.errors import RunError, UserError
@@ -29,8 +30,9 @@ from quantkit_eval import bootstrap
 from quantkit_eval.acceptance import acceptance as acceptance_of
 from quantkit_eval.cached_model import CachedModel
 from quantkit_eval.divergence import compare
-from quantkit_eval.early_checks import check_before_torch
+from quantkit_eval.early_checks import check_before_torch, text_names
 from quantkit_eval.folders import bos_token, check_tokenizers, load_model, load_tokenizer, remarks
+from quantkit_eval.held_modules import given_tokenizer, model_name, module_device, without_training
 from quantkit_eval.llama_cpp_library import LlamaCppModel
 from quantkit_eval.paged_model import PagedModel
 from quantkit_eval.perplexity import Windows, cut, token_losses
@@ -44,6 +46,9 @@ from quantkit_eval.results import (
     TextResult,
 )
 from quantkit_eval.texts import Text, read_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GENERAL_TOKENS = 1 << 14  # of `general`, unless a number is given
 POSITIONS = 8  # parts of a window whose perplexity is told apart
@@ -64,9 +69,9 @@ class Scores(NamedTuple):
 
 
 def evaluate(
-    model: str | Path,
+    model: "str | Path | PreTrainedModel",
     *,
-    ref: str | Path | None = None,
+    ref: "str | Path | PreTrainedModel | None" = None,
     text: str | Path | Sequence[str | Path] = "general",
     context: int = 256,
     tokens: int | None = None,
@@ -75,17 +80,20 @@ def evaluate(
     engine: str | None = None,
     kv_cache: str | None = None,
     acceptance: bool = False,
+    tokenizer: Any = None,
     trust_remote_code: bool = False,
     progress: Mode = True,
 ) -> Evaluation:
     """Perplexity of a model on one or several texts and, given `ref`, its divergence from that model.
 
-    model, ref  folders, Hub ids or GGUF files, quantized or not; a GGUF file is decoded to float32
-    text        UTF-8 files and names: `general` (the part of quantkit's own texts that nothing is calibrated on) and
-                `wikitext2` (its test part, from the Hub); one of them or a sequence
+    model, ref  folders, Hub ids or GGUF files, quantized or not; a GGUF file is decoded to float32. Or modules of
+                transformers in memory: they are run as they are, where they are, without dropout, and left as they were
+    text        UTF-8 files, lines of text themselves, and names: `general` (the part of quantkit's own texts that
+                nothing is calibrated on) and `wikitext2` (its test part, from the Hub); one of them or a sequence
     context     tokens of a window; a text is cut into consecutive windows, and a last one that is not full is dropped
     tokens      at most so many of each text, from its start; None: all, and of `general` the first 16384
-    device      auto: a GPU where there is one. Models run in float32 on a CPU and in their own dtype elsewhere.
+    device      auto: a GPU where there is one, beside a module its own. Folders run in float32 on a CPU and in their
+                own dtype elsewhere.
     bos         whether windows begin with the tokenizer's begin-of-sequence token. auto: where the tokenizer itself
                 puts it before a text. Only tokens of the text are predicted and counted, never the token itself.
     engine      llama.cpp: `model` is a GGUF file, and llama-cpp-python runs it; paged: quantkit's paged engine runs it,
@@ -94,6 +102,7 @@ def evaluate(
                 whatever its folder says; none: as computed; None: as its folder says
     acceptance  also let the model draft for its original: which share of its guesses is right (by the paged engine,
                 caches as computed)
+    tokenizer   of a module; None: the one of the folder beside it, or of the folder that it came from
     progress    a bar, where stderr is a terminal, unless plain, off or False
 
     Losses are in nats, intervals are 95 % by a bootstrap over windows. Raises UserError for bad input (texts, folders,
@@ -101,44 +110,50 @@ def evaluate(
     in the logits.
     """
     bar = check_mode(progress) == "auto"
-    names = list(text) if isinstance(text, Sequence) and not isinstance(text, str) else [text]
+    names = text_names(text)
     folder, ref_folder = check_before_torch(
         model, ref, names, context=context, tokens=tokens, device=device, bos=bos, engine=engine, kv_cache=kv_cache,
         acceptance=acceptance,
     )  # fmt: skip
     sources = [read_text(name) for name in names]
-    where = torch_device(device)
-    tokenizer, notes = load_tokenizer(folder, trust_remote_code)
-    first = bos_token(tokenizer, bos, str(model))
+    held = [value for value in (model, ref) if is_module(value)]
+    where = torch_device(device) if not held else module_device(held, device)
+    called, original = model_name(model), None if ref is None else model_name(ref)
+    tokenizer, notes = given_tokenizer(tokenizer, folder, ref_folder, held, trust_remote_code)
+    first = bos_token(tokenizer, bos, called)
     # `general` is for a first look, which must not take hours on a large model; a text that was chosen is read whole
     most = {"general": GENERAL_TOKENS} if tokens is None else {}
     cuts = [cut(source, tokenizer, context, most.get(source.name, tokens), bos=first) for source in sources]
-    if ref is not None and ref_folder is not None:
+    if folder is not None and ref_folder is not None:
         other, more = load_tokenizer(ref_folder, trust_remote_code)
         notes += [line for line in more if line not in notes]
         for source in sources:
-            check_tokenizers(model, tokenizer, ref, other, source.content)
+            check_tokenizers(called, tokenizer, str(original), other, source.content)
 
     started = time.perf_counter()
-    LOG.info("loading %s", model)
-    loaded, run, more = _opened(folder, str(model), engine, context, where, kv_cache, trust_remote_code)
-    reference = None
+    LOG.info("loading %s", called)
+    loaded: Any = model
+    run, more = loaded, list[str]()
+    if folder is not None:
+        loaded, run, more = _opened(folder, called, engine, context, where, kv_cache, trust_remote_code)
+    reference: Any = ref
     if ref_folder is not None:
-        LOG.info("loading %s", ref)
+        LOG.info("loading %s", original)
         reference = load_model(ref_folder, where, trust_remote_code)
     drafts: list[Acceptance | None] = [None] * len(sources)
     if acceptance:  # first: a model that the engine refuses is refused at once
-        LOG.info("%s drafts for %s", model, ref)
+        LOG.info("%s drafts for %s", called, original)
         draft = loaded.llm.runner.model if engine == "paged" else loaded
         drafts = [acceptance_of(reference, draft, windows) for windows in cuts]
     results = []
     for source, windows, drafted in zip(sources, cuts, drafts, strict=True):
         LOG.info("evaluating on %s: %d windows of %d tokens", source.name, len(windows.ids_WT), context)
-        scores = score(run, reference, windows, progress=bar, names=(str(model), str(ref)))
+        with without_training(*held):
+            scores = score(run, reference, windows, progress=bar, names=(called, str(original)))
         results.append(replace(summarize(scores, source, windows), acceptance=drafted))
     return Evaluation(
-        model=str(model),
-        ref=None if ref is None else str(ref),
+        model=called,
+        ref=original,
         context=context,
         bos=first is not None,
         texts=tuple(results),
@@ -148,7 +163,7 @@ def evaluate(
         versions=versions() | ({"llama-cpp-python": loaded.version} if engine == "llama.cpp" else {}),
         engine=engine,
         kv_cache=kv_cache,
-        notes=(*notes, *more, *remarks(folder, engine)),
+        notes=(*notes, *more, *([] if folder is None else remarks(folder, engine))),
     )
 
 
@@ -166,7 +181,7 @@ def _opened(
     return loaded, loaded if kv_cache is None else CachedModel(loaded, name, cache_named(kv_cache)), []
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: what a module in memory keeps of a run must go on to serve its training
 def score(
     model: Any,
     reference: Any | None,

@@ -17,7 +17,7 @@ from torch import Tensor
 from quantkit.cache_spec import cache_named
 from quantkit.errors import RunError
 from quantkit.runtime.engine.request import SamplingParams
-from quantkit_eval.cached_model import CachedModel
+from quantkit_eval.cached_model import NAMES, CachedModel
 from quantkit_eval.folders import load_model
 from quantkit_eval.paged_model import PagedModel
 from quantkit_eval.prefix_rows import Continuation, Row, batches, model_inputs, pack
@@ -91,8 +91,9 @@ class PlainEngine:
         if keep is not None and self._keeps:
             inputs["logits_to_keep"] = torch.from_numpy(keep).to(self.model.device)
         logits_BKV = self._run(**inputs, use_cache=False).logits
-        every = keep is None or logits_BKV.shape[1] != len(keep)
-        return logits_BKV, np.arange(logits_BKV.shape[1]) if every else keep
+        if keep is not None and logits_BKV.shape[1] == len(keep):
+            return logits_BKV, keep
+        return logits_BKV, np.arange(logits_BKV.shape[1])
 
     @torch.inference_mode()
     def score(self, requests: Sequence[Continuation], *, apart: bool = False) -> Iterator[tuple[int, Score]]:
@@ -138,7 +139,7 @@ class PlainEngine:
             ids_BT = torch.tensor([[pad] * (T - len(prompts[i])) + prompts[i] for i in batch])
             seen_BT = torch.tensor([[0] * (T - len(prompts[i])) + [1] * len(prompts[i]) for i in batch])
             if self._cached is not None:
-                options = {**options, "past_key_values": self._cached.fresh_cache()}
+                options = {**options, self._cached.argument or NAMES[0]: self._cached.fresh_cache()}
             out_BL = self.model.generate(
                 input_ids=ids_BT.to(self.model.device),
                 attention_mask=seen_BT.to(self.model.device),
@@ -160,7 +161,7 @@ class PagedEngine:
         self,
         folder: Path,
         device: torch.device,
-        context: int,
+        context: int | None,
         kv_cache: str | None,
         batch_size: int | None,
         trusted: bool,

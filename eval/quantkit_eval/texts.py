@@ -21,8 +21,8 @@ class Text:
 
 
 def check_text(name: str | Path) -> None:
-    """UserError where `name` is neither a named text nor a file."""
-    if str(name) in NAMED:
+    """UserError where `name` is neither a named text nor a file, nor a text itself."""
+    if str(name) in NAMED or _is_content(name):
         return
     path = user_path(name)
     if path.is_file():
@@ -35,8 +35,10 @@ def check_text(name: str | Path) -> None:
 
 
 def read_text(name: str | Path) -> Text:
-    """A named text, or a UTF-8 file; UserError when it is missing, not a file, empty or not UTF-8."""
+    """A named text, a UTF-8 file or lines of text; UserError for a file that is missing, empty or no UTF-8."""
     check_text(name)
+    if isinstance(name, str) and _is_content(name):
+        return Text("given text", name, hashlib.sha256(name.encode()).hexdigest())
     if str(name) in NAMED:
         content = NAMED[str(name)]()
         return Text(str(name), content, hashlib.sha256(content.encode()).hexdigest())
@@ -52,6 +54,11 @@ def read_text(name: str | Path) -> Text:
     if not content.strip():
         raise UserError(f"{path}: the text is empty")
     return Text(str(name), content, hashlib.sha256(raw).hexdigest())
+
+
+def _is_content(name: str | Path) -> bool:
+    """Whether a text is given instead of its name: no file is called by two lines."""
+    return isinstance(name, str) and "\n" in name.strip()
 
 
 def _general() -> str:

@@ -6,7 +6,7 @@ experts is one site per expert. An expert no token reached takes its place from 
 Shapes: M = tokens, N = out features, K = in features.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,7 @@ __all__ = [
     "LinearSite",
     "apply_fold",
     "capture_inputs",
+    "matrices_of",
     "run_until",
     "structure_key",
     "trace_block",
@@ -93,6 +94,15 @@ def trace_block(block: nn.Module, args: tuple, kwargs: dict, *, folds: bool = Tr
         names = {site.name for site in graph.sites}
         graph.folds, graph.rejected = find_folds(block, graph.matrices, names, args, kwargs, seed=seed)
     return graph
+
+
+def matrices_of(block: nn.Module, reason: str, seen: Collection[str] = ()) -> list[tuple[str, str]]:
+    """(name, reason) of every parameter of 2 or 3 dimensions but those seen; {shape} in the reason is filled in."""
+    return [
+        (name.removesuffix(".weight"), reason.format(shape=list(param.shape)))
+        for name, param in block.named_parameters()
+        if param.dim() in (2, 3) and name not in seen
+    ]
 
 
 def apply_fold(block: nn.Module, graph: BlockGraph, fold: Fold, scale_C: Tensor) -> None:
@@ -329,8 +339,4 @@ class _Trace:
                 groups.append(group)
 
     def never_run(self, seen: set[str]) -> list[tuple[str, str]]:
-        return [
-            (name.removesuffix(".weight"), f"no matrix product of the trial run reads it (shape {list(param.shape)})")
-            for name, param in self.block.named_parameters()
-            if param.dim() in (2, 3) and name not in seen
-        ]
+        return matrices_of(self.block, "no matrix product of the trial run reads it (shape {shape})", seen)

@@ -1,6 +1,8 @@
 """A trial run of blocks: each distinct kind is filled once, looked at and emptied again."""
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 
 from quantkit.errors import RunError, UserError
 from quantkit.model.block_arguments import Traffic, handed_on, traffic
-from quantkit.model.streamed_model import BlockCall, StreamedModel, first_line, release
+from quantkit.model.streamed_model import BlockCall, Returned, StreamedModel, first_line, release
 
 T = TypeVar("T")
 TRIAL_TOKENS = 17  # a prime: no dimension of the model is taken for that of the tokens
@@ -38,21 +40,24 @@ def once_per_structure(streamed: StreamedModel, look: Callable[[int, nn.Module, 
     containers = handed_on(calls)
     calls = [call.with_arguments(containers) for call in calls]
     writers = set[Hashable]()  # kinds of blocks that put something into a container for blocks behind them
+    wanted = {value for call in calls for value in call.handed()}
+    returned: dict[Returned, Any] = {}
     known: dict[Hashable, T] = {}
     found, handed = [], list[tuple[int, Traffic]]()
     for index, block in enumerate(streamed.blocks):
-        key = structure_key(block)
+        call = calls[index].with_returned(returned)
+        hands_on = {value.position: value for value in wanted if value.block == index}
+        key = (structure_key(block), call.skipped)
         if key not in known:
             streamed.fill(index)
             try:
-                call = calls[index]
-                seen = traffic(block, (hidden, *call.args), call.kwargs)
+                seen = Traffic([], []) if call.skipped else traffic(block, (hidden, *call.args), call.kwargs)
                 if any(_is_one_of(value, containers) for _, value in seen.written):
                     writers.add(key)
                 handed.append((index, _without(seen, containers)))
                 _refuse_handovers(streamed, handed)
                 known[key] = look(index, block, hidden, call)
-                _hand_on(block, hidden, call, containers if key in writers else {})
+                _hand_on(block, hidden, call, containers if key in writers else {}, hands_on, returned)
             except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
@@ -62,22 +67,37 @@ def once_per_structure(streamed: StreamedModel, look: Callable[[int, nn.Module, 
                 ) from error
             finally:
                 release(block)
-        elif key in writers:
+        elif key in writers or hands_on:
             streamed.fill(index)
-            _hand_on(block, hidden, calls[index], containers)
+            _hand_on(block, hidden, call, containers if key in writers else {}, hands_on, returned)
             release(block)
         found.append(known[key])
     return found
 
 
-def _hand_on(block: nn.Module, hidden: Tensor, call: BlockCall, containers: Mapping[int | str, Any]) -> None:
-    """Run a filled block so that it writes into the containers."""
+def _hand_on(
+    block: nn.Module,
+    hidden: Tensor,
+    call: BlockCall,
+    containers: Mapping[int | str, Any],
+    hands_on: Mapping[int, Returned],
+    returned: dict[Returned, Any],
+) -> None:
+    """Run a filled block so that it writes into the containers, and note what it returns for blocks behind it.
+
+    hands_on: by position in its output.
+    """
     for container in containers.values():
         container.open = True
-    if containers:
-        call.run(block, hidden)
+    if containers or hands_on:
+        replace(call, on_output=partial(note_returned, hands_on, returned)).run(block, hidden)
     for container in containers.values():
         container.open = False
+
+
+def note_returned(hands_on: Mapping[int, Returned], returned: dict[Returned, Any], output: tuple) -> None:
+    """Keep what of a block's output is handed on."""
+    returned |= {value: output[position] for position, value in hands_on.items()}
 
 
 def _is_one_of(value: Any, containers: Mapping[int | str, Any]) -> bool:

@@ -24,6 +24,7 @@ ALL = slice(None)
 # Classes that do not say how their stacks lie: (stored [E, K, N], rows of gate and up in turn).
 LAYOUTS = {
     "Llama4TextExperts": (True, False),  # bmm(x, gate_up_proj), then chunk
+    "InklingSharedExperts": (False, False),  # bmm(x, gate_proj.transpose(1, 2))
     "JetMoeParallelExperts": (False, False),  # linear(x, weight[e])
 }
 # Model types whose loader in vLLM maps other names than gate_proj, up_proj and down_proj.

@@ -101,6 +101,8 @@ def is_encoder(model: PreTrainedModel) -> bool:
 def find_blocks(model: nn.Module) -> tuple[str, list[nn.Module]]:
     """Path and members of the decoder blocks: the heaviest ModuleList that lies in no other one.
 
+    Lists as long as the config says the text model is deep go before others, such as those of an audio encoder.
+
     UserError where there is none, or where two blocks share a parameter.
     """
     lists = {
@@ -109,7 +111,9 @@ def find_blocks(model: nn.Module) -> tuple[str, list[nn.Module]]:
     outer = {n: m for n, m in lists.items() if not any(n.startswith(other + ".") for other in lists)}
     if not outer:
         raise UserError("this model has no list of decoder blocks: nothing to quantize block by block")
-    path = max(outer, key=lambda name: sum(p.numel() for p in outer[name].parameters()))
+    depth = getattr(getattr(model, "config", None), "get_text_config", lambda: None)()
+    deep = [name for name, module in outer.items() if len(module) == getattr(depth, "num_hidden_layers", None)]
+    path = max(deep or outer, key=lambda name: sum(p.numel() for p in outer[name].parameters()))
     blocks = list(outer[path])
     owners: dict[int, int] = {}
     for index, block in enumerate(blocks):

@@ -6,7 +6,7 @@ The embedding is never loaded either: its rows are read from the file as the cal
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -16,13 +16,26 @@ from transformers import Cache, PreTrainedModel
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import RunError, UserError
-from quantkit.model.block_arguments import guard
+from quantkit.model.block_arguments import guard, named
 from quantkit.model.meta_model import find_blocks
 from quantkit.model.weight_sources import TensorSlice
 
-RETURNS: tuple[Callable[[Tensor], Any], ...] = (  # what a model may expect of its blocks: states, or a tuple of them
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """Stands for what a block returns beside its states, in the calls of blocks that are handed it."""
+
+    block: int
+    position: int
+
+
+SOMETHING = Returned(-1, 0)  # of the block that returns it
+# what a model may expect of its blocks: states, or a tuple of them; what it hands on before what it has no use for
+RETURNS: tuple[Callable[[Tensor], Any], ...] = (
     lambda hidden: hidden,
     lambda hidden: (hidden,),
+    lambda hidden: (hidden, SOMETHING),
+    lambda hidden: (hidden, SOMETHING, SOMETHING),
     lambda hidden: (hidden, None),
     lambda hidden: (hidden, None, None),
 )
@@ -114,7 +127,8 @@ class _RowsFromFile(TorchFunctionMode):
         if func is Tensor.__getitem__ and id(args[0]) in self.weights:
             first, *rest = args[1] if isinstance(args[1], tuple) else (args[1],)
             if isinstance(first, int | Tensor):  # some models look up the row of a padding token
-                rows = self.weights[id(args[0])](torch.as_tensor(first))
+                index = torch.as_tensor(first)
+                rows = self.weights[id(args[0])](torch.where(index < 0, index + len(args[0]), index))
                 return rows[(..., *rest)] if rest else rows
         return func(*args, **(kwargs or {}))
 
@@ -135,21 +149,48 @@ class Stop(Exception):  # noqa: N818 (control flow, not an error)
 
 @dataclass(frozen=True, slots=True)
 class BlockCall:
-    """How the model calls one block: hidden states first, then these."""
+    """How the model calls one block: hidden states first, then these; skipped: it does not, on a text.
+
+    on_output  gets what the block returns where that is more than states
+    """
 
     args: tuple
     kwargs: dict[str, Any]
+    skipped: bool = False
+    on_output: Callable[[tuple], None] | None = None
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """The block's output hidden states for hidden [batch, seq, hidden]."""
+        """The block's output hidden states for hidden [batch, seq, hidden]; the same where it is skipped."""
+        if self.skipped:
+            return hidden
         with torch.no_grad():
             output = block(hidden, *self.args, **self.kwargs)
-        return output if isinstance(output, Tensor) else output[0]
+        return self.states_of(output)
+
+    def states_of(self, output: Any) -> Tensor:
+        """The hidden states of what the block returned."""
+        if isinstance(output, Tensor):
+            return output
+        if self.on_output is not None:
+            self.on_output(output)
+        return output[0]
+
+    def handed(self) -> set[Returned]:
+        """What of other blocks' outputs the block is given."""
+        return {value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Returned)}
+
+    def with_returned(self, values: Mapping[Returned, Any]) -> "BlockCall":
+        """The same call with what blocks returned in its places."""
+        if not self.handed():
+            return self
+        given = {place: values[value] for place, value in named(self.args, self.kwargs) if isinstance(value, Returned)}
+        return self.with_arguments(given)
 
     def with_arguments(self, replaced: Mapping[int | str, Any]) -> "BlockCall":
         """The same call with other values at these positions and keywords, where it has them."""
         args = tuple(replaced.get(place, value) for place, value in enumerate(self.args))
-        return BlockCall(args, {place: replaced.get(place, value) for place, value in self.kwargs.items()})
+        kwargs = {place: replaced.get(place, value) for place, value in self.kwargs.items()}
+        return replace(self, args=args, kwargs=kwargs)
 
     def cache_place(self) -> int | str | None:
         """The position among `args` or the keyword of the argument that is a cache; None where there is none."""
@@ -209,6 +250,12 @@ class StreamedModel:
         other.sources, other.checkpoint = sources, checkpoint
         return other
 
+    def with_dtype(self, dtype: torch.dtype) -> "StreamedModel":
+        """The same model computed in another dtype."""
+        other = copy.copy(self)
+        other.dtype = dtype
+        return other
+
     def prefix(self, index: int) -> str:
         return f"{self.path}.{index}."
 
@@ -223,14 +270,18 @@ class StreamedModel:
     def first_call(self, ids: Tensor, *, use_cache: bool = False) -> tuple[Tensor, list[BlockCall]]:
         """Hidden states [batch, seq, hidden] entering block 0 for ids [batch, seq], and how each block is called.
 
+        Blocks that the model leaves out on a text (they attend to an image) are skipped.
+
         use_cache: the model makes itself an empty cache and hands it to its blocks.
         """
         runs = self._runs_through(ids, use_cache)
         for record, _ in runs:
             hidden = [entry[1] for entry in record]
-            in_order = [entry[0] for entry in record] == [*range(len(self.blocks))]
+            ran = [entry[0] for entry in record]
+            in_order = ran == sorted(set(ran)) and ran[-1:] == [len(self.blocks) - 1]
             if in_order and all(unchanged(h, hidden[0]) for h in hidden):
-                return hidden[0], [entry[2] for entry in record]
+                calls = dict.fromkeys(range(len(self.blocks)), BlockCall((), {}, skipped=True))
+                return hidden[0], [*(calls | {entry[0]: entry[2] for entry in record}).values()]
         raise UserError(self._not_a_chain(runs))
 
     def _runs_through(
@@ -299,7 +350,10 @@ class StreamedModel:
                 record.append((index, hidden_states, BlockCall(args, kwargs)))
                 if stop and len(record) == len(self.blocks):
                     raise Stop
-                return answer(hidden_states)
+                output = answer(hidden_states)
+                if not isinstance(output, tuple):
+                    return output
+                return tuple(Returned(index, i) if o is SOMETHING else o for i, o in enumerate(output))
 
             return forward
 
@@ -353,6 +407,8 @@ def unchanged(states: Tensor, given: Tensor) -> bool:
     """Whether states are those that were given, or a view of all of them."""
     if states is given:
         return True
+    if not isinstance(states, Tensor):
+        return False
     alike = (states.shape, states.stride(), states.dtype) == (given.shape, given.stride(), given.dtype)
     return alike and states.data_ptr() == given.data_ptr()
 

@@ -22,6 +22,7 @@ from quantkit.model.matmul_tracing import LinearSite
 
 Index = tuple[int | slice, ...]
 T = TypeVar("T")
+NO_MODULE = "no module's weight by its name, which no engine takes quantized"
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +316,8 @@ def written_tensor(checkpoint: Mapping[str, T], name: str) -> T:
             f"{whole}: all experts of a layer in one tensor of the checkpoint {shape_of(checkpoint[whole])}cannot be "
             f"quantized yet; leave them as they are with ignore: ['re:.*{re.escape(stem.rpartition('.')[2])}.*']"
         )
+    if name in checkpoint:
+        raise UserError(f"{name}: {NO_MODULE}")
     raise UserError(f"{name}: the checkpoint holds no tensor {name}.weight that this linear could replace")
 
 

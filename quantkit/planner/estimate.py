@@ -84,7 +84,8 @@ def estimate(
     does not take, a missing calibration file.
     """
     check_planned(recipe, config_folder)
-    inventory = take_inventory(config_folder, trust_remote_code=trust_remote_code)
+    whole = recipe.gguf is not None
+    inventory = take_inventory(config_folder, trust_remote_code=trust_remote_code, whole_experts=whole)
     target = target or Path()
     config = read_json(config_folder / "config.json", "")
     gguf = planned_gguf(recipe, inventory, config)

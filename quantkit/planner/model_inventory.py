@@ -24,6 +24,7 @@ from quantkit.checkpoint.quantization_config import refuse_quantized
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import UserError
 from quantkit.model.block_graph import FEWEST_INPUTS, FEWEST_OUTPUTS
+from quantkit.model.expert_stacks import StackLayout, stack_layouts, unstacked
 from quantkit.model.matmul_tracing import LinearSite
 from quantkit.model.meta_model import (
     build_meta_model,
@@ -92,8 +93,11 @@ class ModelInventory:
         return self.config.get_text_config().hidden_size
 
 
-def take_inventory(folder: Path, *, trust_remote_code: bool = False) -> ModelInventory:
-    """Read config.json, and headers where there are weights; UserError where transformers cannot build the model."""
+def take_inventory(folder: Path, *, trust_remote_code: bool = False, whole_experts: bool = False) -> ModelInventory:
+    """Read config.json, and headers where there are weights; UserError where transformers cannot build the model.
+
+    whole_experts: the output keeps a layer's experts in one tensor where the checkpoint does.
+    """
     check_model_folder(folder)
     checkpoint = Checkpoint.open(folder) if has_weights(folder) else None
     refuse_quantized(checkpoint or Checkpoint(folder, read_json(folder / "config.json", "give a model folder"), {}))
@@ -105,6 +109,9 @@ def take_inventory(folder: Path, *, trust_remote_code: bool = False) -> ModelInv
         model = build_meta_model(config, trust_remote_code=trust_remote_code)
     dtype = _dtype(config) if checkpoint is None else checkpoint.dtype
     sources = None if checkpoint is None else weight_sources(model, checkpoint.tensors)
+    layouts = stack_layouts(model)
+    if checkpoint is not None and sources is not None and not whole_experts:
+        sources, checkpoint = unstacked(model, sources, checkpoint)
     path, blocks = find_blocks(model)
     text = config.get_text_config()
     head = model.get_output_embeddings()
@@ -131,7 +138,7 @@ def take_inventory(folder: Path, *, trust_remote_code: bool = False) -> ModelInv
         if isinstance(module, nn.Linear) and not name.startswith(path + ".")
     }
     for index, block in enumerate(blocks):
-        for site, shape in _sites(block, text, reasons, f"{path}.{index}."):
+        for site, shape in _sites(block, text, reasons, f"{path}.{index}.", layouts):
             for name, rows in _names(f"{path}.{index}", site, shape[0], sources):
                 own, limit = (dtype, None) if checkpoint is None else _stored(checkpoint, name, dtype)
                 expert = ".experts." in f".{name}."
@@ -211,7 +218,7 @@ def _count(model: nn.Module, path: str, text: Any, head: nn.Module | None) -> Co
                 kind = "norms and biases"
             elif not inside:
                 kind = "outside the blocks"
-            elif param.dim() == 3 or ".experts." in f"{module_name}.{leaf}":
+            elif (param.dim() == 3 and not isinstance(module, nn.Conv1d)) or ".experts." in f"{module_name}.{leaf}":
                 kind = "experts"
             elif _is_router(f"{module_name}.{leaf}", param.shape[0], text):
                 kind = "routers"
@@ -222,16 +229,20 @@ def _count(model: nn.Module, path: str, text: Any, head: nn.Module | None) -> Co
 
 
 def _sites(
-    block: nn.Module, text: Any, skipped: dict[str, str], prefix: str
+    block: nn.Module, text: Any, skipped: dict[str, str], prefix: str, layouts: Mapping[str, StackLayout]
 ) -> list[tuple[LinearSite, tuple[int, int]]]:
     """The matrices of a block that would be quantized, by what parameters look like."""
     found = []
     for path, module in block.named_modules():
+        if isinstance(module, nn.Conv1d):  # of state-space layers: three dimensions, but no experts
+            continue
         for leaf, param in module.named_parameters(recurse=False):
             name = f"{path}.{leaf}" if path else leaf
             if param.dim() == 3:
                 writes = "down" in leaf or leaf in ("w2", "wo")
                 swapped = param.shape[-1 if writes else -2] == text.hidden_size != param.shape[-2 if writes else -1]
+                if (layout := layouts.get(prefix + name)) is not None:
+                    swapped = layout.transposed
                 N, K = param.shape[-2:] if not swapped else (param.shape[-1], param.shape[-2])
                 found += [
                     (LinearSite(f"{name}.{e}", name, e, swapped, type(module).__name__), (N, K))

@@ -135,14 +135,14 @@ def served_model(inventory: ModelInventory) -> ServedModel:
     share = inventory.active if experts else 1.0
     if experts and share == 1.0:
         unknown.append("how many experts a token passes through: all are counted")
-    windows = _windows(text)
+    heads = getattr(text, "num_attention_heads", None)
+    windows = () if heads is None else _windows(text)
     if without := text.num_hidden_layers - len(windows):
         unknown.append(f"the state of the {without} layers without a cache of keys and values: it is not counted")
     longest = getattr(text, "max_position_embeddings", None)
     if longest is None:
         unknown.append("the longest context: any is taken")
-    heads = getattr(text, "num_attention_heads", None) or 1
-    kv_heads, size = cached_heads(inventory.config)
+    kv_heads, size, tokens = _cache_shape(inventory, attends=heads is not None)
     latent = bool(getattr(text, "kv_lora_rank", None))
     keys, values = size, size
     if latent:
@@ -158,14 +158,28 @@ def served_model(inventory: ModelInventory) -> ServedModel:
         embedding=0 if tied else params["embeddings"],
         share=share,
         windows=windows,
-        token_bytes={name: kv_bytes(inventory.config, spec, _served_dtype(inventory)) for name, spec in CACHES.items()},
-        heads=heads,
+        token_bytes=tokens,
+        heads=heads or 1,
         kv_heads=kv_heads,
         copied=latent,
-        pair_flops=2.0 * heads * (keys + values),
+        pair_flops=2.0 * (heads or 0) * (keys + values),
         longest=longest if isinstance(longest, int) else None,
         unknown=tuple(unknown),
     )
+
+
+def _cache_shape(inventory: ModelInventory, *, attends: bool) -> tuple[int, int, dict[str, float]]:
+    """Heads of cached keys, features of each, and bytes of a token in all layers by the cache's format."""
+    if not attends:
+        return 1, 0, dict.fromkeys(CACHES, 0.0)
+    text = inventory.config.get_text_config()
+    found, size = cached_heads(inventory.config)
+    heads = found
+    if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):
+        heads = 1  # Falcon and BigCode say it this way
+    dtype = _served_dtype(inventory)
+    sizes = {name: kv_bytes(inventory.config, spec, dtype) * heads / found for name, spec in CACHES.items()}
+    return heads, size, sizes
 
 
 def _windows(text: Any) -> tuple[int | None, ...]:

@@ -16,7 +16,6 @@ from quantkit.planner.roofline import Step, step
 from quantkit.planner.served_model import CACHES, SERVED, ServedModel, StoredWeights, served_model
 from quantkit.planner.serving_advice import Advice, Asked, advise
 from quantkit.planner.traffic import Traffic, check_traffic
-from quantkit.recipe.names import BEST
 from quantkit.recipe.recipe import Recipe
 from quantkit.report.serving_plan import (
     AllReduce,
@@ -30,7 +29,7 @@ from quantkit.report.serving_plan import (
 USABLE = 0.9  # of a device's memory, for weights and caches: vLLM's --gpu-memory-utilization
 CONTEXT, PROMPT, OUTPUT = 8192, 1024, 256
 SHOWN_CONTEXT = 4096  # a length at which caches are easily compared
-OWN_CACHE = "int8"  # where the engine reads no fp8: quantkit's own paged engine does
+OWN_CACHE = "int8"  # of quantkit's paged engine: on a CPU, and where the engine reads no fp8
 ASSUMPTIONS = (
     "bounds, not measurements: kernels reach their device's peak, and memory is read once; real engines take longer",
     f"{USABLE:.0%} of a device's memory is for weights and caches",
@@ -89,16 +88,19 @@ def plan_serving(
         load.pp,
         USABLE * device.memory,
         tuple(device.peaks),
-        "fp8",
+        OWN_CACHE if device.name == "cpu" else "fp8",
     )
 
     def readable(each: Candidate) -> bool:
-        scheme, by = (each.name, each.recipe) if each.recipe else next(iter(BEST.items()))
-        return shipped(scheme, by, one_expert(inventory), config, engine, device, load.tp, asked.cache).refused is None
+        if each.recipe is None:  # a cache is asked of a scheme: of any that the engine runs
+            each = next((other for other in found if other.recipe and other.refused is None), each)
+        if each.recipe is None:
+            return True
+        few = one_expert(inventory)
+        return shipped(each.name, each.recipe, few, config, engine, device, load.tp, asked.cache).refused is None
 
     advice, chosen = _taken(found, schemes, asked, readable)
     base = schemes[UNQUANTIZED]
-    impossible = tuple(f"{each.name} cannot be made: {each.refused}" for each in found if each.stored is None)
     return ServingPlan(
         model=name or str(folder),
         model_type=config.get("model_type"),
@@ -123,7 +125,8 @@ def plan_serving(
         take=None if chosen is None else served(chosen, model, device, load, advice.cache),
         take_why=advice.why,
         advice=advice.rows,
-        unknown=(*model.unknown, *impossible),
+        impossible={each.name: each.refused or "" for each in found if each.stored is None},
+        unknown=model.unknown,
         assumptions=ASSUMPTIONS,
     )  # fmt: skip
 
@@ -217,7 +220,7 @@ def _taken(
     """The advice, and the scheme it takes. readable: whether the engine reads the cache asked, beside a scheme."""
     advice = advise(schemes, asked)
     chosen = next((each for each in found if each.name == advice.scheme), None)
-    if chosen is not None and advice.cache != UNQUANTIZED and not readable(chosen):
+    if chosen is not None and advice.cache not in (UNQUANTIZED, OWN_CACHE) and not readable(chosen):
         advice = advise(schemes, replace(asked, cache=OWN_CACHE))
     return advice, chosen
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from quantkit.report.serving_plan import AdviceRow, PhaseTime, SchemeServing
 
 INTEGERS = ("W8A16", "W4A16")  # the milder first
-CAREFUL = {"FP8_DYNAMIC": "fp8", "W8A8": "int8"}  # with what their products are made of
+CAREFUL = {"FP8_DYNAMIC": "fp8", "FP8": "fp8", "W8A8": "int8"}  # with what their products are made of
 GAIN = 1.1  # a scheme with a larger error has to be faster by this
 LINKS = ("interconnect bandwidth", "interconnect latency")
 
@@ -163,7 +163,7 @@ def _one_by_one(able: Mapping[str, SchemeServing], asked: Asked, scheme: str | N
         more = able[scheme].max_concurrency[asked.cache]
         why = f"then measure again: {more} sequences fit in place of {able[scheme].max_concurrency['bf16']}"
         rows.append(AdviceRow("next", f"{asked.cache} cache", why))
-    if "W4A16" in able and scheme is not None:
+    if "W4A16" in able and scheme is not None and able[scheme].token_seconds > GAIN * able["W4A16"].token_seconds:
         why = (
             f"after that, if speed is short: {able['W4A16'].token_seconds * 1e3:.1f} ms a token in place of "
             f"{able[scheme].token_seconds * 1e3:.1f} ms"

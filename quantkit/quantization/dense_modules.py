@@ -48,7 +48,10 @@ def dense_modules(
         stack = len(info.shape) == 3 and ".experts." in name
         if module in candidates or not (stack or (module != name and len(info.shape) == 2)):
             continue
-        if name in embeddings or (name not in built and looks_like_embedding(module)):
+        if looks_like_embedding(module) and (name in embeddings or name not in built):
+            continue
+        if name in embeddings:  # whose name does not say so: engines are told
+            found.setdefault(module, "an embedding table")
             continue
         why = "outside the decoder blocks" if name in built else "transformers does not build it; it is copied as it is"
         found.setdefault(module, why)

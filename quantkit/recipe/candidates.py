@@ -56,8 +56,12 @@ def base_recipe(model: str | None, calibration: Mapping[str, Any], engine: str |
             "llama.cpp loads GGUF files, whose types a recipe fits to a size by the same measure\n"
             "hint: quantkit quantize --recipe q4_k_m --set 'gguf.mix={size: 3.6MB}', or {bits_per_weight: 4.5}"
         )
+    if engine is None and tp != 1:
+        raise UserError(
+            f"--tp {tp}: no engine is named that would spread layers over devices\nhint: pass --engine vllm too"
+        )
     data = {"model": model, "calibration": dict(calibration), "weights": {"algorithm": GPTQ}}
-    return from_data({**data, "output": {"engine": engine, "tp": tp} if engine else {"tp": tp} if tp != 1 else {}})
+    return from_data({**data, "output": {"engine": engine, "tp": tp} if engine else {}})
 
 
 def _named(text: str) -> list[Candidate]:

@@ -19,9 +19,10 @@ class AllocationRecord:
 
     max_size         as it was asked for
     bits_per_weight  of all linears of the blocks, those that stay as stored included; nbytes: of all safetensors files
-    predicted_kl     sum of the harms of the linears, each quantized alone; measured_kl: of the result, on the same
-                     windows of the calibration text, which it was not calibrated on. Nats per token
-    measured_tokens  of these windows
+    predicted_kl     sum of the harms of the linears, each quantized alone, times the share that re-fitting leaves of
+                     them; measured_kl: of the result, on the same windows of the calibration text, which it was not
+                     calibrated on. Nats per token
+    measured_tokens  of these windows; warnings: of the run
     """
 
     output: str
@@ -32,6 +33,7 @@ class AllocationRecord:
     measured_kl: float
     measured_tokens: int
     shares: tuple[CandidateShare, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -40,4 +42,5 @@ class AllocationRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as `quantkit auto --json` prints."""
-        return asdict(self) | {"shares": [asdict(share) for share in self.shares], "ratio": self.ratio}
+        lists = {"shares": [asdict(share) for share in self.shares], "warnings": list(self.warnings)}
+        return asdict(self) | lists | {"ratio": self.ratio}

@@ -20,5 +20,5 @@ def render_allocation(made: AllocationRecord, console: Console) -> None:
         f"{made.measured_tokens:,} tokens it was not calibrated on: {made.ratio:.2f} times the prediction",
         f"recipe: {made.output}/recipe.yaml; harms: {made.output}/quantkit-auto.json",
     ]
-    for line in lines:
+    for line in [*lines, *(f"warning: {warning}" for warning in made.warnings)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

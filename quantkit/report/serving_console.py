@@ -6,6 +6,7 @@ from rich.table import Table
 from quantkit.report.console import count_text, size_text
 from quantkit.report.serving_plan import SchemeServing, ServingPlan
 
+REASON = 120  # characters of why a scheme is impossible; JSON has all of it
 SHORT = {  # of prefill and decode, side by side
     "compute": "compute",
     "memory bandwidth": "memory",
@@ -53,6 +54,8 @@ def render_serving(plan: ServingPlan, console: Console) -> None:
     say(f"  most: sequences of {plan.context} tokens with a cache of 16/8 bits{price}", "dim")
     for line in (f"{each.scheme}: {each.refused}" for each in plan.schemes if not each.able):
         say(f"  not on {plan.engine} there: {line}", "dim")
+    for scheme, reason in plan.impossible.items():
+        say(f"  not of this model: {scheme}: {reason[:REASON]}{'...' if len(reason) > REASON else ''}", "dim")
     for line in plan.unknown:
         say(f"  not known: {line}", "dim")
     say("assumed: " + "; ".join(plan.assumptions), "dim")

@@ -131,6 +131,7 @@ class ServingPlan:
     weights     bytes of all parameters by their size; kv: by the cache's format
     intensity   FLOP per byte of weights, of prefill and decode in bf16
     schemes     bf16 first
+    impossible  schemes that this model cannot have, with the reason
     take        what to serve, None where nothing fits; take_why: in a sentence; advice: what else to change
     unknown     what config.json does not say; assumptions: what the figures rest on
     """
@@ -157,6 +158,7 @@ class ServingPlan:
     take: SchemeServing | None
     take_why: str
     advice: tuple[AdviceRow, ...]
+    impossible: dict[str, str]
     unknown: tuple[str, ...]
     assumptions: tuple[str, ...]
 

@@ -17,7 +17,7 @@ from quantkit.verification.findings import (
     warning,
 )
 from quantkit.verification.subject import (
-    HEADS,
+    is_head,
     leaf,
     some,
 )
@@ -194,7 +194,7 @@ def check_side_configs(folder: Path, qc: dict[str, Any] | None) -> list[Finding]
 def head_missing(config: Mapping[str, Any], tensors: Iterable[str]) -> list[Finding]:
     """An untied model that stores no head. tensors: their names."""
     names = list(tensors)
-    stored = any(leaf(name.rpartition(".")[0]) in HEADS for name in names)
+    stored = any(is_head(name.rpartition(".")[0]) for name in names)
     if _tied(config) is not False or stored or not any(name.endswith(_EMBEDDINGS) for name in names):
         return []
     message = "tie_word_embeddings is false but there is no lm_head: it would be random"
@@ -209,7 +209,7 @@ def _tied(config: Mapping[str, Any]) -> Any:
 
 def check_head(checkpoint: Checkpoint) -> list[Finding]:
     """Tied embeddings with an lm_head of its own."""
-    head = next((n for n in checkpoint.tensors if leaf(n) == "weight" and leaf(n[:-7]) in HEADS), None)
+    head = next((n for n in checkpoint.tensors if leaf(n) == "weight" and is_head(n[:-7])), None)
     embed = next((n for n in checkpoint.tensors if n.endswith(_EMBEDDINGS)), None)
     if _tied(checkpoint.config) is not True or embed is None or head is None:
         return []

@@ -35,7 +35,7 @@ _ALIAS = {member: fused for fused, members in FAMILIES.items() for member in mem
 # Layers whose input is what the tensor-parallel split cuts; of all others the outputs are cut.
 _ROW = {"o_proj", "down_proj", "out_proj", "dense", "dense_4h_to_h", "c_proj", "fc2", "w2", "wo"}
 _REPLICATED = {"gate", "router", "shared_expert_gate", "q_a_proj", "kv_a_proj_with_mqa"}
-HEADS = ("lm_head", "embed_out", "output", "output_projection")
+HEADS = ("lm_head", "embed_out", "output", "output_projection", "head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Subject:
         """The output projection's name; a tied one has no tensors but is a module all the same."""
         ignored = self.qc.get("ignore")
         named = [name for name in ignored if isinstance(name, str)] if isinstance(ignored, list) else []
-        return next((name for name in (*self.linears, *self.shapes, *named) if leaf(name) in HEADS), "lm_head")
+        return next((name for name in (*self.linears, *self.shapes, *named) if is_head(name)), "lm_head")
 
     @property
     def head_module(self) -> str:
@@ -140,6 +140,12 @@ class Subject:
             if isinstance(config.get(key), int):
                 return config[key]
         return default
+
+
+def is_head(name: str) -> bool:
+    """Whether a module is the output projection by its name: one of a block, with the block's number, is none."""
+    *path, last = name.split(".")
+    return last in HEADS and not any(part.isdigit() for part in path)
 
 
 def leaf(name: str) -> str:

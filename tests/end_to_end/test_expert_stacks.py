@@ -14,11 +14,13 @@ from quantkit.algorithms.rtn import rtn
 from quantkit.errors import UserError
 from quantkit.grids.dequantize import dequantize
 from quantkit.grids.integer import IntegerGrid
+from quantkit.planner.model_inventory import take_inventory
 from quantkit.quantization import pipeline
 from quantkit.recipe import load as recipe
 from quantkit.report.records import Report
 from quantkit.runtime.load import load
 from quantkit.types import TensorSpec
+from quantkit.verification import verify_folder
 from tests.tiny_models import EXPERTS
 
 E, SPEC = 4, TensorSpec(4, 8, True)
@@ -102,12 +104,12 @@ def saved(config: t.PretrainedConfig, folder: Path) -> t.PreTrainedModel:
     return model
 
 
-def quantize(model: Path, output: Path, ids: Tensor | None = None, **data: Any) -> Report:
+def quantize(model: Path, folder: Path, ids: Tensor | None = None, **data: Any) -> Report:
     weights = {"group_size": 8, "bits": 4, "algorithm": {"rtn": {"range": "minmax"}}}
     data = {"model": str(model), "weights": weights, "output": {"engine": None}} | data
     if ids is not None:
         data["calibration"] = {"data": "given as token ids"}
-    return pipeline.quantize(recipe.from_data(data), output, calibration=ids, progress=False)
+    return pipeline.quantize(recipe.from_data(data), folder, calibration=ids, progress=False)
 
 
 @pytest.mark.parametrize("name", STACKS)
@@ -221,3 +223,26 @@ def test_an_expert_of_few_tokens_shares_its_layers_statistics(tmp_path: Path) ->
         assert line.gptq.tokens == total
         assert line.note is not None
         assert "all experts of its layer" in line.note
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "jetmoe"])
+def test_verify_refuses_what_transformers_would_leave_random(name: str, tmp_path: Path) -> None:
+    saved(STACKS[name].config(), tmp_path / "model")
+    quantize(tmp_path / "model", tmp_path / "out")
+    rules = {f.rule for f in verify_folder(tmp_path / "out", "transformers").findings if f.level == "error"}
+    assert "experts" in rules
+    assert "experts" not in {f.rule for f in verify_folder(tmp_path / "out", "vllm").findings}
+    with pytest.raises(UserError, match="one tensor per layer"):
+        quantize(tmp_path / "model", tmp_path / "other", output={"engine": "transformers"})
+    pattern = "re:.*experts.*" if name == "gpt_oss" else "re:.*put_linear.*"
+    quantize(tmp_path / "model", tmp_path / "dense", ignore=[pattern])
+    assert "experts" not in {f.rule for f in verify_folder(tmp_path / "dense", "transformers").findings}
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "llama4", "granitemoe"])
+def test_plan_knows_the_experts(name: str, tmp_path: Path) -> None:
+    saved(STACKS[name].config(), tmp_path / "model")
+    report = quantize(tmp_path / "model", tmp_path / "out")
+    inventory = take_inventory(tmp_path / "model")
+    shapes = {matrix.name: matrix.shape for matrix in inventory.matrices if matrix.limit is None}
+    assert {line.name: line.shape for line in report.linears} == shapes

@@ -9,9 +9,11 @@ import pytest
 from transformers import (
     BloomConfig,
     DeepseekV3Config,
+    FalconConfig,
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
     MistralConfig,
     MixtralConfig,
     Qwen3NextConfig,
@@ -19,9 +21,11 @@ from transformers import (
 
 from quantkit.api import verify
 from quantkit.errors import UserError
+from quantkit.planner import candidate_schemes, serving
 from quantkit.planner.candidate_schemes import Sample, one_expert, shipped
 from quantkit.planner.devices import DEVICES
 from quantkit.planner.model_inventory import take_inventory
+from quantkit.planner.roofline import REGIMES
 from quantkit.planner.served_model import ServedModel, StoredWeights, served_model
 from quantkit.planner.serving import fitted, plan_serving
 from quantkit.planner.traffic import Traffic, config_folder
@@ -52,6 +56,13 @@ def model(llama: Path) -> ServedModel:
 @pytest.fixture(scope="module")
 def plan(llama: Path) -> ServingPlan:
     return plan_serving(llama, "h100", Traffic(price=2.5))
+
+
+@pytest.fixture
+def few_schemes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the advice alone, where others would only take time."""
+    names = ("W4A16", "W8A16", "W8A8", "FP8_DYNAMIC")
+    monkeypatch.setattr(candidate_schemes, "BEST", {name: BEST[name] for name in names})
 
 
 def row(plan: ServingPlan, name: str) -> SchemeServing:
@@ -97,6 +108,7 @@ def test_schemes_of_llama_3_8b(plan: ServingPlan) -> None:
 def test_cost(plan: ServingPlan) -> None:
     base = row(plan, "bf16")
     assert base.tokens_per_second == pytest.approx(256 / (base.ttft_seconds + 256 * base.token_seconds))
+    assert base.cost_per_million_output_tokens is not None
     assert base.cost_per_million_output_tokens == pytest.approx(2.5 / 3600 / base.tokens_per_second * 1e6)
     assert base.cost_per_million_tokens == pytest.approx(base.cost_per_million_output_tokens / 5)
 
@@ -112,9 +124,62 @@ def test_json_has_one_shape(plan: ServingPlan, llama: Path) -> None:
     assert first["device"]["source"].startswith("https://")
 
 
+def test_the_keys_of_the_json_are_frozen(plan: ServingPlan) -> None:
+    found = plan.to_json()
+    assert sorted(found) == sorted(
+        [
+            *("schema", "model", "model_type", "device", "engine", "tp", "pp", "profile", "context", "concurrency"),
+            *("prompt", "output", "price", "parameters", "active_parameters", "weights", "kv", "intensity"),
+            *("all_reduce", "schemes", "take", "take_why", "advice", "impossible", "unknown", "assumptions", "fits"),
+        ]
+    ), "a changed shape is a new SCHEMA"
+    assert sorted(found["schemes"][0]) == sorted(
+        [
+            *("scheme", "recipe", "kv_cache", "bits", "weight_bytes", "weight_bytes_per_device", "weights_fit", "fits"),
+            *("max_concurrency", "prefill", "decode", "ttft_seconds", "token_seconds", "request_seconds"),
+            *("decode_tokens_per_second", "tokens_per_second", "cost_per_million_output_tokens"),
+            *("cost_per_million_tokens", "refused", "warnings"),
+        ]
+    )
+    regimes = {each[phase]["regime"] for each in found["schemes"] for phase in ("prefill", "decode")}
+    assert regimes <= set(REGIMES)
+
+
+def test_what_this_model_cannot_have(tmp_path: Path) -> None:
+    found = plan_serving(folder_of(tmp_path, LLAMA, hidden_size=96 * 32, head_dim=96), "h100", Traffic(tp=2))
+    assert found.impossible == {}
+    narrow = folder_of(tmp_path, LLAMA, hidden_size=144, intermediate_size=144, head_dim=36, num_attention_heads=4,
+                       num_key_value_heads=4, num_hidden_layers=1, vocab_size=96)  # fmt: skip
+    found = plan_serving(narrow, "h100", Traffic())
+    assert "group_size 128" in found.impossible["W4A16"]
+    assert "W4A16" not in {each.scheme for each in found.schemes}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "tensorrt-llm"])
+def test_an_fp8_cache_beside_bf16(llama: Path, engine: str) -> None:
+    """Where no 8-bit scheme is multiplied, the cache is still the engine's own."""
+    found = plan_serving(llama, "l4", Traffic(concurrency=10), engine=engine)
+    assert found.take is not None
+    assert found.take.kv_cache == ("fp8" if found.take.max_concurrency["bf16"] < 10 else "bf16")
+
+
+def test_a_cpu_keeps_caches_in_int8(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = replace(DEVICES["a100"], name="cpu", memory=24 << 30)
+    monkeypatch.setattr(serving, "device_named", lambda _: cpu)
+    found = plan_serving(llama, "cpu", Traffic(concurrency=20))
+    assert found.take is not None
+    assert (found.take.scheme, found.take.kv_cache) == ("W8A8", "int8")
+
+
+@pytest.mark.usefixtures("few_schemes")
 def test_tensor_parallelism_of_a_70b_model(tmp_path: Path) -> None:
-    large = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
-    folder = folder_of(tmp_path, **large)
+    large: dict[str, Any] = {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    }
+    folder = folder_of(tmp_path, LLAMA, **large)
     found = plan_serving(folder, "h100", Traffic(tp=2))
     assert found.all_reduce is not None
     assert found.all_reduce.count == 160
@@ -130,6 +195,7 @@ def test_tensor_parallelism_of_a_70b_model(tmp_path: Path) -> None:
     assert (alone.take.scheme, alone.advice[0].rule) == ("W8A16", "weights")
 
 
+@pytest.mark.usefixtures("few_schemes")
 def test_caches_that_do_not_fit(llama: Path) -> None:
     found = plan_serving(llama, "h100", Traffic(concurrency=100))
     assert row(found, "bf16").decode.regime == "capacity"
@@ -138,11 +204,13 @@ def test_caches_that_do_not_fit(llama: Path) -> None:
     assert not plan_serving(llama, "h100", Traffic(concurrency=1000)).fits
 
 
+@pytest.mark.usefixtures("few_schemes")
 def test_prompts_of_others_are_the_scheduler(llama: Path) -> None:
     found = plan_serving(llama, "h100", Traffic(concurrency=16, prompt=4000, output=16))
     assert row(found, "bf16").decode.regime == "scheduler"
 
 
+@pytest.mark.usefixtures("few_schemes")
 @pytest.mark.parametrize(
     ("gpu", "profile", "taken"),
     [
@@ -159,12 +227,14 @@ def test_advice_by_profile_and_hardware(llama: Path, gpu: str, profile: str | No
     assert found.take.scheme == taken
 
 
+@pytest.mark.usefixtures("few_schemes")
 def test_batches_of_prompts_take_fp8(llama: Path) -> None:
     found = plan_serving(llama, "h100", Traffic(profile="batch", concurrency=64, prompt=2048, output=128))
     assert found.take is not None
     assert (found.take.scheme, found.advice[0].rule) == ("FP8_DYNAMIC", "prefill")
 
 
+@pytest.mark.usefixtures("few_schemes")
 def test_a_pipeline_halves_weights_and_no_links(llama: Path) -> None:
     one, two = plan_serving(llama, "h100", Traffic()), plan_serving(llama, "h100", Traffic(pp=2, concurrency=2))
     assert row(two, "bf16").weight_bytes_per_device == row(one, "bf16").weight_bytes / 2
@@ -224,10 +294,20 @@ def test_grouped_heads_are_copied_where_there_are_more_devices(tmp_path: Path) -
     assert (found.cache_share(2), found.cache_share(8)) == (0.5, 0.5)
 
 
+def test_one_head_of_keys_for_all_queries(tmp_path: Path) -> None:
+    found = model_of(tmp_path, FalconConfig(hidden_size=256, num_attention_heads=4, num_hidden_layers=3, vocab_size=96))
+    assert found.kv_heads == 1
+    assert found.token_bytes["bf16"] == 3 * 2 * 64 * 2
+
+
 def test_what_config_json_does_not_say(tmp_path: Path) -> None:
     found = model_of(tmp_path, BloomConfig(hidden_size=64, n_layer=1, n_head=4, vocab_size=96))
     assert found.longest is None
     assert "longest context" in found.unknown[0]
+    (tmp_path / "mamba").mkdir()
+    states = model_of(tmp_path / "mamba", MambaConfig(num_hidden_layers=2, hidden_size=64, vocab_size=96))
+    assert (states.cache_bytes(4096), states.experts) == (0, 0)
+    assert "the 2 layers without a cache" in states.unknown[0]
     (tmp_path / "next").mkdir()
     mixed = model_of(tmp_path / "next", Qwen3NextConfig(num_hidden_layers=4, num_experts=4, vocab_size=96))
     assert (mixed.layers, len(mixed.windows)) == (4, 1)

@@ -134,6 +134,11 @@ def test_no_gain_no_loss() -> None:
     assert advise(given, replace(ASKED, profile="interactive")).scheme == "FP8_DYNAMIC"
 
 
+def test_what_is_not_faster_is_no_next_step() -> None:
+    given = {name: replace(each, token_seconds=5e-3) for name, each in rows().items()}
+    assert [row.change for row in advise(given, ASKED).rows[1:]] == ["fp8 cache"]
+
+
 def test_what_the_engine_refuses_is_never_taken() -> None:
     given = rows()
     for name in ("W4A16", "FP8_DYNAMIC"):

@@ -82,7 +82,7 @@ def test_blocks_that_hand_each_other_more_are_refused(
     layer, model = llama.LlamaDecoderLayer, llama.LlamaModel
     forward, outer = layer.forward, model.forward
 
-    def writing(self: nn.Module, hidden: Tensor, *args: object, notes: dict, **kwargs: object) -> Tensor:
+    def writing(self: nn.Module, hidden: Tensor, *args: object, notes: list, **kwargs: object) -> Tensor:
         if self.self_attn.layer_idx == reader:
             hidden = hidden + notes[0]
         else:
@@ -90,7 +90,7 @@ def test_blocks_that_hand_each_other_more_are_refused(
         return forward(self, hidden, *args, **kwargs)
 
     monkeypatch.setattr(layer, "forward", writing)
-    monkeypatch.setattr(model, "forward", lambda self, *args, **kwargs: outer(self, *args, notes={}, **kwargs))
+    monkeypatch.setattr(model, "forward", lambda self, *args, **kwargs: outer(self, *args, notes=[0.0], **kwargs))
     if reader is not None:  # blocks of one structure are looked at once
         init = layer.__init__
 

@@ -31,6 +31,25 @@ SHARED: Any = GQA | {
     "hidden_size_per_layer_input": 16,
     "vocab_size_per_layer_input": 96,
 }
+HANDED: Any = GQA | {
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "index_topk": 6,
+    "index_head_dim": 16,
+    "index_n_heads": 4,
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
+    "indexer_types": ["full", "full", "shared"],
+}
 CONFIGS: dict[str, Callable[[], t.PretrainedConfig]] = {
     "gemma3n": lambda: t.Gemma3nTextConfig(
         **SHARED | {"intermediate_size": [80] * 4},
@@ -38,6 +57,7 @@ CONFIGS: dict[str, Callable[[], t.PretrainedConfig]] = {
         altup_num_inputs=4,
         activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
     ),
+    "hy_v4": lambda: t.HYV4Config(**HANDED),
     "gemma4": lambda: t.Gemma4TextConfig(**SHARED, global_head_dim=16),
 }
 
@@ -70,7 +90,9 @@ def test_every_block_sees_what_it_sees_in_the_model(
     ids = random_tokens(model, 4, 12)
     expected: list[Tensor] = []
     for layer in model.model.layers:
-        layer.register_forward_hook(lambda _, args, output: expected.append(output))
+        layer.register_forward_hook(
+            lambda _, args, output: expected.append(output if isinstance(output, Tensor) else output[0])
+        )
     with torch.no_grad():
         model(ids, use_cache=False)
     streamed = streamed_model(tmp_path)
@@ -97,10 +119,12 @@ def test_quantized_and_loaded(name: str, algorithm: Any, tmp_path: Path) -> None
     }
     report = pipeline.quantize(recipe.from_data(data), tmp_path / "out", calibration=ids, progress=False)
     names = {line.name for line in report.linears}
-    assert {f"model.layers.{i}.self_attn.q_proj" for i in range(4)} <= names
+    projections = ("o_proj",) if name == "hy_v4" else ("q_proj", "o_proj")
+    assert {f"model.layers.{i}.self_attn.{p}" for i in range(len(model.model.layers)) for p in projections} <= names
     with torch.no_grad():
         expected, found = model(ids).logits, load(tmp_path / "out", dtype=torch.float32)(ids).logits
-    assert ((found - expected).norm() / expected.norm()).item() < 0.05
+    # which tokens and experts are chosen changes where two are close
+    assert ((found - expected).norm() / expected.norm()).item() < (0.3 if name == "hy_v4" else 0.05)
 
 
 def test_coefficients_of_a_few_numbers_stay_dense(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def perform(job: Job) -> None:
         perplexity=text.model.perplexity,
         perplexity_ratio=text.divergence.perplexity_ratio,
         text_tokens=text.tokens,
-        tasks={},
+        tasks=task_figures(job, found.device) if job.tasks else {},
         seconds=report.seconds_total,
         evaluation_seconds=found.seconds,
         resumed=resumed,
@@ -102,6 +102,22 @@ def perform(job: Job) -> None:
         text_hash=text_hash,
     )
     write_row(Path(job.row), row)
+
+
+def task_figures(job: Job, device: str) -> dict[str, dict[str, float]]:
+    """Task -> metric -> value, and metric_stderr -> its standard error; filters other than `none` are in the name."""
+    from quantkit_eval.tasks.run import evaluate_tasks
+
+    done = evaluate_tasks(
+        job.folder, job.tasks, limit=job.limit, device=device, trust_remote_code=job.trust_remote_code
+    )
+    figures: dict[str, dict[str, float]] = {}
+    for one in done.results:
+        name = one.metric if one.filter == "none" else f"{one.metric}.{one.filter}"
+        figures.setdefault(one.task, {})[name] = one.value
+        if one.stderr is not None:
+            figures[one.task][f"{name}_stderr"] = one.stderr
+    return figures
 
 
 PROMPT, DECODED = 16, 32  # tokens

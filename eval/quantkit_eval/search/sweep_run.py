@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.output_folder import file_hash
+from quantkit.paths import user_path
 from quantkit.planner.this_machine import Machine, measure
 from quantkit.progress import Progress
 from quantkit_eval.folders import bos_token, load_tokenizer
@@ -89,6 +91,12 @@ class _Sweep:
         first = bos_token(tokenizer, "auto", begun.model)
         cut(text, tokenizer, self.options.context, self.options.tokens, bos=first)  # UserError where it is too short
         self.text_hash = text.sha256
+        if self.options.tasks:
+            from quantkit_eval.tasks.selection import check_names
+
+            check_names(self.options.tasks, None)  # UserError for one that does not exist
+        files = {name: file_hash(user_path(name)) for name in self.options.tasks if user_path(name).is_file()}
+        self.tasks = [[name, files.get(name)] for name in self.options.tasks]
         self.model_hash = model_hash(begun.folder)
         self.plans: dict[str, Planned | Impossible] = {}
         self.errors: dict[str, str] = {}
@@ -142,7 +150,7 @@ class _Sweep:
         o, combination = self.options, planned.combination
         recipe = combination.recipe.model_copy(update={"model": self.begun.model})
         hashes = (self.model_hash, recipe_hash(recipe), self.text_hash)
-        depends = {"context": o.context, "tokens": o.tokens, "tasks": o.tasks, "limit": o.limit, "device": o.device}
+        depends = {"context": o.context, "tokens": o.tokens, "tasks": self.tasks, "limit": o.limit, "device": o.device}
         name = row_name(*hashes, depends)
         return Job(
             name=name, label=combination.label, recipe=recipe.resolved(), hashes=hashes, text=o.text, context=o.context,
@@ -180,7 +188,7 @@ class _Sweep:
         o = self.options
         assert o.search is not None
         base = combine(o.recipe, self.begun.model, {})
-        identity = [self.model_hash, self.text_hash, o.context, o.tokens, o.tasks, o.limit, o.device]
+        identity = [self.model_hash, self.text_hash, o.context, o.tokens, self.tasks, o.limit, o.device]
         identity.append(recipe_hash(base.recipe) if isinstance(base, Combination) else base.reason)
         search = Search(
             self.place.path, self.begun.grid, o.search, o.seed, identity, self._job_of,
@@ -208,7 +216,7 @@ class _Sweep:
             self.errors[job.name] = error or "it wrote no row"
             LOG.warning("%s failed: %s", job.label, self.errors[job.name])
         else:
-            LOG.info("%s: %.3f bits, KL %.5f", job.label, row.bits_per_weight, row.kl.value)
+            LOG.info("%s: %.3f bits, KL %.3g", job.label, row.bits_per_weight, row.kl.value)
         entries = self._entries(settings)
         front = {entry.row.name for entry in entries if entry.row and entry.front}
         if self.options.keep != "all":

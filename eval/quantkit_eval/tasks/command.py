@@ -6,11 +6,12 @@ lm-eval 0.4.13 has no plugins; later versions find the model by its entry point,
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from unittest.mock import patch
 
 from quantkit.errors import UserError
-from quantkit_eval.tasks.selection import check_names, names_of, task_errors
-from quantkit_eval.tasks.task_files import check_lm_eval, is_file_name
+from quantkit_eval.tasks.selection import check_names, first_line, hub_errors, names_of
+from quantkit_eval.tasks.task_files import check_lm_eval, check_task_files, own_tasks
 
 NAME = "quantkit"
 TARGET = "quantkit_eval.lm_eval_model:QuantkitLM"
@@ -19,15 +20,27 @@ TARGET = "quantkit_eval.lm_eval_model:QuantkitLM"
 def run_lm_eval(arguments: Sequence[str]) -> None:
     """Run lm-eval's command. UserError where lm-eval is absent, a task is unknown, or its file is no YAML.
 
-    SystemExit as lm-eval raises it, for --help and for options that it does not know.
+    Tasks of quantkit's own are found where no other folder is given. SystemExit as lm-eval raises it, for --help and
+    for options that it does not know.
     """
     check_lm_eval()
-    _check_tasks(arguments)
+    given = _given(arguments)
+    check_task_files(given.include_path, given.tasks, option="--include_path")
+    folder = own_tasks()
+    if given.include_path is None and folder is not None and {f"{name}.yaml" for name in given.tasks} & _files(folder):
+        arguments = [*arguments, "--include_path", str(folder)]
     register()
     from lm_eval.__main__ import cli_evaluate
 
-    with patch.object(sys, "argv", ["quantkit lm-eval", *arguments]), task_errors(_tasks(arguments) or "of this run"):
-        cli_evaluate()
+    try:
+        with patch.object(sys, "argv", ["quantkit lm-eval", *arguments]), hub_errors("a task or a model"):
+            cli_evaluate()
+    except UserError:
+        raise
+    except ValueError as error:  # lm-eval's word for wrong arguments
+        if "Tasks not found" in str(error):
+            check_names(given.tasks, given.include_path)
+        raise UserError(first_line(error)) from error
 
 
 def register() -> None:
@@ -41,26 +54,16 @@ def register() -> None:
 
 def _given(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of lm-eval that say which tasks are meant; all others are left to it."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--tasks", "-t", nargs="+", default=[])
-    parser.add_argument("--include_path", default=None)
-    parser.add_argument("--help", "-h", action="store_true")
-    return parser.parse_known_args(list(arguments))[0]
-
-
-def _tasks(arguments: Sequence[str]) -> str:
-    return ", ".join(_given(arguments).tasks)
-
-
-def _check_tasks(arguments: Sequence[str]) -> None:
-    """Answer a wrong name or file before the model is loaded; lm-eval itself passes over files that it cannot read."""
-    given = _given(arguments)
-    if given.help or not given.tasks or (arguments and arguments[0] in ("ls", "validate")):
-        return
-    names = names_of(given.tasks)
-    if any("/" in name and not is_file_name(name) for name in names):  # a folder of tasks: lm-eval's own way
-        return
+    parser.add_argument("--include_path")
     try:
-        check_names(names, given.include_path)
-    except UserError as error:
-        raise UserError(str(error).replace("--include-path", "--include_path")) from error
+        given = parser.parse_known_args(list(arguments))[0]
+    except argparse.ArgumentError:  # lm-eval says what is wrong with them
+        return argparse.Namespace(tasks=[], include_path=None)
+    given.tasks = names_of(given.tasks) if given.tasks else []
+    return given
+
+
+def _files(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}

@@ -3,6 +3,7 @@
 import gc
 import io
 import logging
+import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr
@@ -19,10 +20,11 @@ from quantkit.suggestions import unknown
 from quantkit_eval.early_checks import check_before_torch
 from quantkit_eval.tasks.comparison import RULE, compare
 from quantkit_eval.tasks.results import TaskEvaluation, TaskResult
-from quantkit_eval.tasks.selection import load_tasks, names_of, quiet_lm_eval, task_errors
+from quantkit_eval.tasks.selection import first_line, hub_errors, load_tasks, names_of, quiet_lm_eval
 from quantkit_eval.tasks.task_files import check_lm_eval, check_task_files
 
 ENGINES = ("plain", "paged")
+SEED = 1234  # lm-eval's
 PACKAGES = ("quantkit", "lm_eval", "torch", "transformers", "datasets")
 LOG = logging.getLogger("quantkit.eval")
 
@@ -39,6 +41,15 @@ class Answers:
     shots: int
     hashes: tuple[str, ...]
     scores_Q: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAnswers:
+    """What one model answered: by task, metric and filter. seconds: its loading included."""
+
+    of: dict[tuple[str, str, str], Answers]
+    seconds: float
+    device: str
 
 
 def check_task_options(
@@ -91,56 +102,83 @@ def evaluate_tasks(
         engine=engine, kv_cache=kv_cache,
     )  # fmt: skip
     loaded = load_tasks(tasks, include_path)
-    from quantkit_eval.evaluation import versions
-    from quantkit_eval.folders import check_tokenizers, load_tokenizer
-    from quantkit_eval.lm_eval_model import QuantkitLM
-
     if ref is not None and ref_folder is not None:
+        from quantkit_eval.folders import check_tokenizers, load_tokenizer
+
         own, other = (load_tokenizer(each, trust_remote_code)[0] for each in (folder, ref_folder))
         sample = str(next(iter(loaded[0].eval_docs), ""))
         check_tokenizers(model, own, ref, other, sample, "answers would be scored on other tokens")
+    options: dict[str, Any] = {
+        "num_fewshot": num_fewshot, "limit": limit, "progress": progress, "device": device, "batch_size": batch_size,
+        "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    found = answer(folder, loaded, engine=engine or "plain", kv_cache=kv_cache, **options)
+    original = None if ref_folder is None else answer(ref_folder, loaded, **options)
+    from quantkit_eval.evaluation import versions
 
-    def run(path: Path, **options: Any) -> tuple[dict[tuple[str, str, str], Answers], float, str]:
-        started = time.perf_counter()
-        LOG.info("loading %s", path)
-        lm = QuantkitLM(str(path), device=device, batch_size=batch_size, trust_remote_code=trust_remote_code, **options)
-        with _lm_eval_output(progress):
-            found = _answers(_simple_evaluate(lm, loaded, num_fewshot, limit))
-        where = str(lm.device)
-        del lm
-        gc.collect()  # the original needs the model's memory
-        return found, time.perf_counter() - started, where
-
-    found, seconds, where = run(folder, engine=engine or "plain", kv_cache=kv_cache)
-    originals, ref_seconds = ({}, None) if ref_folder is None else run(ref_folder)[:2]
     return TaskEvaluation(
         model=str(model),
         ref=None if ref is None else str(ref),
-        results=tuple(_result(key, one, originals.get(key)) for key, one in found.items()),
+        results=results_of(found, original),
         rule=RULE,
         limit=limit,
-        device=where,
+        device=found.device,
         engine=engine,
         kv_cache=kv_cache,
-        seconds=seconds,
-        ref_seconds=ref_seconds,
+        seconds=found.seconds,
+        ref_seconds=None if original is None else original.seconds,
         versions=versions(PACKAGES),
     )
 
 
-def _simple_evaluate(lm: Any, tasks: list[Any], num_fewshot: int | None, limit: int | None) -> dict[str, Any]:
-    from lm_eval.evaluator import simple_evaluate
+def answer(
+    folder: Path, tasks: list[Any], *, num_fewshot: int | None = None, limit: int | None = None,
+    progress: bool = False, **options: Any,
+) -> ModelAnswers:  # fmt: skip
+    """The answers of a model to loaded tasks. options: of QuantkitLM."""
+    from quantkit_eval.lm_eval_model import QuantkitLM
 
-    with task_errors(tasks[0].task_name if len(tasks) == 1 else "one of the tasks"):
-        try:
-            found: Any = simple_evaluate(
-                model=lm, tasks=tasks, num_fewshot=num_fewshot, limit=limit, bootstrap_iters=1000
-            )
-        except RunError as error:
-            failed = error
-        else:
-            return found
-    raise failed
+    started = time.perf_counter()
+    LOG.info("loading %s", folder)
+    lm = QuantkitLM(str(folder), **options)
+    with _lm_eval_output(progress):
+        found = _answers(_evaluate(lm, tasks, num_fewshot, limit))
+    where = str(lm.device)
+    del lm
+    gc.collect()  # the next model needs this one's memory
+    return ModelAnswers(found, time.perf_counter() - started, where)
+
+
+def results_of(own: ModelAnswers, original: ModelAnswers | None) -> tuple[TaskResult, ...]:
+    """Each metric of each task, beside the original's. RunError where these answered other questions."""
+    return tuple(_result(key, one, None if original is None else original.of[key]) for key, one in own.of.items())
+
+
+def _evaluate(lm: Any, tasks: list[Any], num_fewshot: int | None, limit: int | None) -> dict[str, Any]:
+    """lm-eval's results with every answer; settings and seeds as its command has them by default.
+
+    Not its `simple_evaluate`, which ends with seconds of asking pip and git what is installed.
+    """
+    import torch
+    from lm_eval.evaluator import evaluate
+
+    for task in tasks:
+        wanted, own = num_fewshot, task.get_config("num_fewshot")
+        if own != 0 and (wanted is not None or own is None):  # a task that says 0 means it
+            task.set_config(key="num_fewshot", value=wanted or 0)
+        task.set_fewshot_seed(seed=SEED)
+    random.seed(0)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+    try:
+        with hub_errors("a task"):
+            found: Any = evaluate(lm, {"tasks": {task.task_name: task for task in tasks}}, limit, bootstrap_iters=1000)
+    except (UserError, RunError):
+        raise
+    except Exception as error:  # templates and metrics of a task meet its rows here
+        names = ", ".join(task.task_name for task in tasks)
+        raise UserError(f"tasks {names}: lm-eval failed on them: {first_line(error)}") from error
+    return found
 
 
 @contextmanager

@@ -64,15 +64,23 @@ def load_tasks(tasks: str | Sequence[str], include_path: str | Path | None = Non
 
 @contextmanager
 def task_errors(name: str) -> Iterator[None]:
-    """Whatever a task raises while its rows are read, as one message: UserError."""
+    """Whatever a task raises while it is loaded, as one message: UserError."""
     try:
-        yield
+        with hub_errors(f"task {name!r}"):
+            yield
     except UserError:
         raise
-    except ConnectionError as error:  # of datasets: the Hub is not there, or must not be asked
-        raise UserError(f"task {name!r} needs the Hugging Face Hub: {_first_line(error)}\nhint: {OFFLINE}") from error
     except Exception as error:  # a task is Python code, templates and data of others
-        raise UserError(f"task {name!r} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"task {name!r} cannot be loaded: {first_line(error)}") from error
+
+
+@contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """A Hub that is not there, or must not be asked, as one message: UserError."""
+    try:
+        yield
+    except ConnectionError as error:  # of datasets
+        raise UserError(f"{what} needs the Hugging Face Hub: {first_line(error)}\nhint: {OFFLINE}") from error
 
 
 OFFLINE = "go online once, or take tasks whose rows are files: qk_cloze, qk_choice, qk_code, or --include-path FOLDER"
@@ -92,5 +100,6 @@ def quiet_lm_eval() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

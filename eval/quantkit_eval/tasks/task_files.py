@@ -26,12 +26,12 @@ def own_tasks() -> Path | None:
     return next((folder for folder in (package / "local_tasks", package.parent / "tasks") if folder.is_dir()), None)
 
 
-def check_task_files(include_path: str | Path | None, tasks: Iterable[str]) -> None:
+def check_task_files(include_path: str | Path | None, tasks: Iterable[str], option: str = "--include-path") -> None:
     """UserError for a folder that is none, and for a task file in it, or among `tasks`, that is not a YAML mapping."""
     if include_path is not None:
         folder = user_path(include_path)
         if not folder.is_dir():
-            raise UserError(f"--include-path {include_path}: not a folder\nhint: give the folder of the task files")
+            raise UserError(f"{option} {include_path}: not a folder\nhint: give the folder of the task files")
         for file in sorted(folder.glob("**/*.yaml")):
             check_yaml(file)
     for name in tasks:
@@ -40,8 +40,8 @@ def check_task_files(include_path: str | Path | None, tasks: Iterable[str]) -> N
 
 
 def is_file_name(task: str) -> bool:
-    """Whether a task is named by its file."""
-    return task.endswith((".yaml", ".yml")) or user_path(task).is_file()
+    """Whether a task is named by its file; not by a pattern."""
+    return "*" not in task and (task.endswith((".yaml", ".yml")) or user_path(task).is_file())
 
 
 def check_yaml(file: Path) -> None:

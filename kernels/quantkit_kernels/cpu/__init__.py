@@ -6,5 +6,5 @@ linear.py     products, and which way each one goes
 attention.py  decode attention
 weight.py     how weights are packed
 build.py      compiles the C++ once, and tries it
-gemv.cpp gemv_int8.cpp gemm_tiles.cpp attention.cpp weight.h vectors.h bf16.h   the C++
+gemv.cpp gemv_int8.cpp gemm_tiles.cpp attention.cpp *.h   the C++
 """

@@ -61,10 +61,23 @@ inline h32 lookup(h32 low, h32 high, h32 index) {
 #endif
 }
 
+// A vector of constants: what a function says of each place.
+template <class T, int N, class F>
+struct Constants {
+  alignas(64) T at[N] = {};
+  constexpr Constants(F f) {
+    for (int i = 0; i < N; i++) at[i] = f(i);
+  }
+};
+template <class T, int N, class F>
+constexpr Constants<T, N, F> constants(F f) {
+  return Constants<T, N, F>(f);
+}
+
 // Sixteen vectors: rows become columns, by four perfect shuffles.
 inline void transpose(f32v* rows) {
-  i32v low = {}, high = {};  // interleave the first halves of two vectors, and their second ones
-  for (int i = 0; i < 16; i++) low[i] = i / 2 + i % 2 * 16, high[i] = low[i] + 8;
+  static constexpr auto PLACES = constants<int32_t, 16>([](int i) { return i / 2 + i % 2 * 16; });
+  const i32v low = load<i32v>(PLACES.at), high = low + 8;  // interleave the first halves of two vectors; their second ones
   auto mix = [](f32v a, i32v index, f32v b) {
 #if !defined(QK_SPELLED_OUT)
     return (f32v)_mm512_permutex2var_ps((__m512)a, (__m512i)index, (__m512)b);
@@ -121,19 +134,23 @@ inline void decode_block(const uint8_t* p, Row row, const Codes& c, long k, h32*
       out[0] = lookup(t, all), out[1] = lookup(t, all >> 4), out[2] = lookup(t, all >> 8), out[3] = lookup(t, all >> 12);
     } else {
       constexpr int EIGHTH = RUN == 16 ? 16 : 0, HALF = RUN == 16 ? 32 : 16;
-      h32 tables = {};  // which table a lane reads
-      for (int i = 0; i < 32; i++) tables[i] = i / 16 * HALF + i / 8 % 2 * EIGHTH;
+      static constexpr auto TABLES = constants<uint16_t, 32>([](int i) { return i / 16 * HALF + i / 8 % 2 * EIGHTH; });
+      const h32 tables = load<h32>(TABLES.at);  // which one a lane reads
       h32 index[4];
+#pragma GCC unroll 4
       for (int i = 0; i < 4; i++) index[i] = (all >> 4 * i & 15) | tables;
       if constexpr (RUN == 64) {
         const h32 t = table(run, next);
+#pragma GCC unroll 4
         for (int i = 0; i < 4; i++) out[i] = lookup(t, index[i]);
       } else if constexpr (RUN == 32) {
         const h32 low = table(run, run + 2), high = table(run + 1, run + 3);
+#pragma GCC unroll 4
         for (int i = 0; i < 4; i++) out[i] = lookup(i % 2 ? high : low, index[i]);
       } else {
         const h32 low[2] = {table(run, run + 1), table(run + 4, run + 5)};
         const h32 high[2] = {table(run + 2, run + 3), table(run + 6, run + 7)};
+#pragma GCC unroll 4
         for (int i = 0; i < 4; i++) out[i] = i % 2 ? lookup(high[0], high[1], index[i]) : lookup(low[0], low[1], index[i]);
       }
     }
@@ -154,9 +171,10 @@ inline void decode_block(const uint8_t* p, Row row, const Codes& c, long k, h32*
 template <class D>
 inline void arrange(const h32* x, h32* out) {
   if constexpr (D::CHUNK == 32) {
-    h32 even = {}, odd = {};
-    for (int i = 0; i < 32; i++) even[i] = i / 16 * 32 + i % 16 * 2, odd[i] = even[i] + 1;
-    for (int i = 0; i < 4; i++) out[i] = lookup(x[i % 2], x[2 + i % 2], i < 2 ? even : odd);
+    static constexpr auto EVEN = constants<uint16_t, 32>([](int i) { return i / 16 * 32 + i % 16 * 2; });
+    const h32 even = load<h32>(EVEN.at);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) out[i] = lookup(x[i % 2], x[2 + i % 2], i < 2 ? even : even + 1);
   } else
     for (int i = 0; i < 4; i++) out[i] = x[i];
 }
@@ -165,8 +183,16 @@ inline void arrange(const h32* x, h32* out) {
 template <class D>
 inline void row_scales_of(const Weight& w, long n, float* scale, float* zero) {
   row_scales(w, n, w.middle, D::CHUNK == 32 ? 1 : D::FACTOR, scale, zero);
-  const long run = run_of(w), runs = (w.K + run - 1) / run;
-  for (long r = 0; w.zero && r < runs; r++) zero[r] = (float)w.zero[n * w.G + r * run / w.group] - D::BASE;
+  if (!w.zero) return;
+  const uint8_t* from = w.zero + n * w.G;
+  const long run = run_of(w), runs = (w.K + run - 1) / run, repeat = w.group / run;
+  long g = 0;
+  for (; repeat == 1 && g + V <= w.G; g += V) {
+    const f32v z = __builtin_convertvector(wide_u8(from + g) - D::BASE, f32v);
+    std::memcpy(zero + g, &z, sizeof z);
+  }
+  for (long r = g; r < runs; g++)
+    for (long i = 0; i < repeat && r < runs; i++) zero[r++] = (float)from[g] - D::BASE;
 }
 
 // Places of a row's scales, with those of a last block that is half there.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 SOURCES = ("gemv.cpp", "gemv_int8.cpp", "gemm_tiles.cpp", "attention.cpp")
-HEADERS = ("vectors.h", "weight.h", "bf16.h")
+HEADERS = ("vectors.h", "weight.h", "bf16.h", "tiles.h")
 HERE = Path(__file__).parent
 FLAGS = ("-fopenmp", "-ffp-contract=fast", "-Wno-psabi")  # beside the builder's own, which forbid a multiply-add
 FORMATS = {"int4": 0, "int8": 1, "fp8": 2, "fp4": 3, "bf16": 4, "fp16": 5, "fp32": 6}  # of weight.h

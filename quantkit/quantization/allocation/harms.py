@@ -4,7 +4,7 @@ Codes are chosen as a run chooses them, from the inputs that the original model'
 that the choice did not see, so that GPTQ's fit to its calibration text does not count as quality.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -52,8 +52,8 @@ class HarmMeter:
         self.states.advance(self.meter.blocks[self.meter.block], self.meter.block)
         self._next()
 
-    def measure(self, units: Sequence[Unit]) -> Harms:
-        """The harms of the next block's units."""
+    def measure(self, units: Sequence[Unit], note: Callable[[str], None]) -> Harms:
+        """The harms of the next block's units; note: is shown which candidate's turn it is."""
         index, harms = self.meter.block, Harms()
         by_candidate: dict[str, list[LinearTarget]] = {}
         for unit in units:
@@ -63,6 +63,7 @@ class HarmMeter:
         ranges = {name: InputRanges(self._groups(targets)) for name, targets in by_candidate.items()}
         statistics = self._statistics(by_candidate, ranges)
         for candidate, targets in by_candidate.items():
+            note(candidate)
             rounded, inputs = self._quantized(targets, statistics, ranges[candidate])
             for unit in units:
                 option = next((o for o in unit.options if o.candidate == candidate), None)

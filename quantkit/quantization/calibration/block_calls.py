@@ -22,6 +22,7 @@ class BlockCalls:
 
     def __init__(self, device: torch.device, folder: Path) -> None:
         self.device, self.folder = device, folder
+        self._skipped = set[int]()  # blocks that the model leaves out, the same for all batches
         self.kept_bytes = 0  # of tensors that are kept for single batches
         self._shared: dict[int, list[tuple[list[Any], TreeSpec]]] = {}  # by batch size and block
         self._own: dict[int, list[dict[int, Any]]] = {}  # by first sample, then by block: leaves that are its own
@@ -29,6 +30,7 @@ class BlockCalls:
 
     def add(self, part: slice, calls: list[BlockCall]) -> None:
         """Keep how the samples of `part` call each block."""
+        self._skipped = {block for block, call in enumerate(calls) if call.skipped}
         flat = [tree_flatten((call.args, call.kwargs)) for call in calls]
         shared = self._shared.setdefault(part.stop - part.start, flat)
         if any(spec != known for (_, spec), (_, known) in zip(flat, shared, strict=True)):
@@ -51,7 +53,7 @@ class BlockCalls:
             for i, leaf in self._own[part.start][block].items():
                 leaves[i] = leaf.to(self.device) if isinstance(leaf, Tensor) else leaf
         args, kwargs = tree_unflatten(leaves, spec)
-        return BlockCall(args, kwargs)
+        return BlockCall(args, kwargs, block in self._skipped)
 
     def _stored(self, own: list[dict[int, Any]]) -> list[dict[int, Any]]:
         """The same leaves with their tensors in one array on the host; blocks given one tensor share it there."""

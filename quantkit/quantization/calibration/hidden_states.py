@@ -6,6 +6,8 @@ Shapes: S = samples, T = tokens of a sample, H = hidden size, M = tokens of one 
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 from quantkit.errors import RunError
 from quantkit.model.block_arguments import handed, handed_on
 from quantkit.model.block_graph import BlockGraph, run_until
-from quantkit.model.streamed_model import BlockCall, StreamedModel
+from quantkit.model.block_trial import note_returned
+from quantkit.model.streamed_model import BlockCall, Returned, StreamedModel
 from quantkit.quantization.calibration.block_calls import BlockCalls
 from quantkit.quantization.calibration.spill import allocate
 
@@ -39,11 +42,15 @@ class HiddenStates:
         self.slices = [slice(i, min(i + step, S)) for i in range(0, S, step)]
         self.calls = BlockCalls(self.device, folder)
         self.handed: dict[int, dict[int | str, Any]] = {}  # by first sample: containers that blocks write into
+        self.wanted = set[Returned]()  # what blocks return for blocks behind them
+        self.returned: dict[int, dict[Returned, Any]] = {}  # by first sample
         self.samples_dim = 0  # of the hidden states as blocks take them
         for part in self.slices:
             hidden, calls = streamed.first_call(ids_ST[part])
             self.calls.add(part, calls)
             self.handed[part.start] = handed_on(calls)
+            self.wanted |= {value for call in calls for value in call.handed()}
+            self.returned[part.start] = {}
             if part.start == 0:
                 self.samples_dim = _samples_dim(streamed, ids_ST[part], hidden)
             hidden = hidden.movedim(self.samples_dim, 0)
@@ -56,6 +63,7 @@ class HiddenStates:
         other = copy.copy(self)
         other.hidden_STH = allocate(tuple(self.hidden_STH.shape), self.hidden_STH.dtype, folder)
         other.hidden_STH.copy_(self.hidden_STH)
+        other.returned = {start: dict(values) for start, values in self.returned.items()}
         other.handed = {
             start: {place: handed(copy.copy(container)) for place, container in containers.items()}
             for start, containers in self.handed.items()
@@ -72,7 +80,11 @@ class HiddenStates:
             for container in containers.values():
                 container.open = keep
             hidden = self.hidden_STH[part].to(self.device).movedim(0, self.samples_dim)
-            yield part, hidden, self.calls.of(part, block).with_arguments(containers)
+            returned = self.returned[part.start]
+            call = self.calls.of(part, block).with_arguments(containers).with_returned(returned)
+            if keep and (hands_on := {value.position: value for value in self.wanted if value.block == block}):
+                call = replace(call, on_output=partial(note_returned, hands_on, returned))
+            yield part, hidden, call
 
     def put(self, part: slice, output: Tensor, index: int) -> None:
         """Store block `index`'s output for these samples; RunError where it is NaN or infinite."""
@@ -123,4 +135,4 @@ def run(
         output = run_until(block, graph, (hidden, *call.args), call.kwargs, see, until)
         if advance:
             assert output is not None
-            states.put(part, output if isinstance(output, Tensor) else output[0], index)
+            states.put(part, call.states_of(output), index)

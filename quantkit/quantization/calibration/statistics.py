@@ -116,7 +116,9 @@ class OutputDrift:
     def add(self, x_MK: Tensor, tokens: slice) -> None:
         """Add one batch; tokens says where in the original inputs its rows are."""
         x_MK = x_MK.float()
-        moved_MK = self.original_MK[tokens].to(x_MK) - x_MK
+        rows = rows_of(tokens, len(x_MK))
+        assert rows is not None, "originals are kept only of inputs with as many rows for each token"
+        moved_MK = self.original_MK[rows].to(x_MK) - x_MK
         if self.by_output:
             moved_MK = moved_MK @ self.weight_NK.T
         self.sum.addmm_(moved_MK.T, x_MK)
@@ -125,6 +127,12 @@ class OutputDrift:
         """The drift of each linear by name."""
         drift_NK = self.sum if self.by_output else self.weight_NK @ self.sum
         return dict(zip(self.names, drift_NK.split(self.rows), strict=True))
+
+
+def rows_of(tokens: slice, count: int) -> slice | None:
+    """Where the rows of these tokens lie, if each has as many (models run several streams); None where that differs."""
+    each, rest = divmod(count, tokens.stop - tokens.start)
+    return None if rest else slice(tokens.start * each, tokens.stop * each)
 
 
 def _by_output(N: int, K: int) -> bool:

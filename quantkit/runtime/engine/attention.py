@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from quantkit_kernels.cpu.attention import cpu_paged_attention
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from quantkit.errors import UserError
@@ -22,16 +22,21 @@ from quantkit.runtime.engine.cache import LayerShape, PagedCache, Pages
 from quantkit.runtime.engine.gpu import Sequences, attend_on_gpu
 
 NAME = "quantkit_paged"
+EXACT = 2048  # tokens of a prompt up to which its chunks attend as the whole does, at the cost of that
 
 
 @dataclass
 class Chunk:
-    """Tokens begin .. end of the step: a sequence's tokens from position `offset` on; blocks: all it holds so far."""
+    """Tokens begin .. end of the step: a sequence's tokens from position `offset` on; blocks: all it holds so far.
+
+    whole: tokens of its prompt, where they attend as if all of that came in one step
+    """
 
     begin: int
     end: int
     offset: int
     blocks: Tensor
+    whole: int = 0
 
 
 @dataclass
@@ -210,8 +215,11 @@ def _attend_chunk(query_nHD: Tensor, keys: Pages, values: Pages, chunk: Chunk, r
     n, Hq, D = query_nHD.shape
     length = chunk.offset + n
     k_HLD, v_HLD = (pages.read(chunk.blocks)[:, :length] for pages in (keys, values))
-    if rule.plain and rule.exact and chunk.offset == 0 and not 0 < rule.window < n:
-        return _as_transformers(query_nHD.transpose(0, 1), k_HLD, v_HLD, rule).transpose(0, 1)
+    whole = max(chunk.whole, length)
+    if rule.plain and chunk.whole and whole <= EXACT and not 0 < rule.window < whole:
+        q_HLD = pad(query_nHD.transpose(0, 1), (0, 0, chunk.offset, whole - length))
+        k_HLD, v_HLD = (pad(x_HLD, (0, 0, 0, whole - length)) for x_HLD in (k_HLD, v_HLD))
+        return _as_transformers(q_HLD, k_HLD, v_HLD, rule)[:, chunk.offset : length].transpose(0, 1)
     place = torch.arange(length, device=query_nHD.device)
     position = place[chunk.offset :, None]
     seen = place <= position

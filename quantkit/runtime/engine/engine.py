@@ -1,7 +1,7 @@
 """The engine's step: schedule, compute, choose tokens, and hand out what ended. One fault fails one request."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -159,6 +159,8 @@ class Engine:
             if unknown or not prompt:
                 raise UserError(f"a prompt has {sorted(unknown)}; the engine takes prompt or prompt_token_ids")
             prompt = prompt.get("prompt_token_ids", prompt.get("prompt"))
+        if not isinstance(prompt, str | Iterable):
+            raise UserError(f"a prompt is {prompt!r}; expected a text or a list of token ids")
         if not isinstance(prompt, str):
             return None, [int(t) if isinstance(t, Integral) else t for t in prompt]  # type: ignore
         if self.tokenizer is None:
@@ -168,11 +170,11 @@ class Engine:
     def _fault(self, request: Request, score: bool) -> str | None:
         """Why a request cannot run."""
         tokens, longest, blocks = request.tokens, self.max_model_len, self.scheduler.blocks
-        bad = next((t for t in tokens if not isinstance(t, int) or not 0 <= t < self.vocabulary), None)
+        bad = [t for t in tokens if not isinstance(t, int) or not 0 <= t < self.vocabulary]
         if not tokens:
             return "the prompt has no tokens"
-        if bad is not None:
-            return f"token id {bad!r} of the prompt is not one of the model's, 0 to {self.vocabulary - 1}"
+        if bad:
+            return f"token id {bad[0]!r} of the prompt is not one of the model's, 0 to {self.vocabulary - 1}"
         if len(tokens) + (not score) > longest:
             left = "" if score else ", and one is to come"
             return f"the prompt has {len(tokens)} tokens{left}; the model's context has {longest}"
@@ -190,7 +192,9 @@ class Engine:
         rows = 1 + item.drafts if item.ends else 0
         if request.wants_prompt_logits and item.start < request.prompt_length:
             rows = item.count
-        return Piece(request.tokens[item.start : stop] + request.drafts, item.start, request.blocks, rows)
+        faithful = self.runner.exact or request.wants_prompt_logits
+        whole = request.prompt_length if faithful and item.start < request.prompt_length else 0
+        return Piece(request.tokens[item.start : stop] + request.drafts, item.start, request.blocks, rows, whole)
 
     def _likeliest(self, plan: list[Scheduled], logits_RV: Tensor) -> list[int] | None:
         """The likeliest token of each row where that is all that is asked for."""

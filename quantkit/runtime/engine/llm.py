@@ -48,39 +48,21 @@ class LLM(Engine):
     """
 
     def __init__(
-        self,
-        model: str | os.PathLike[str] | PreTrainedModel,
-        dtype: torch.dtype | str | None = None,
-        kv_cache: Any = None,
-        max_num_seqs: int = 32,
-        max_num_batched_tokens: int = 512,
-        enable_prefix_caching: bool = True,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        block_size: int = 64,
-        num_blocks: int | None = None,
-        max_model_len: int | None = None,
-        speculate: str | None = None,
-        draft: str | os.PathLike[str] | PreTrainedModel | None = None,
-        num_speculative_tokens: int = 4,
-        device: str = "cpu",
-        gpu_memory_utilization: float = 0.9,
-        seed: int = 0,
-        trust_remote_code: bool = False,
-        clock: Callable[[], float] = time.perf_counter,
-        tensor_parallel_size: int = 1,
-        **unknown: Any,
-    ) -> None:
+        self, model: str | os.PathLike[str] | PreTrainedModel, dtype: torch.dtype | str | None = None,
+        kv_cache: Any = None, max_num_seqs: int = 32, max_num_batched_tokens: int = 512,
+        enable_prefix_caching: bool = True, *, tokenizer: PreTrainedTokenizerBase | None = None, block_size: int = 64,
+        num_blocks: int | None = None, max_model_len: int | None = None, speculate: str | None = None,
+        draft: str | os.PathLike[str] | PreTrainedModel | None = None, num_speculative_tokens: int = 4,
+        device: str = "cpu", gpu_memory_utilization: float = 0.9, seed: int = 0, trust_remote_code: bool = False,
+        clock: Callable[[], float] = time.perf_counter, tensor_parallel_size: int = 1, **unknown: Any,
+    ) -> None:  # fmt: skip
         if unknown or tensor_parallel_size != 1:
             name = next(iter(unknown), "tensor_parallel_size")
             raise UnknownFieldError(f"LLM: {name} is not what this engine does; it runs one model in one process")
         counts = {
-            "max_num_seqs": max_num_seqs,
-            "max_num_batched_tokens": max_num_batched_tokens,
-            "num_speculative_tokens": num_speculative_tokens,
-            "block_size": block_size,
-            "num_blocks": 1 if num_blocks is None else num_blocks,
-        }
+            "max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens, "block_size": block_size,
+            "num_speculative_tokens": num_speculative_tokens, "num_blocks": 1 if num_blocks is None else num_blocks,
+        }  # fmt: skip
         for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"LLM: {name} is {value!r}; expected a whole number of 1 or more")
@@ -115,14 +97,11 @@ class LLM(Engine):
         )
 
     def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        priority: Sequence[int] | None = None,
-        on_output: Callable[[RequestOutput], None] | None = None,
+        self, prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *,
+        priority: Sequence[int] | None = None, on_output: Callable[[RequestOutput], None] | None = None,
         use_tqdm: bool = False,
-    ) -> list[RequestOutput]:
+    ) -> list[RequestOutput]:  # fmt: skip
         """The outputs, in the prompts' order; a request that failed has `error` set and the others none of it.
 
         prompts    texts, lists of token ids, or {"prompt": ..} and {"prompt_token_ids": ..}; one, or a list

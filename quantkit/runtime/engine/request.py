@@ -7,8 +7,9 @@ instead of an exception, so that the others go on. No torch: the command checks 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from quantkit.errors import UserError
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
+KINDS = {"int": Integral, "float": Real, "bool": bool, "None": type(None), "str": str}  # of a field, by its annotation
+KINDS |= {"list[str]": Sequence, "list[int]": Sequence}
+
+
 class UnknownFieldError(UserError, TypeError):
     """An argument that does not exist here."""
 
 
-@dataclass
+@dataclass(slots=True)
 class SamplingParams:
     """How tokens are chosen and when to stop; vLLM's defaults. UserError for values out of their range.
 
@@ -55,9 +60,13 @@ class SamplingParams:
                 f"SamplingParams has no field {unknown[0]!r}: the paged engine does not do this\n"
                 f"hint: it has {', '.join(known)}"
             )
-        return super().__new__(cls)
+        return object.__new__(cls)
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            value, kinds = getattr(self, each.name), tuple(KINDS[kind] for kind in str(each.type).split(" | "))
+            if not isinstance(value, kinds):
+                raise UserError(f"SamplingParams: {each.name} is {value!r}; expected {each.type}")
         self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
         self.stop_token_ids = list(self.stop_token_ids or [])
         most = float("inf") if self.max_tokens is None else self.max_tokens
@@ -69,6 +78,9 @@ class SamplingParams:
             ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1"),
             ("top_k", self.top_k >= -1, "a number of tokens; 0 or -1 for all"),
+            ("stop", all(isinstance(text, str) for text in self.stop), "texts"),
+            ("stop_token_ids", all(isinstance(token, Integral) for token in self.stop_token_ids), "token ids"),
+            ("seed", abs(self.seed or 0) < 2**63, "a number of 63 bits"),
             ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
             ("max_tokens", most >= 1, "1 or more, or None"),
             ("min_tokens", 0 <= self.min_tokens <= most, "0 to max_tokens"),

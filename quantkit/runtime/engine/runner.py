@@ -20,12 +20,16 @@ SINGLES = 8  # so many tokens of a sequence, or fewer, attend each for itself
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Tokens of one sequence from position `start` on, which lie in `blocks`; logits of the last `rows` are wanted."""
+    """Tokens of one sequence from position `start` on, which lie in `blocks`; logits of the last `rows` are wanted.
+
+    whole: tokens of the prompt it begins in, where it must attend to the bit as if all of that came in one step
+    """
 
     tokens: list[int]
     start: int
     blocks: list[int]
     rows: int
+    whole: int = 0
 
 
 class Runner:
@@ -59,7 +63,7 @@ class Runner:
     def run(self, pieces: list[Piece]) -> Tensor:
         """Logits float32 [rows of all pieces in their order, V]."""
         assert self.cache is not None
-        single = [len(p.tokens) <= (1 if self.exact and p.start == 0 else SINGLES) for p in pieces]
+        single = [len(p.tokens) <= SINGLES and not p.whole for p in pieces]
         order = sorted(range(len(pieces)), key=lambda index: not single[index])
         P, device = self.cache.block_size, self.device
         tokens: list[int] = []
@@ -80,7 +84,7 @@ class Runner:
                 singles = len(tokens)
                 tables += [blocks] * len(piece.tokens)
             else:
-                chunks.append(Chunk(begin, len(tokens), piece.start, torch.tensor(blocks, device=device)))
+                chunks.append(Chunk(begin, len(tokens), piece.start, torch.tensor(blocks, device=device), piece.whole))
             wanted[index] = range(len(tokens) - piece.rows, len(tokens))
         width = max(map(len, tables), default=0)
         position_ids = torch.tensor([positions], device=device)

@@ -15,12 +15,12 @@ from quantkit.verification.findings import (
     warning,
 )
 from quantkit.verification.subject import (
-    HEADS,
     DeclaredNumbers,
     DeclaredScheme,
     Shape,
     Subject,
     fused_name,
+    is_head,
     leaf,
 )
 
@@ -116,8 +116,8 @@ def _awq(subject: Subject) -> None:
         return
     said = DeclaredScheme("awq", _weights(bits, not zero_point, group_size))
     for name in {*subject.linears, *subject.shapes} if skipped else subject.shapes:
-        is_head = leaf(name) in HEADS and not subject.qc.get("lm_head")
-        if not is_head and not any(part in name for part in skipped):
+        of_head = is_head(name) and not subject.qc.get("lm_head")
+        if not of_head and not any(part in name for part in skipped):
             subject.stated[name] = said
 
 
@@ -139,7 +139,7 @@ def _gptq(subject: Subject) -> None:
         inside = []
     parts = [part for entry in inside for part in (entry if isinstance(entry, list) else [entry])]
     for name in {*subject.linears, *subject.shapes} if parts else subject.shapes:
-        if (leaf(name) in HEADS and not subject.qc.get("lm_head")) or (
+        if (is_head(name) and not subject.qc.get("lm_head")) or (
             parts and not any(str(part) in name for part in parts)
         ):
             continue
@@ -189,7 +189,7 @@ def _fp8(subject: Subject) -> None:
     said = DeclaredScheme("fp8-block" if pair else "fp8", weights, inputs)
     skipped = _names(subject, qc, "ignored_layers", "modules_to_not_convert")
     for name in {*subject.linears, *subject.shapes}:
-        if leaf(name) not in HEADS and not _skipped_fp8(subject, name, skipped):
+        if not is_head(name) and not _skipped_fp8(subject, name, skipped):
             subject.stated[name] = said
 
 

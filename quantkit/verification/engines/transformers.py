@@ -1,5 +1,7 @@
 """What transformers 5.24 loads, with compressed-tensors 0.20: above all what it loads wrongly without a word."""
 
+import re
+
 from quantkit.verification.config.compressed_tensors import GROUP_KEYS
 from quantkit.verification.engines.shared_rules import conv1d, kv_scheme
 from quantkit.verification.findings import (
@@ -14,6 +16,7 @@ from quantkit.verification.subject import (
     some,
 )
 
+_LAYER_AND_EXPERT = re.compile(r"\.\d+\..*\.\d+(\.|$)")  # the numbers of a layer and of an expert of it
 _KNOWN = {
     *("compressed-tensors", "awq", "gptq", "fp8", "bitsandbytes", "torchao", "mxfp4", "gguf", "quark", "auto-round"),
     *("hqq", "aqlm", "vptq", "spqr", "eetq", "higgs", "bitnet", "fbgemm_fp8", "fp_quant", "mxfp8", "quanto"),
@@ -33,6 +36,14 @@ _READS_WEIGHT: dict[str, tuple[str, ...] | None] = {
 }
 
 
+# Types whose experts transformers 5.24 reads from one tensor per layer only: of a folder with one tensor per expert it
+# leaves them random, with a warning. Each was seen in a run of it.
+_EXPERTS_TOGETHER = {
+    *("aria_text", "gpt_oss", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "inkling_text"),
+    *("jetmoe", "minimax_m3_vl_text", "openai_privacy_filter"),
+}
+
+
 def check(subject: Subject) -> list[Finding]:
     """Why transformers would refuse this model or load wrong weights."""
     if subject.method == "modelopt":
@@ -45,7 +56,20 @@ def check(subject: Subject) -> list[Finding]:
         subject.method
     )
     found = check_method(subject) if check_method else []
-    return found + _conv1d(subject) + _without_weight(subject)
+    return found + _conv1d(subject) + _without_weight(subject) + _experts_together(subject)
+
+
+def _experts_together(subject: Subject) -> list[Finding]:
+    """Experts stored one by one, of types whose experts are loaded together only."""
+    if not subject.model_types & _EXPERTS_TOGETHER:
+        return []
+    wrong = [name for name in sorted(subject.shapes) if _LAYER_AND_EXPERT.search(name)]
+    if not wrong:
+        return []
+    kind = "/".join(sorted(subject.model_types & _EXPERTS_TOGETHER))
+    message = f"transformers loads the experts of {kind} from one tensor per layer: these would stay random"
+    remedy = "load it with vLLM or quantkit.load, or leave the experts unquantized"
+    return [error("experts", some(wrong), message, remedy)]
 
 
 def _conv1d(subject: Subject) -> list[Finding]:

@@ -17,10 +17,10 @@ from quantkit.verification.findings import (
     warning,
 )
 from quantkit.verification.subject import (
-    HEADS,
     DeclaredNumbers,
     DeclaredScheme,
     Subject,
+    is_head,
     leaf,
     some,
 )
@@ -116,7 +116,7 @@ def _embeddings(subject: Subject) -> list[Finding]:
         name
         for name, (said, _) in subject.quantized.items()
         if "embed" in leaf(name)
-        and leaf(name) not in HEADS
+        and not is_head(name)
         and not (scheme(said) == "WNA16" and said.weights.symmetric and said.weights.kind == "int")
     ]
     message = "vLLM reads only symmetric weight-only integers (pack-quantized) of an embedding"

@@ -27,8 +27,10 @@ def command(home: Path, *more: str) -> list[str]:
 
 
 def begin(home: Path, *more: str) -> "subprocess.Popen[str]":
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # ignored in a background shell
+    code = f"{listen}\nfrom quantkit.__main__ import main\nmain()"
     return subprocess.Popen(
-        [sys.executable, "-m", "quantkit", *command(home, *more)], env=ENVIRONMENT, text=True, start_new_session=True,
+        [sys.executable, "-c", code, *command(home, *more)], env=ENVIRONMENT, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -71,6 +73,20 @@ def test_ctrl_c(home: Path) -> None:
 
 
 @pytest.mark.slow
+def test_tasks_are_columns_of_a_run(home: Path) -> None:
+    pytest.importorskip("lm_eval")
+    pd = pytest.importorskip("pandas")
+    arguments = command(home, "--tasks", "qk_cloze,qk_choice", "--limit", "6", "--keep", "best")
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    table = pd.read_parquet(home / "out" / "results.parquet")
+    assert table["tasks.qk_choice.acc"].between(0, 1).all()
+    assert table["tasks.qk_choice.acc_stderr"].notna().all()
+    assert table["folder"].notna().sum() == 1
+    assert len(rows(home)) == 2
+
+
+@pytest.mark.slow
 def test_each_run_a_task_of_ray(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -95,6 +111,14 @@ def test_its_mistakes_are_answered_without_torch(home: Path) -> None:
         f"error: {home / 'base.yaml'}:2: no recipe has a key `weights.group_sice` (--grid weights.group_sice=32)\n"
         "hint: did you mean `weights.group_size`?\n"
     )
+
+
+def test_an_unknown_task_is_answered_before_any_run(home: Path) -> None:
+    pytest.importorskip("lm_eval")
+    result = CliRunner().invoke(app, command(home, "--tasks", "nowhere/task.yaml"))
+    assert result.exit_code == 2
+    assert "nowhere/task.yaml" in result.output
+    assert not (home / "out").exists()
 
 
 def test_ray_takes_an_address_or_none(home: Path) -> None:

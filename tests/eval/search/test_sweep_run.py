@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from quantkit_eval.search.results import read_row
 from quantkit_eval.search.runs import fitting
 from quantkit_eval.search.sweep_folder import SweepFolder
 from quantkit_eval.search.sweep_run import SweepResult
+from quantkit_eval.search.tables import render
+from rich.console import Console
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from quantkit.errors import DiskFullError, UserError
@@ -295,6 +298,8 @@ def test_impossible_ones_are_told_and_left_out(run: Run, home: Path) -> None:
         ({"context": 4096}, "longer than the 128 positions"),
         ({"context": 128, "tokens": 128}, "two windows"),
         ({"model": "./nowhere"}, "nowhere"),
+        ({"ray": "127.0.0.1:1"}, "no Ray answers there"),
+        ({"ray": "127.0.0.1"}, "HOST:PORT"),
         ({"recipe": "gptq-w4a61"}, "did you mean `gptq-w4a16`"),
     ],
 )
@@ -344,3 +349,13 @@ def test_a_run_of_the_real_worker(home: Path) -> None:
     assert row.text_tokens % 31 == 0
     assert (home / "out" / str(entry.folder) / "quantkit-report.json").is_file()
     assert (home / "out" / "front.svg").is_file()
+
+
+def test_the_tables_fit_a_narrow_screen(run: Run, home: Path) -> None:
+    text = StringIO()
+    render(run(FakePool(), *GRID), Console(file=text, width=80))
+    shown = text.getvalue()
+    assert "bits=3 group_size=32" in shown
+    assert "Pareto front" in shown
+    assert "best: weights.bits=4 weights.group_size=32" in shown
+    assert "…" not in shown

@@ -61,6 +61,7 @@ def test_names_are_exported() -> None:
         ([5, 96], GREEDY, "token id 96 of the prompt .* 0 to 95"),
         ([5, -1], GREEDY, "token id -1"),
         ([5, "6"], GREEDY, "token id '6'"),
+        ([5, None], GREEDY, "token id None"),
         ([], GREEDY, "no tokens"),
         ([5] * 64, GREEDY, "64 tokens.*context has 64"),
         ([5] * 40, SamplingParams(max_tokens=20), "60 tokens need 8 blocks of 8; the cache has 6"),
@@ -413,6 +414,35 @@ def test_refused_before_weights_are_read(tmp_path: Path, config: dict[str, Any],
 def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         tiny(**options)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": "hot"}, {"temperature": None}, {"top_k": 1.5}, {"max_tokens": "5"}, {"seed": "x"},
+        {"seed": 2**64}, {"stop": 5}, {"stop": [5]}, {"stop_token_ids": 5}, {"stop_token_ids": ["a"]}, {"n": 2},
+        {"ignore_eos": "no"}, {"best_of": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_sampling_params_do_not_take_is_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"SamplingParams.*{next(iter(wrong))}"):
+        SamplingParams(**wrong)
+
+
+def test_a_field_set_later_is_not_ignored() -> None:
+    params = SamplingParams(seed=3)
+    with pytest.raises(AttributeError, match="best_of"):
+        params.best_of = 2  # type: ignore[attr-defined]
+    assert copy.deepcopy(params) == params == SamplingParams(seed=np.int64(3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prompts", [[1.5, 2], [None], [[5, 6], 7]], ids=str)
+def test_what_is_no_prompt_is_refused_and_leaves_nothing(prompts: Any) -> None:
+    llm = tiny()
+    with pytest.raises(UserError, match="expected a text or a list of token ids"):
+        llm.generate(prompts, GREEDY)
+    assert idle(llm)
 
 
 def test_an_encoder() -> None:
