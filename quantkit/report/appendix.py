@@ -242,5 +242,7 @@ def hashes(document: Document) -> Markup:
 
 def command(document: Document) -> Markup:
     """What makes the same bytes again."""
+    if document.command is None:
+        return missing("The model was a module in memory, so no command makes the files again.")
     words = "The same recipe, model, text and versions on the same kind of device make the same bytes."
     return join([element("p", words), code(document.command)])

@@ -7,7 +7,7 @@ from quantkit.report.document import Document
 from quantkit.report.markup import Markup, element, figure, join, missing, table, text
 from quantkit.report.markup import figures as side_by_side
 from quantkit.report.measurements import Continuation, Sample, TaskResult
-from quantkit.report.sections import measure_command, percent
+from quantkit.report.sections import measure_command, number, percent
 
 TASK_COLUMNS = ("task", "value", "original", "recovery", "beyond chance", "difference, points", "lost", "gained",
                 "questions", "says")  # fmt: skip
@@ -33,7 +33,8 @@ def tasks(document: Document) -> Markup:
 
 def _task_row(task: TaskResult) -> tuple[object, ...]:
     def with_error(value: float | None, error: float | None) -> str:
-        return "missing" if value is None else percent(value) + ("" if error is None else f" ± {percent(error)}")
+        show = percent if 0 <= task.value <= 1 else number  # a task's metric may be a perplexity
+        return "missing" if value is None else show(value) + ("" if error is None else f" ± {show(error)}")
 
     beyond = "missing"
     if task.chance is not None and task.reference is not None and task.reference > task.chance:

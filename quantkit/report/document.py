@@ -25,11 +25,11 @@ class Document:
     verdict: ReportVerdict
 
     @property
-    def command(self) -> str:
-        """What makes the checkpoint again."""
+    def command(self) -> str | None:
+        """What makes the checkpoint again; None where the model was a module in memory."""
         folder = Path(self.folder)
-        again = shlex.join(["quantkit", "quantize", "--recipe", str(folder / REPORT), "--output", f"{folder}-again"])
-        return again
+        words = ["quantkit", "quantize", "--recipe", str(folder / REPORT), "--output", f"{folder}-again"]
+        return None if self.report.model is None else shlex.join(words)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `document_schema` describes; `run` is the content of quantkit-report.json."""
@@ -66,7 +66,7 @@ def document_schema() -> dict[str, Any]:
             "schema": {"const": SCHEMA},
             "folder": {"type": "string"},
             **schemas,
-            "command": {"type": "string"},
+            "command": {"type": ["string", "null"]},
             "run": {"type": "object", "description": f"the content of {REPORT}"},
         },
         "required": ["schema", "folder", *parts, "command", "run"],

@@ -146,10 +146,13 @@ def _tasks(tasks: Sequence[TaskResult]) -> Criterion:
     value = Interval(worst.recovery, worst.recovery, worst.recovery)
     outcome = RECOVERY.judge(value)
     remark = f"{_said(RECOVERY, value, outcome)} on {worst.task}"
-    if worst.verdict == "cannot tell" and outcome != "recommended":
+    lost = next((task.task for task in tasks if task.verdict == "lost"), None)
+    if outcome == "recommended" and lost is not None:
+        outcome, remark = "with care", f"{remark}, but {lost} lost answers"
+    elif outcome == "recommended" and worst.verdict == "cannot tell":
+        remark += ", as far as so few questions tell"
+    elif worst.verdict == "cannot tell":
         outcome, remark = "with care", f"{remark}, which so few questions cannot tell from chance"
-    elif outcome == "recommended" and any(task.verdict == "lost" for task in tasks):
-        outcome, remark = "with care", f"{next(task.task for task in tasks if task.verdict == 'lost')} lost answers"
     return Criterion(RECOVERY.name, outcome, remark, RECOVERY, value)
 
 

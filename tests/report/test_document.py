@@ -20,6 +20,7 @@ def test_measurements_are_read_back() -> None:
     assert content["command"] == (
         "quantkit quantize --recipe out/Llama-3.1-70B-W4A16/quantkit-report.json --output out/Llama-3.1-70B-W4A16-again"
     )
+    assert document(replace(run(1), model=None)).command is None
     assert measurements_of(content | {"schema": "quantkit.report/2"}) is None
     assert measurements_of(content | {"measured": {"texts": 3}}) is None
     assert measurements_of([]) is None

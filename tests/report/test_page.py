@@ -169,6 +169,7 @@ def test_what_is_missing_is_said() -> None:
     drawn = re.findall(r'aria-label="([^"]*)"', content)
     assert len([label for label in drawn if label != "Sections"]) == 3, drawn  # size, errors by layer, errors by kind
     assert "rounded to nearest</text>" not in content  # no series for what nobody computed
+    assert "no command makes the files again" in page(document(replace(run(1), model=None)))
     held = page(document(measured=Measurements()))
     assert "without an interval" in held
 

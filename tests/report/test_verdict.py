@@ -87,6 +87,15 @@ def test_tasks(recovery: float | None, verdict: str | None, level: str) -> None:
     assert judge(REPORT, Measurements(texts=(GOOD,), tasks=(task,))).level == level
 
 
+def test_a_lost_task_counts_beside_one_that_cannot_tell() -> None:
+    unsure = TaskResult("piqa", "acc", 0.8, recovery=0.991, verdict="cannot tell")
+    found = judge(REPORT, Measurements(texts=(GOOD,), tasks=(unsure,)))
+    assert found.level == "recommended"
+    assert "so few questions" in next(one.remark for one in found.criteria if "recovery" in one.name)
+    lost = TaskResult("arc", "acc", 0.8, recovery=0.992, verdict="lost")
+    assert judge(REPORT, Measurements(texts=(GOOD,), tasks=(unsure, lost))).level == "with care"
+
+
 def test_a_folder_that_no_engine_loads_is_not_recommended() -> None:
     refused = (EngineVerdict("vllm", "refused", "no kernel"), EngineVerdict("sglang", "refused", "no kernel"))
     assert judge(REPORT, Measurements(texts=(GOOD,), engines=refused)).level == "no"
