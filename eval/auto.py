@@ -17,9 +17,8 @@ from quantkit_eval.evaluation import evaluate
 
 from quantkit.progress import Progress
 from quantkit.quantization import pipeline
-from quantkit.quantization.allocation.choice import choose
 from quantkit.quantization.allocation.recipe_text import recipe_of
-from quantkit.quantization.allocation.run import measured_harms, prepare, recipe_for
+from quantkit.quantization.allocation.run import choice_for, measured_harms, open_journal, prepare, recipe_for
 from quantkit.recipe.candidates import DEFAULT, base_recipe, candidates
 from quantkit.recipe.load import from_data
 from quantkit.recipe.recipe import Recipe
@@ -69,16 +68,16 @@ def main() -> None:
         output = Path(scratch) / "out"
         with Progress(False) as bar:
             model = prepare(base, found, output, bar)
-            harms = measured_harms(model, output, bar)
+            journal = open_journal(model, output)
+            harms = measured_harms(model, journal, bar)
         for size in a.sizes.split(","):
             budget = model.budget(limit_of(size))
-            chosen = choose(model.units, harms, budget)
-            predicted = sum(harms[name][option.candidate] for name, option in chosen.items())
-            ours = run("auto", recipe_of(recipe_for(model, chosen, budget, predicted)), a)
+            choice = choice_for(model, harms, budget, journal, bar, {})
+            ours = run("auto", recipe_of(recipe_for(model, choice, budget)), a)
             best = min((one for one in uniform if one.bits <= ours.bits + 5e-4), key=lambda one: one.kl)
             cells = [size, f"{best.name} ({best.bits:.4g})", f"{best.kl:.5f}", f"{ours.bits:.4g}", f"{ours.kl:.5f}"]
-            cells += [f"**{ours.kl / best.kl:.2f}**", f"{predicted:.5f}", f"{ours.held_out:.5f}"]
-            print("|", " | ".join([*cells, f"{ours.held_out / predicted:.2f}"]), "|", flush=True)
+            cells += [f"**{ours.kl / best.kl:.2f}**", f"{choice.predicted:.5f}", f"{ours.held_out:.5f}"]
+            print("|", " | ".join([*cells, f"{ours.held_out / choice.predicted:.2f}"]), "|", flush=True)
 
 
 if __name__ == "__main__":

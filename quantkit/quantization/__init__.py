@@ -5,6 +5,7 @@ early_checks.py      what is refused before torch is imported
 targets.py           what is done to each linear, decided before any work; the files' layout
 run_context.py       what a run, and one of its blocks, consist of
 block_quantizer.py   one block: transform, quantize, calibrate the cache, pass on, write the rest
+head.py              the output head as one more linear
 held_out.py          the quantized model beside the original on text it was not calibrated on
 block_files.py       the output's tensors: copied, written, read back
 linear_quantizer.py  the linears that share one input

@@ -11,7 +11,7 @@ from quantkit.model.streamed_model import check_finite
 from quantkit.model.weight_sources import TensorSlice
 from quantkit.quantization.gguf_output import GgufOutput
 from quantkit.quantization.run_context import BlockContext, RunContext
-from quantkit.quantization.targets import LinearTarget
+from quantkit.quantization.targets import HEAD, LinearTarget
 from quantkit.types import ActivationRange, QuantizedWeight
 
 COPIED_BYTES = 64 << 20  # checked at a time
@@ -29,6 +29,7 @@ def copy_unquantized(run: RunContext) -> None:
         for name, _ in block.named_parameters()
         for piece in run.streamed.sources[run.streamed.prefix(index) + name]
     }
+    done |= {f"{linear.name}.weight" for linear in run.targets.of_block(HEAD)}
     if isinstance(run.writer, GgufOutput):
         run.writer.write_extra()
         plan = run.writer.plan

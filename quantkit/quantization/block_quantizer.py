@@ -22,11 +22,12 @@ from quantkit.quantization.calibration.staged_forward import StagedForward, fits
 from quantkit.quantization.calibration.statistics import OutputDrift, Statistic, rows_of
 from quantkit.quantization.gguf_output import GgufOutput
 from quantkit.quantization.gguf_tables import quantized_ends, write_tables
+from quantkit.quantization.head import head_statistic, head_weight, written_head
 from quantkit.quantization.held_out import HeldOut, Ranges
 from quantkit.quantization.linear_quantizer import ExpertTokens, block_columns, needs_hessian, needs_of, quantize_group
 from quantkit.quantization.resources import return_pages
 from quantkit.quantization.run_context import BlockContext, RunContext
-from quantkit.quantization.targets import LinearTarget
+from quantkit.quantization.targets import HEAD, LinearTarget
 from quantkit.quantization.transforms.scale_folding import TRANSFORMS
 from quantkit.report.block_records import BlockRecord, FoldRecord, LinearRecord
 from quantkit.report.records import HeldOutRecord
@@ -82,7 +83,7 @@ class BlockQuantizer:
 
     def replay(self, index: int) -> None:
         """Run a block finished before a kill again, from the written tensors: the states go on as they were."""
-        if self.states is None:
+        if self.states is None or index >= len(self.run.streamed.blocks):  # the head: nothing is behind it
             return
         context = self._fill(index)
         if self.original is not None:
@@ -187,18 +188,34 @@ class BlockQuantizer:
 
     def propagate(self, context: BlockContext, staged: StagedForward | None) -> None:
         """Replace the states by the quantized block's outputs, where another block will see them."""
-        last = context.index + 1 == len(self.run.streamed.blocks)
-        if self.states is not None and self._propagates and not last:
+        if self.states is not None and self._propagates and self._goes_on(context.index):
             staged.finish() if staged is not None else self.states.advance(context.block, context.index)
             self.run.timer.mark("propagate")
         elif staged is not None:
             staged.drop()
 
+    def quantize_head(self, note: Note) -> BlockRecord:
+        """Quantize and write the head, behind the last block; returns its record."""
+        linears = self.run.targets.of_block(HEAD)
+        note(linears[0].name)
+        statistic = None
+        if self.states is not None:
+            needs = {"hessian": needs_hessian(linears), "block": block_columns(linears)}
+            statistic = head_statistic(self.run, self.states, **needs)
+        weights = {linear.name: head_weight(self.run, linear) for linear in linears}
+        signed = self.run.format.SIGNED_SCALES
+        records = []
+        for linear, q, record in quantize_group(weights, linears, statistic, {}, signed=signed):
+            write_quantized(self.run, linear, q)
+            records.append(record)
+        self.run.timer.mark("head")
+        return BlockRecord(len(self.run.streamed.blocks), (), tuple(records))
+
     def finish(self) -> HeldOutRecord | None:
         """How the quantized model does on the held-out windows, behind the last block; None where there are none."""
         if self._held_out is None:
             return None
-        found = self._held_out.finish()
+        found = self._held_out.finish(written_head(self.run))
         self.run.timer.mark("held-out")
         return found
 
@@ -210,6 +227,10 @@ class BlockQuantizer:
         read = (stored_scale(self.run.writer.read(layout.name)) for layout in self.run.targets.kv_scales[index])
         sides = (kv.keys, kv.values)
         return KVRange(*(next(read).to(self.run.streamed.device) if s and s.calibrated else None for s in sides))
+
+    def _goes_on(self, index: int) -> bool:
+        """Whether anything is calibrated on what leaves this block."""
+        return index + 1 < len(self.run.streamed.blocks) or bool(self.run.targets.of_block(HEAD))
 
     @property
     def _propagates(self) -> bool:
@@ -305,7 +326,7 @@ class BlockQuantizer:
         if staged is not None:
             staged.stop_at(stage[0][0], observe)
         else:
-            advance = not self._propagates and context.index + 1 < len(self.run.streamed.blocks)
+            advance = not self._propagates and self._goes_on(context.index)
             cal.run(self.states, context.block, context.graph, context.index, set(wanted), observe, advance=advance)
         for statistic in statistics.values():
             statistic.finish()

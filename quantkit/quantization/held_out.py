@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from quantkit.cache_spec import CacheSpec
 from quantkit.grids.activations import KVRange, fake_quantize, quantize_cache
 from quantkit.model.matmul_tracing import OnProduct, TraceMatmuls, WeightKey
-from quantkit.model.model_ends import HEAD_BYTES, logits
+from quantkit.model.model_ends import HEAD_BYTES, Head, logits
 from quantkit.quantization.calibration.hidden_states import HiddenStates
 from quantkit.quantization.gguf_tables import quantized_ends
 from quantkit.quantization.run_context import BlockContext, RunContext
@@ -97,8 +97,12 @@ class HeldOut:
             with TraceMatmuls(context.block, on_product):
                 states.put(part, call.run(context.block, hidden), index)
 
-    def finish(self) -> HeldOutRecord | None:
-        """KL of the quantized model's next-token distributions from the original's; None where there are no logits."""
+    def finish(self, head: Head | None = None) -> HeldOutRecord | None:
+        """KL of the quantized model's next-token distributions from the original's; None where there are no logits.
+
+        head: that of the quantized model, where it is quantized as the blocks are
+        """
+        head = head or self.head
         if (
             self.original.hidden_STH.dim() != 3
         ):  # several states per token, of which the model makes one behind its blocks
@@ -109,7 +113,7 @@ class HeldOut:
         total = agree = 0.0
         for start in range(0, M, step):
             pair = [states[start : start + step] for states in leaving]
-            both = self._logits(pair)
+            both = self._logits(pair, head)
             if both is None:
                 return None
             log_p, log_q = (each.float().log_softmax(-1) for each in both)
@@ -119,11 +123,11 @@ class HeldOut:
             agree += float((log_p.argmax(-1) == log_q.argmax(-1)).sum())
         return HeldOutRecord(M, total / M, agree / M)
 
-    def _logits(self, pair: list[Tensor]) -> Tensor | list[Tensor] | None:
+    def _logits(self, pair: list[Tensor], head: Head | None) -> Tensor | list[Tensor] | None:
         """Logits of the original's and the quantized model's states [m, H]; None where there are none."""
-        if self.head is None:
+        if head is None:
             return logits(self.run.streamed, torch.stack(pair))  # the head is read once for the two
-        each = [logits(self.run.streamed, pair[0][None]), logits(self.run.streamed, pair[1][None], self.head)]
+        each = [logits(self.run.streamed, pair[0][None]), logits(self.run.streamed, pair[1][None], head)]
         return None if each[0] is None or each[1] is None else [each[0][0], each[1][0]]
 
     def _leaving(self, states: HiddenStates) -> Tensor:

@@ -50,6 +50,7 @@ from quantkit.quantization.gguf_keys import file_metadata, gguf_remarks, tokeniz
 from quantkit.quantization.gguf_layout import candidate_types, plan_for
 from quantkit.quantization.gguf_measured import measured_types
 from quantkit.quantization.gguf_output import GgufOutput
+from quantkit.quantization.head import head_candidate
 from quantkit.quantization.held_out import windows_for
 from quantkit.quantization.output import (
     make_report,
@@ -62,7 +63,7 @@ from quantkit.quantization.resources import (
     reuse_pages,
 )
 from quantkit.quantization.run_context import RunContext
-from quantkit.quantization.targets import resolve_targets
+from quantkit.quantization.targets import HEAD, resolve_targets
 from quantkit.quantization.transforms.rotation import ModelRotation
 from quantkit.recipe.gguf import Measured
 from quantkit.recipe.recipe import Recipe
@@ -137,10 +138,11 @@ def _run(
     stored = checkpoint.tensors | {layout.name: layout for layout in extra}
     plan = None if recipe.gguf is None else plan_for(recipe, config, stored)
     types = None if plan is None else candidate_types(plan)
-    targets = resolve_targets(recipe, graphs, streamed, extra, types)
+    head = head_candidate(recipe, streamed)
+    targets = resolve_targets(recipe, graphs, streamed, extra, types, head)
     if idle := idle_stacks(streamed.checkpoint, targets.schemes):  # written as they were read
         streamed = streamed.with_checkpoint(*unstacked(whole.model, whole.sources, whole.checkpoint, idle))
-        targets = resolve_targets(recipe, graphs, streamed, extra, types)
+        targets = resolve_targets(recipe, graphs, streamed, extra, types, head)
     checkpoint = streamed.checkpoint
     format_ = FORMATS[recipe.output.format]
     advice = [*remarks, *check_engine(recipe, targets, checkpoint.tensors, config)]
@@ -185,6 +187,10 @@ def _run(
                 writer.sync()
                 journal.append(record.to_json())
                 bar.advance()
+            if targets.of_block(HEAD) and len(journal.entries) == len(streamed.blocks) + 1:
+                record = blocks.quantize_head(bar.note)
+                writer.sync()
+                journal.append(record.to_json())
             held_out = blocks.finish()
         bar.stage("finishing files")
         writer.finish()

@@ -28,6 +28,7 @@ from quantkit.recipe.number_formats import Activations, CacheSide, KVCache, Weig
 from quantkit.recipe.recipe import Recipe
 from quantkit.types import BLOCK, ActivationSpec, KVSpec, Scheme, TensorSpec, block_spec
 
+HEAD = -1  # in place of a block's number
 FLOAT_SCALES = {"nvfp4": "e4m3", "mxfp4": "e8m0", "mxfp8": "e8m0"}  # all others are plain
 
 
@@ -150,13 +151,15 @@ def resolve_targets(
     streamed: StreamedModel,
     extra: list[TensorLayout],
     types: Mapping[str, str] | None = None,
+    head: Iterable[Candidate] = (),
 ) -> Targets:
     """Resolve the recipe against every linear of a traced model.
 
-    extra: tensors that a rotation adds to those of the source; types as in `resolve`. UserError naming every misfit.
+    extra: tensors that a rotation adds to those of the source; types as in `resolve`; head: the head, if it may
+    be. UserError naming every misfit.
     """
     stored = streamed.checkpoint.tensors | {layout.name: layout for layout in extra}
-    candidates, never = traced_candidates(graphs, streamed, stored)
+    candidates, never = traced_candidates(graphs, streamed, stored, head)
     found = resolve(recipe, candidates, never, types)
     kv_scales = []
     if found.kv is not None:
@@ -175,13 +178,17 @@ def resolve_targets(
 
 
 def traced_candidates(
-    graphs: list[BlockGraph], streamed: StreamedModel, stored: Mapping[str, TensorInfo | TensorLayout]
+    graphs: list[BlockGraph],
+    streamed: StreamedModel,
+    stored: Mapping[str, TensorInfo | TensorLayout],
+    head: Iterable[Candidate] = (),
 ) -> tuple[list[Candidate], dict[str, str]]:
     """Every matrix of a traced model that could be quantized, and name -> reason of those that never can.
 
-    stored: the tensors of the source and those that a rotation adds
+    stored: the tensors of the source and those that a rotation adds; head: the head, if it may be
     """
     candidates, reasons = _candidates(graphs, streamed)
+    candidates += head
     return candidates, dense_modules(streamed.model, streamed.sources, stored, {c.name for c in candidates}, reasons)
 
 
@@ -246,7 +253,8 @@ def resolve(
     misfits, refused = list[tuple[str, int, int]](), dict[str, str]()
     for candidate in candidates:
         name, (_, K) = candidate.name, candidate.shape
-        weights = recipe.weights_for(name, candidate.site.class_name)
+        of_head = candidate.block == HEAD
+        weights = recipe.head_weights if of_head else recipe.weights_for(name, candidate.site.class_name)
         if weights is None:
             skipped.append((name, "the recipe says so"))
             continue
@@ -278,7 +286,7 @@ def resolve(
             uses = "channel" if fitting == -1 else fitting
             notes.append(f"{name}: group_size {size} does not divide {K}, uses {uses}")
             spec = weight_spec(weights, fitting)
-        activations = recipe.activations_for(name, candidate.site.class_name)
+        activations = None if of_head else recipe.activations_for(name, candidate.site.class_name)
         scheme = Scheme(spec, activation_spec(activations))
         if problem := _refusal(weights, scheme, candidate, recipe.output.format):
             refused.setdefault(problem, name)

@@ -59,6 +59,9 @@ class Recipe(Strict):
     """Linears left as they are: exact names, `re:` expressions or class names, as in overrides."""
     propagate: Literal["quantized", "original"] = "quantized"
     """Whether a block is calibrated on the outputs of the quantized blocks before it, or of the original ones."""
+    head: Weights | None = None
+    """The number format of the output head: only the keys that differ from `weights`, as {bits: 8}; its inputs stay as
+    they are. null: it stays dense."""
     experts: Experts = Experts()
     """How the experts of a layer are calibrated."""
     gguf: Gguf | None = None
@@ -122,6 +125,11 @@ class Recipe(Strict):
         if override is None or (override.weights is None and not override.skip):
             return self.weights
         return None if override.weights is None else merged(self.weights, override.weights)
+
+    @property
+    def head_weights(self) -> Weights | None:
+        """The settings of the head; None where it stays as it is."""
+        return None if self.head is None else merged(self.weights, self.head)
 
     def activations_for(self, name: str, class_name: str) -> Activations | None:
         """What the input of one linear is rounded to."""

@@ -19,8 +19,9 @@ class AllocationRecord:
 
     max_size         as it was asked for
     bits_per_weight  of all linears of the blocks, those that stay as stored included; nbytes: of all safetensors files
-    predicted_kl     sum of the harms of the linears, each quantized alone; measured_kl: of the result, on the same
-                     windows of the calibration text, which it was not calibrated on. Nats per token
+    predicted_kl     sum of the harms of the linears, each quantized alone, times the share that re-fitting leaves of
+                     them; measured_kl: of the result, on the same windows of the calibration text, which it was not
+                     calibrated on. Nats per token
     measured_tokens  of these windows; warnings: of the run
     """
 

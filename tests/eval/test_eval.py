@@ -130,6 +130,23 @@ def test_divergence_is_that_of_a_plain_loop(
     assert divergence_.perplexity_ratio.value == pytest.approx(ratio)
 
 
+def test_positions_are_those_of_a_plain_loop(result: TextResult, plain: dict[str, torch.Tensor]) -> None:
+    """Eight parts of a window's 63 predictions, each token in one of them; the ratio is paired."""
+    parts = [(one.first, one.last) for one in result.positions]
+    assert parts == [(1, 8), (9, 16), (17, 24), (25, 32), (33, 40), (41, 48), (49, 56), (57, 63)]
+    targets = plain["ids"][:, 1:, None]
+    losses = {name: -plain[name].gather(-1, targets)[..., 0] for name in ("model", "reference")}
+    for one in result.positions:
+        own, original = (losses[name][:, one.first - 1 : one.last].mean().item() for name in ("model", "reference"))
+        assert one.reference is not None
+        assert one.ratio is not None
+        assert one.perplexity.value == pytest.approx(math.exp(own), rel=1e-4)
+        assert one.reference.value == pytest.approx(math.exp(original), rel=1e-4)
+        assert one.ratio.value == pytest.approx(math.exp(own - original), rel=1e-4)
+        assert one.ratio.low < one.ratio.value < one.ratio.high
+        assert one.ratio.high / one.ratio.low < one.perplexity.high / one.perplexity.low  # paired: far narrower
+
+
 def test_a_model_does_not_differ_from_itself(text: Path) -> None:
     result = evaluate(MODEL, ref=MODEL, text=text, context=CONTEXT, tokens=300, progress=False).texts[0]
     assert result.windows == 300 // CONTEXT

@@ -1,8 +1,7 @@
 """Evaluation by the paged engine: plain evaluation's figures, and those of a simulated quantized cache.
 
-Beside a simulation whose attention sums in the engine's order (eager), figures differ by 1e-5; beside one with sdpa by
-what eager and sdpa differ themselves, for float noise before the rounding moves some codes to a neighbour: perplexity
-1.2e-4, KL 1.9e-3. FLIPS leaves room for such codes on another processor.
+A window attends to the bit as transformers does, whatever its chunks, and products of many rows mostly sum in one order
+too: on the machines it was tried on the figures are the same number. BOUND leaves room for others.
 """
 
 import json
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from quantkit_eval import evaluate
-from quantkit_eval.folders import load_model
 from quantkit_eval.paged_model import PagedModel
 from quantkit_eval.results import Evaluation
 from typer.testing import CliRunner
@@ -22,7 +20,7 @@ from quantkit.cli.main import app
 
 MODEL = Path(__file__).parents[2] / "examples" / "tiny-llama"
 CONTEXT, TOKENS = 64, 640
-FLIPS = (2e-4, 5e-3)  # relative: perplexity, KL
+BOUND = 1e-4  # relative, of perplexity and KL
 
 
 def figures(result: Evaluation) -> list[float]:
@@ -32,22 +30,8 @@ def figures(result: Evaluation) -> list[float]:
     return [text.model.perplexity.value, text.divergence.kl_mean.value]
 
 
-def same(one: Evaluation, other: Evaluation, tolerance: tuple[float, float]) -> bool:
-    return all(
-        a == pytest.approx(b, rel=rel) for a, b, rel in zip(figures(one), figures(other), tolerance, strict=True)
-    )
-
-
-@pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain evaluation with transformers' own attention in Python."""
-
-    def load(*args: Any) -> Any:
-        model = load_model(*args)
-        model.set_attn_implementation("eager")
-        return model
-
-    monkeypatch.setattr("quantkit_eval.evaluation.load_model", load)
+def same(one: Evaluation, other: Evaluation) -> bool:
+    return figures(one) == pytest.approx(figures(other), rel=BOUND)
 
 
 def run(model: Path, engine: str | None, kv_cache: str | None = None) -> Evaluation:
@@ -66,21 +50,19 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_without_a_quantized_cache_it_is_plain_evaluation(packed: Path) -> None:
     paged, plain = run(packed, "paged", "none"), run(packed, None, "none")
-    assert same(paged, plain, (1e-4, 1e-4))
+    assert same(paged, plain)
     assert (paged.engine, paged.dtype) == ("paged", "float32")
     assert any("steps of 512 tokens on blocks of 64" in note for note in paged.notes)
 
 
 @pytest.mark.parametrize("kv_cache", ["int8", "keys=int8,values=int4", "keys=int4,values=int8", "int4-asym", "fp8"])
-@pytest.mark.usefixtures("eager")
 def test_a_quantized_cache_is_its_simulation(kv_cache: str) -> None:
-    assert same(run(MODEL, "paged", kv_cache), run(MODEL, None, kv_cache), FLIPS)
+    assert same(run(MODEL, "paged", kv_cache), run(MODEL, None, kv_cache))
 
 
-@pytest.mark.usefixtures("eager")
 def test_the_folder_says_which_cache(packed: Path) -> None:
     paged = run(packed, "paged")
-    assert same(paged, run(packed, None), FLIPS)
+    assert same(paged, run(packed, None))
     assert figures(paged)[1] > 1.05 * figures(run(packed, "paged", "none"))[1]
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -20,11 +20,13 @@ from quantkit.progress import Progress
 from quantkit.quantization import pipeline
 from quantkit.quantization.allocation import run
 from quantkit.quantization.allocation.choice import Budget, choose
+from quantkit.quantization.allocation.context import FLOOR, SHARES, ContextRuns
 from quantkit.quantization.allocation.harms import HarmMeter
 from quantkit.quantization.allocation.recipe_text import recipe_of
 from quantkit.quantization.allocation.units import Option, Unit
 from quantkit.recipe.candidates import DENSE, base_recipe, candidates
 from quantkit.recipe.load import load
+from quantkit.recipe.recipe import Recipe
 from quantkit.sizes import SizeLimit
 
 BUNDLED = Path(__file__).resolve().parents[2] / "examples" / "tiny-llama"
@@ -60,6 +62,21 @@ def prepared(model: Path, output: Path, names: str = FEW, engine: str | None = N
         return run.prepare(base, candidates(names.split(",")), output, bar)
 
 
+def recipe(model: run.PreparedModel, options: Mapping[str, Option]) -> Recipe:
+    """The recipe that is written for a choice."""
+    return recipe_of(run.recipe_for(model, run.Choice(options, {}, 0.0), model.budget(SizeLimit("8.5bpw", 8.5))))
+
+
+def ones(runs: ContextRuns, *_: Any) -> dict[str, float]:
+    return {unit.name: 1.0 for unit in runs.units}
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Harms count as they are measured alone, without the whole runs that correct them."""
+    monkeypatch.setattr(run, "shares_left", ones)
+
+
 def auto(model: Path, output: Path, size: str, **more: Any) -> Any:
     given = {"candidates": FEW, "calibration": SECTION, "progress": "off"} | more
     return quantkit.auto(model, size, output, **given)
@@ -83,10 +100,10 @@ def test_a_harm_is_the_divergence_of_a_run_that_quantizes_this_unit_alone(
 ) -> None:
     ready = prepared(model, tmp_path / "out", candidate)
     with Progress(False) as bar:
-        harm = run.measured_harms(ready, tmp_path / "out", bar)[unit][candidate]
+        harm = run.measured_harms(ready, run.open_journal(ready, tmp_path / "out"), bar)[unit][candidate]
     chosen = {one.name: next(o for o in one.options if o.candidate == (candidate if one.name == unit else DENSE))
               for one in ready.units}  # fmt: skip
-    alone = recipe_of(run.recipe_for(ready, chosen, ready.budget(SizeLimit("8.5bpw", 8.5)), harm))
+    alone = recipe(ready, chosen)
     found = pipeline.quantize(alone, tmp_path / "alone", progress=False).held_out
     assert found is not None
     assert harm > 1e-5
@@ -119,6 +136,7 @@ def test_no_other_choice_is_better(costs: list[list[tuple[int, float]]], room: i
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.usefixtures("alone")
 def test_the_files_are_no_larger_than_asked_and_hardly_smaller(model: Path, tmp_path: Path, share: float) -> None:
     least = 2 * 4096 * 64 * 2  # the embedding and the head, which stay
     size = int(least + share * (stored_bytes(model) - least))
@@ -131,6 +149,7 @@ def test_the_files_are_no_larger_than_asked_and_hardly_smaller(model: Path, tmp_
     assert not (tmp_path / "out.harms").exists()
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_recipe_makes_the_same_bytes_again(model: Path, tmp_path: Path) -> None:
     made = auto(model, tmp_path / "out", "4.6bpw")
     assert made.bits_per_weight <= 4.6
@@ -156,11 +175,13 @@ def test_siblings_move_together_and_refused_candidates_say_why(model: Path, tmp_
     assert all(len(unit.members) == 1 for unit in prepared(model, tmp_path / "out", engine="transformers").units)
 
 
+@pytest.mark.usefixtures("alone")
 def test_an_engine_loads_what_was_made_for_it(model: Path, tmp_path: Path) -> None:
     auto(model, tmp_path / "out", "6bpw", candidates="W4A16,W8A16,W3A16,FP8_DYNAMIC", engine="vllm", tp=2)
     assert quantkit.verify(tmp_path / "out", "vllm", tp=2).verdict == "loads"
 
 
+@pytest.mark.usefixtures("alone")
 def test_all_experts_of_a_layer_are_one_unit(tmp_path: Path) -> None:
     config = t.Qwen3MoeConfig(**SHAPE, moe_intermediate_size=64, num_experts=2, num_experts_per_tok=1)
     model = save(config, tmp_path / "moe")
@@ -175,6 +196,7 @@ def test_all_experts_of_a_layer_are_one_unit(tmp_path: Path) -> None:
     assert made.measured_kl > 0
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_killed_run_goes_on_with_the_harms_it_has(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,13 +222,51 @@ def test_a_killed_run_goes_on_with_the_harms_it_has(
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_what_a_run_leaves_of_harms(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed among the whole runs that tell it, and gone on with those that were done."""
+    real, done = ContextRuns.divergence, list[float]()
+
+    def dies(self: ContextRuns, chosen: Mapping[str, Option]) -> float:
+        if len(done) == 3:
+            done.append(0.0)
+            raise KeyboardInterrupt
+        done.append(real(self, chosen))
+        return done[-1]
+
+    monkeypatch.setattr(ContextRuns, "divergence", dies)
+    with pytest.raises(KeyboardInterrupt):
+        auto(model, tmp_path / "out", "3.8bpw")
+    calls, quantize = list[Path](), pipeline.quantize
+
+    def counted(recipe: Recipe, output: Path, **more: Any) -> Any:
+        calls.append(output)
+        return quantize(recipe, output, **more)
+
+    monkeypatch.setattr(pipeline, "quantize", counted)
+    made = auto(model, tmp_path / "out", "3.8bpw")
+    known = done[:3]
+    assert done[4:7] == known
+    assert len(calls) == len(done[4:]) - 3 + 1  # the last is the result
+    units = json.loads((tmp_path / "out" / "quantkit-auto.json").read_text())["units"]
+    left = {name: unit["share_left"] * unit["kl"][unit["candidate"]] for name, unit in units.items()}
+    assert sum(left.values()) == pytest.approx(made.predicted_kl)
+    assert all(SHARES[0] <= unit["share_left"] <= SHARES[1] for unit in units.values())
+    first = units["model.layers.0.self_attn.qkv_proj"]
+    assert any(
+        first["share_left"] == pytest.approx(min(max((known[1] - known[0]) / alone, SHARES[0]), SHARES[1]))
+        for alone in first["kl"].values()
+        if alone > FLOOR * known[0]
+    )
+    assert 0.6 < made.ratio < 1.6
+
+
 def test_overrides_keep_inputs_of_other_candidates_as_they_are(model: Path, tmp_path: Path) -> None:
     ready = prepared(model, tmp_path / "out", "FP8_DYNAMIC,W4A16:g32")
     chosen = {unit.name: unit.options[i % 3] for i, unit in enumerate(ready.units)}
-    recipe = recipe_of(run.recipe_for(ready, chosen, ready.budget(SizeLimit("9bpw", 9.0)), 0.0))
+    mixed = recipe(ready, chosen)
     for unit in ready.units:
         for name in unit.members:
-            weights, inputs = recipe.weights_for(name, "Linear"), recipe.activations_for(name, "Linear")
+            weights, inputs = mixed.weights_for(name, "Linear"), mixed.activations_for(name, "Linear")
             candidate = chosen[unit.name].candidate
             assert (weights is None) == (candidate == DENSE)
             if weights is not None:

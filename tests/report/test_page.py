@@ -11,7 +11,7 @@ from quantkit.report.document import Document
 from quantkit.report.measurements import Continuation, Measurements, Sample
 from quantkit.report.page import page
 from quantkit.report.records import CalibrationSource
-from tests.synthetic_reports import document, measurements, run
+from tests.synthetic_reports import document, measurements, run, text_result
 
 ORDER = ["Verdict", "Size and speed", "KL and flips", "Perplexity by position", "Error by layer",
          "Weight and input outliers", "Folds and fallbacks", "Tasks", "Greedy samples", "Recipe", "Versions", "Hashes",
@@ -182,3 +182,15 @@ def test_a_part_that_is_missing_is_not_drawn_as_zero() -> None:
     assert "largest in layer" in alt
     assert "original" not in alt
     assert "The original&#x27;s own outliers, before folds and rotations, were not measured." in content
+
+
+def test_a_text_without_an_original() -> None:
+    """Perplexity alone: no divergence, no line of an original, no ratio."""
+    text = text_result()
+    places = tuple(replace(one, reference=None, ratio=None) for one in text.positions)
+    alone = replace(text, divergence=None, positions=places)
+    content = page(document(run(1), Measurements(texts=(alone,), context=512)))
+    labels = [label for label in re.findall(r'aria-label="([^"]*)"', content) if "erplexity" in label]
+    assert len(labels) == 1, labels
+    assert "KL, flips" not in Reader(content).text  # the run's own held-out figures are there
+    assert "Intervals, flips and perplexity were not measured" in Reader(content).text

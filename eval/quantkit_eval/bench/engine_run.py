@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import torch
 
-from quantkit.errors import RunError
+from quantkit.errors import RunError, UserError
 from quantkit.runtime.engine.blocks import BlockManager
 from quantkit.runtime.engine.llm import LLM
 from quantkit.runtime.engine.request import Request, RequestOutput, SamplingParams
@@ -70,7 +70,7 @@ class _Watch:
 def run(llm: LLM, requests: Sequence[Arrival], cost: ModelCost, *, slots: int | None = None) -> EngineRun:
     """The requests, greedily and to their last token. slots: how many run at a time. Nothing is cached beforehand.
 
-    RunError where a request fails.
+    UserError where a request is refused, RunError where one fails on its way.
     """
     scheduler, found, clock = llm.scheduler, EngineRun(), VirtualClock()
     scheduler.blocks.forget()
@@ -93,7 +93,8 @@ def run(llm: LLM, requests: Sequence[Arrival], cost: ModelCost, *, slots: int | 
                 seconds = time.perf_counter() - began
                 for output in outputs:
                     if output.error is not None:
-                        raise RunError(f"request {output.request_id} failed: {output.error}")
+                        kind = RunError if output.outputs[0].token_ids else UserError
+                        raise kind(f"request {output.request_id} failed: {output.error}")
                     ended[output.request_id] = output
                 if watch.plan:
                     found.steps.append(_record(watch, seconds, scheduler.max_num_seqs, cost))

@@ -1,12 +1,13 @@
 """A sweep as it is asked for, and what is refused before torch is imported."""
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
-from quantkit.checkpoint.hub import locate_model
+from quantkit.checkpoint.hub import ANSWER_SECONDS, locate_model
 from quantkit.checkpoint.model_folder import local_folder
 from quantkit.checkpoint.quantization_config import refuse_quantized
 from quantkit.checkpoint.reader import Checkpoint
@@ -78,6 +79,8 @@ def check_options(options: SweepOptions) -> Begun:
             "--limit is the most questions of each task, and there are no --tasks\nhint: --tokens limits texts"
         )
     _check_packages(options)
+    if options.ray is not None:
+        _check_address(options.ray)
     if options.tasks:
         from quantkit_eval.tasks.task_files import check_lm_eval, check_task_files
 
@@ -115,6 +118,21 @@ def none_possible(impossible: Sequence[Impossible]) -> UserError:
     return UserError(
         "no combination of the grid is possible:" + "".join(f"\n  {x.label}: {x.reason}" for x in impossible)
     )
+
+
+def _check_address(address: str) -> None:
+    """UserError where nothing listens at the address of a Ray cluster: Ray itself would try for many minutes."""
+    if address in ("local", "auto"):
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not host or not port.isdecimal():
+        raise UserError(f"--ray {address}: found no HOST:PORT\nhint: --ray alone uses this machine, --ray auto its Ray")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--ray {address}: no Ray answers there: {error}\nhint: start one with `ray start --head`, or pass --ray alone"
+        ) from error
 
 
 def _check_packages(options: SweepOptions) -> None:

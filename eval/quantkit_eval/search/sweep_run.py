@@ -216,7 +216,7 @@ class _Sweep:
             self.errors[job.name] = error or "it wrote no row"
             LOG.warning("%s failed: %s", job.label, self.errors[job.name])
         else:
-            LOG.info("%s: %.3f bits, KL %.5f", job.label, row.bits_per_weight, row.kl.value)
+            LOG.info("%s: %.3f bits, KL %.3g", job.label, row.bits_per_weight, row.kl.value)
         entries = self._entries(settings)
         front = {entry.row.name for entry in entries if entry.row and entry.front}
         if self.options.keep != "all":

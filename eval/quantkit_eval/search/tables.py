@@ -73,7 +73,7 @@ def _table(title: str, more: Sequence[str]) -> Table:
 
 def _place(entry: Entry, row: Row, short: Mapping[str, str]) -> list[str]:
     settings = label({short[key]: value for key, value in entry.settings.items()})
-    kl = f"{row.kl.value:.5f} ± {(row.kl.high - row.kl.low) / 2:.5f}"
+    kl = f"{row.kl.value:.3g} ± {(row.kl.high - row.kl.low) / 2:.2g}"
     return [escape(settings), f"{row.size_bytes / 1e6:.2f}", f"{row.bits_per_weight:.3f}", kl]
 
 

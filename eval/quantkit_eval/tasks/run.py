@@ -3,6 +3,7 @@
 import gc
 import io
 import logging
+import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr
@@ -23,6 +24,7 @@ from quantkit_eval.tasks.selection import first_line, hub_errors, load_tasks, na
 from quantkit_eval.tasks.task_files import check_lm_eval, check_task_files
 
 ENGINES = ("plain", "paged")
+SEED = 1234  # lm-eval's
 PACKAGES = ("quantkit", "lm_eval", "torch", "transformers", "datasets")
 LOG = logging.getLogger("quantkit.eval")
 
@@ -140,7 +142,7 @@ def answer(
     LOG.info("loading %s", folder)
     lm = QuantkitLM(str(folder), **options)
     with _lm_eval_output(progress):
-        found = _answers(_simple_evaluate(lm, tasks, num_fewshot, limit))
+        found = _answers(_evaluate(lm, tasks, num_fewshot, limit))
     where = str(lm.device)
     del lm
     gc.collect()  # the next model needs this one's memory
@@ -152,14 +154,25 @@ def results_of(own: ModelAnswers, original: ModelAnswers | None) -> tuple[TaskRe
     return tuple(_result(key, one, None if original is None else original.of[key]) for key, one in own.of.items())
 
 
-def _simple_evaluate(lm: Any, tasks: list[Any], num_fewshot: int | None, limit: int | None) -> dict[str, Any]:
-    from lm_eval.evaluator import simple_evaluate
+def _evaluate(lm: Any, tasks: list[Any], num_fewshot: int | None, limit: int | None) -> dict[str, Any]:
+    """lm-eval's results with every answer; settings and seeds as its command has them by default.
 
+    Not its `simple_evaluate`, which ends with seconds of asking pip and git what is installed.
+    """
+    import torch
+    from lm_eval.evaluator import evaluate
+
+    for task in tasks:
+        wanted, own = num_fewshot, task.get_config("num_fewshot")
+        if own != 0 and (wanted is not None or own is None):  # a task that says 0 means it
+            task.set_config(key="num_fewshot", value=wanted or 0)
+        task.set_fewshot_seed(seed=SEED)
+    random.seed(0)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
     try:
         with hub_errors("a task"):
-            found: Any = simple_evaluate(
-                model=lm, tasks=tasks, num_fewshot=num_fewshot, limit=limit, bootstrap_iters=1000
-            )
+            found: Any = evaluate(lm, {"tasks": {task.task_name: task for task in tasks}}, limit, bootstrap_iters=1000)
     except (UserError, RunError):
         raise
     except Exception as error:  # templates and metrics of a task meet its rows here

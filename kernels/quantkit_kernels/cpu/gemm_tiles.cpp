@@ -11,7 +11,6 @@ namespace {
 constexpr int ROWS = 32;    // of the weight, decoded together: two tiles
 constexpr int SPAN = 256;   // columns of them that lie decoded in the first-level cache, where there are many tokens
 constexpr long INPUTS = 1 << 20;  // bytes of x that stay in the second-level cache
-constexpr long TOKENS = 128;  // in one pass over the weight
 constexpr long ALIGNED = 64;
 
 struct Buffer {  // of floats or of what is as large, on a line of the cache
@@ -73,27 +72,49 @@ struct Decoder {
     for (int r = 0; r < rows; r++) row_scales_of<D>(w, n0 + r, scale.at + r * runs, zero.at + r * runs);
   }
 
-  void block(long k, h32* out) {
-    const uint8_t* p = w.codes + n0 * bytes + k / 64 * D::CHUNK;
-    const bool half = k + 64 == w.K;
-    for (int r = 0; r < rows; r++, p += bytes) {
-      const Row row{scale.at + r * runs, zero.at + r * runs};
-      h32 decoded[4];
-      for (int line = 0; line < 2 * D::CHUNK; line += 64) __builtin_prefetch(p + ROWS * bytes + line, 0, 2);
-      if (__builtin_expect(half, false)) {
-        alignas(64) uint8_t whole[2 * D::CHUNK] = {};
-        std::memcpy(whole, p, D::CHUNK);
-        decode_block<D, RUN>(whole, row, codes, k, decoded);
-      } else
-        decode_block<D, RUN>(p, row, codes, k, decoded);
-      for (int v = 0; v < 4; v++) out[v * ROWS + r] = decoded[v];
-    }
+  // Columns k ... k + 128 of row n0 + r; out: of its block.
+  inline void row(long k, int r, h32* out) {
+    const uint8_t* p = w.codes + (n0 + r) * bytes + k / 64 * D::CHUNK;
+    const Row row{scale.at + r * runs, zero.at + r * runs};
+    h32 decoded[4];
+    for (int line = 0; line < 2 * D::CHUNK; line += 64) __builtin_prefetch(p + ROWS * bytes + line, 0, 2);
+    if (__builtin_expect(k + 64 == w.K, false)) {
+      alignas(64) uint8_t whole[2 * D::CHUNK] = {};
+      std::memcpy(whole, p, D::CHUNK);
+      decode_block<D, RUN>(whole, row, codes, k, decoded);
+    } else
+      decode_block<D, RUN>(p, row, codes, k, decoded);
+    for (int v = 0; v < 4; v++) out[v * ROWS + r] = decoded[v];
   }
+
+  void block(long k, h32* out) {
+    for (int r = 0; r < rows; r++) row(k, r, out);
+  }
+
+  // Columns k ... k1, some rows of a block at each call.
+  struct Part {
+    Decoder& d;
+    long k, k1;
+    h32* out;
+    int r = 0;
+    inline void operator()(int count) {
+      for (; count > 0 && k < k1; count--) {
+        d.row(k, r, out);
+        if (++r == d.rows) r = 0, k += BLOCK, out += 4 * ROWS;
+      }
+    }
+    inline void rest() {
+      (*this)(r ? d.rows - r : 0);
+      for (; k < k1; k += BLOCK, out += 4 * ROWS) d.block(k, out);
+    }
+  };
 };
 
-// Tiles 0 to 3 += 32 decoded rows times PAIR tiles of inputs, over `vectors` times 32 columns.
-template <int PAIR>
-inline void multiply(const h32* rows, const uint32_t* first, const uint32_t* second, long tokens, long vectors) {
+// Tiles 0 to 3 += 32 decoded rows times PAIR tiles of inputs, over `vectors` times 32 columns; with each, something else is
+// done meanwhile.
+template <int PAIR, class Meanwhile>
+inline void multiply(const h32* rows, const uint32_t* first, const uint32_t* second, long tokens, long vectors,
+                     Meanwhile meanwhile) {
   for (long v = 0; v < vectors; v++, rows += ROWS, first += 16 * tokens, second += 16 * tokens) {
     QK_TILE_LOAD(4, rows, 64);
     QK_TILE_LOAD(6, first, 4 * tokens);
@@ -105,6 +126,7 @@ inline void multiply(const h32* rows, const uint32_t* first, const uint32_t* sec
       QK_TILE_DOT(2, 4, 7);
       QK_TILE_DOT(3, 5, 7);
     }
+    meanwhile();
   }
 }
 
@@ -155,7 +177,7 @@ void write(const float* sums, void* y, bool wide, const Inputs& inputs, long N, 
     }
 }
 
-// At most TOKENS of them.
+// A few hundred tokens.
 template <class D, int RUN>
 void gemm(const Weight& w, const uint16_t* x, long in, void* y, bool wide, long M) {
   // columns whose inputs stay in the second-level cache while the weight is decoded
@@ -169,7 +191,7 @@ void gemm(const Weight& w, const uint16_t* x, long in, void* y, bool wide, long 
 #pragma omp parallel num_threads(w.threads)
   {
     Decoder<D, RUN> decoder(w);
-    Buffer decoded(ROWS * SPAN / 2), own(size);
+    Buffer decoded(ROWS * SPAN), own(size);
     h32* buffer = (h32*)decoded.at;
     QK_TILE_SHAPES(shapes);
     for (long from = 0; from < w.K; from += width) {
@@ -187,29 +209,39 @@ void gemm(const Weight& w, const uint16_t* x, long in, void* y, bool wide, long 
           decoder.block(0, buffer);
           for (long k = 0, turn = 0; k < w.K; k += BLOCK, turn ^= 1) {
             if (k + BLOCK < w.K) decoder.block(k + BLOCK, buffer + (1 - turn) * 4 * ROWS);
-            multiply<PAIR>(buffer + turn * 4 * ROWS, inputs.at(0, k / 32), inputs.at(PAIR - 1, k / 32), tokens, 4);
+            multiply<PAIR>(buffer + turn * 4 * ROWS, inputs.at(0, k / 32), inputs.at(PAIR - 1, k / 32), tokens, 4, [] {});
           }
           store_sums<PAIR>(sums);
         };
-        auto many = [&](auto pair, long tile, long k, long vectors) {
+        h32* now = buffer;
+        auto many = [&](auto pair, long tile, long k, long vectors, auto& next, int some) {
           constexpr int PAIR = decltype(pair)::value;
           if (k) load_sums<PAIR>(sums + tile * 512);
           else zero_sums<PAIR>();
           const long v = (k - from) / 32;
-          multiply<PAIR>(buffer, inputs.at(tile, v), inputs.at(tile + PAIR - 1, v), tokens, vectors);
+          multiply<PAIR>(now, inputs.at(tile, v), inputs.at(tile + PAIR - 1, v), tokens, vectors, [&] { next(some); });
           store_sums<PAIR>(sums + tile * 512);
         };
         const std::integral_constant<int, 1> one;
         const std::integral_constant<int, 2> two;
         if (tiles == 1) few(one);
         else if (tiles == 2) few(two);
-        else
+        else {
+          // eight-bit codes are decoded while the span before is multiplied; four-bit ones are quicker on their own
+          constexpr bool MEANWHILE = D::CHUNK == 64;
+          typedef typename Decoder<D, RUN>::Part Part;
+          Part{decoder, from, std::min(from + SPAN, to), now}.rest();
           for (long k0 = from; k0 < to; k0 += SPAN) {
             const long k1 = std::min(k0 + SPAN, to), vectors = (k1 - k0 + BLOCK - 1) / BLOCK * 4;
-            for (long k = k0; k < k1; k += BLOCK) decoder.block(k, buffer + (k - k0) / 32 * ROWS);
-            for (long tile = 0; tile + 1 < tiles; tile += 2) many(two, tile, k0, vectors);
-            if (tiles % 2) many(one, tiles - 1, k0, vectors);
+            h32* other = MEANWHILE && now == buffer ? buffer + SPAN / 32 * ROWS : buffer;
+            Part next{decoder, k1, std::min(k1 + SPAN, to), other};
+            const int some = MEANWHILE ? SPAN / BLOCK * ROWS / (vectors * ((tiles + 1) / 2)) + 1 : 0;
+            for (long tile = 0; tile + 1 < tiles; tile += 2) many(two, tile, k0, vectors, next, some);
+            if (tiles % 2) many(one, tiles - 1, k0, vectors, next, some);
+            next.rest();
+            now = other;
           }
+        }
         if (to == w.K) write(sums, y, wide, inputs, w.N, n0, decoder.rows);
       }
     }
@@ -219,6 +251,7 @@ void gemm(const Weight& w, const uint16_t* x, long in, void* y, bool wide, long 
 
 template <class D, int RUN>
 void gemm_parts(const Weight& w, const uint16_t* x, long in, void* y, bool wide, long M) {
+  constexpr long TOKENS = D::CHUNK == 64 ? 256 : 128;  // in one pass over the weight: eight-bit codes take longer
   const long parts = (M + TOKENS - 1) / TOKENS, part = ((M + parts - 1) / parts + 31) / 32 * 32;
   for (long t = 0; t < M; t += part)
     gemm<D, RUN>(w, x + t * in, in, (char*)y + t * w.N * (wide ? 4 : 2), wide, std::min(part, M - t));

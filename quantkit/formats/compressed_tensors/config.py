@@ -59,10 +59,12 @@ def config(schemes: Mapping[str, Scheme], ignored: Iterable[str], kv: KVSpec | N
     if not schemes:
         raise UserError("no module is quantized: there is nothing to describe")
     refuse_both(schemes, ignored)
+    # vLLM's head is no Linear: it is quantized only where a target names it
+    heads = sorted(name for name in schemes if not any(part.isdigit() for part in name.split(".")))
     groups, distinct = {}, sorted(set(schemes.values()), key=str)
     for i, scheme in enumerate(distinct):
         groups[f"group_{i}"] = {
-            "targets": ["Linear"] if len(distinct) == 1 else _targets(scheme, schemes, ignored),
+            "targets": ["Linear", *heads] if len(distinct) == 1 else _targets(scheme, schemes, ignored),
             "weights": _weights(scheme.weights),
             "input_activations": None if scheme.activations is None else _activations(scheme.activations),
             "output_activations": None,

@@ -18,10 +18,11 @@ from quantkit.model.streamed_model import StreamedModel
 from quantkit.progress import Mode, Progress
 from quantkit.quantization import pipeline
 from quantkit.quantization.allocation.choice import Budget, budget_for, choose
+from quantkit.quantization.allocation.context import ContextRuns, Shares, scaled, shares_left
 from quantkit.quantization.allocation.harms import HarmMeter, Harms
 from quantkit.quantization.allocation.recipe_text import recipe_of, recipe_text
 from quantkit.quantization.allocation.units import Option, Unit, find_units
-from quantkit.quantization.calibration.data import CalibrationTokens
+from quantkit.quantization.calibration.data import CalibrationTokens, data_fingerprint
 from quantkit.quantization.early_checks import check_before_torch
 from quantkit.quantization.resources import reuse_pages
 from quantkit.quantization.targets import traced_candidates
@@ -70,11 +71,13 @@ def quantize_to_size(
     with Progress(progress) as bar:
         model = prepare(base, candidates, output, bar, device=device, trust_remote_code=trust_remote_code)
         budget = model.budget(limit)
-        harms = measured_harms(model, output, bar, restart=restart)
-    chosen = choose(model.units, harms, budget)
-    predicted = sum(harms[name][option.candidate] for name, option in chosen.items())
-    text = recipe_for(model, chosen, budget, predicted)
-    beside = {RECIPE: text, HARMS: json.dumps(_record(model, harms, chosen, limit, predicted), indent=2) + "\n"}
+        journal = open_journal(model, output, restart=restart)
+        harms = measured_harms(model, journal, bar)
+        choice = choice_for(
+            model, harms, budget, journal, bar, {"device": device, "trust_remote_code": trust_remote_code}
+        )
+    text = recipe_for(model, choice, budget)
+    beside = {RECIPE: text, HARMS: json.dumps(_record(model, harms, choice, limit), indent=2) + "\n"}
     report = pipeline.quantize(
         recipe_of(text),
         output,
@@ -88,9 +91,8 @@ def quantize_to_size(
     if report.held_out is None:
         raise RunError(f"{output} is finished, but its KL could not be measured: the model has no logits")
     files = sum(path.stat().st_size for path in output.glob("*.safetensors"))
-    bits = sum(option.bits for option in chosen.values()) / budget.weights
-    measured, shares = report.held_out, _shares(model.units, chosen)
-    kl = (predicted, measured.kl, measured.tokens)
+    bits = sum(option.bits for option in choice.options.values()) / budget.weights
+    kl, shares = (choice.predicted, report.held_out.kl, report.held_out.tokens), _shares(model.units, choice.options)
     return AllocationRecord(str(output), limit.text, bits, files, *kl, shares, report.warnings)
 
 
@@ -128,36 +130,39 @@ def prepare(
     return PreparedModel(base, candidates, streamed, graphs, tokens, units)
 
 
-def measured_harms(model: PreparedModel, output: Path, bar: Progress, *, restart: bool = False) -> Harms:
-    """The harm of every unit under each of its options; those that an interrupted run has measured are read."""
-    tokens, blocks = model.tokens, len(model.streamed.blocks)
-    assert tokens.held_out_HT is not None
+def open_journal(model: PreparedModel, output: Path, *, restart: bool = False) -> Journal:
+    """What an interrupted run has measured; UserError where it measured something else."""
     key: dict[str, Any] = {
         "recipe": model.base.settings(),
         "candidates": [one.name for one in model.candidates],
         "model": model.streamed.checkpoint.fingerprint(),
-        "calibration": pipeline.data_fingerprint(tokens.ids_ST),
+        "calibration": data_fingerprint(model.tokens.ids_ST),
         "versions": versions(),
         "device": model.streamed.device.type,
     }
-    journal = Journal(work_folder(output), key, restart=restart)
-    harms = Harms()
-    for entry in journal.entries:
-        harms |= entry["harms"]
-    if len(journal.entries) == blocks:
+    return Journal(work_folder(output), key, restart=restart)
+
+
+def measured_harms(model: PreparedModel, journal: Journal, bar: Progress) -> Harms:
+    """The harm of every unit under each of its options, alone; those in the journal are read, the others added."""
+    tokens, blocks = model.tokens, len(model.streamed.blocks)
+    assert tokens.held_out_HT is not None
+    known = [entry["harms"] for entry in journal.entries if "harms" in entry]
+    harms: Harms = {unit: found for each in known for unit, found in each.items()}
+    if len(known) == blocks:
         return harms
     bar.stage(
         f"harm of {len(model.units)} units of linears under {len(model.candidates)} candidates, "
         f"KL on {tokens.held_out_HT.numel():,} tokens"
     )
-    bar.begin(blocks, len(journal.entries))
-    format_name, folder = model.base.output.format, work_folder(output)
-    meter = HarmMeter(model.streamed, model.graphs, tokens.ids_ST, tokens.held_out_HT, format_name, folder)
-    for _ in journal.entries:
+    bar.begin(blocks, len(known))
+    texts, format_name = (tokens.ids_ST, tokens.held_out_HT), model.base.output.format
+    meter = HarmMeter(model.streamed, model.graphs, *texts, format_name, journal.folder)
+    for _ in known:
         meter.skip()
         bar.replayed()
     bar.start_blocks()
-    for index in range(len(journal.entries), blocks):
+    for index in range(len(known), blocks):
         found = meter.measure([unit for unit in model.units if unit.block == index], bar.note)
         journal.append({"block": index, "harms": found})
         harms |= found
@@ -165,32 +170,55 @@ def measured_harms(model: PreparedModel, output: Path, bar: Progress, *, restart
     return harms
 
 
-def recipe_for(model: PreparedModel, chosen: Mapping[str, Option], budget: Budget, predicted: float) -> str:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An option for each unit.
+
+    shares     of each unit's harms that a run leaves; predicted: the sum of what is left, nats per token
+    """
+
+    options: Mapping[str, Option]
+    shares: Shares
+    predicted: float
+
+
+def choice_for(
+    model: PreparedModel, harms: Harms, budget: Budget, journal: Journal, bar: Progress, run: Mapping[str, Any]
+) -> Choice:
+    """The options with the least harm in a run; run: how `pipeline.quantize` is called."""
+    runs = ContextRuns(model.base, model.candidates, model.units, journal, run)
+    first = choose(model.units, harms, budget)
+    shares = shares_left(runs, harms, first, lambda what: bar.stage(f"harm that a whole run leaves: {what}"))
+    left = scaled(harms, shares)
+    options = choose(model.units, left, budget)
+    return Choice(options, shares, sum(left[name][option.candidate] for name, option in options.items()))
+
+
+def recipe_for(model: PreparedModel, choice: Choice, budget: Budget) -> str:
     """The text of the recipe of a choice."""
-    bits = sum(option.bits for option in chosen.values()) / budget.weights
+    bits = sum(option.bits for option in choice.options.values()) / budget.weights
     comments = [
         f"Written by `quantkit auto --max-size {budget.limit.text}`: {bits:.4g} bits per weight of the linears, KL "
-        f"{predicted:.3g} predicted.",
+        f"{choice.predicted:.3g} predicted.",
         f"To change it, edit a copy and run it: quantkit quantize --recipe {RECIPE} --output NEW",
     ]
-    return recipe_text(model.base, model.candidates, model.units, chosen, comments)
+    return recipe_text(model.base, model.candidates, model.units, choice.options, comments)
 
 
-def _record(
-    model: PreparedModel, harms: Harms, chosen: Mapping[str, Option], limit: SizeLimit, predicted: float
-) -> dict[str, Any]:
+def _record(model: PreparedModel, harms: Harms, choice: Choice, limit: SizeLimit) -> dict[str, Any]:
     """What is kept of the measurement: each unit's harms, what it became, and why not something else."""
     units = {
         unit.name: {
             "linears": list(unit.members),
-            "candidate": chosen[unit.name].candidate,
+            "candidate": choice.options[unit.name].candidate,
             "kl": harms[unit.name],
+            "share_left": choice.shares[unit.name],
             "bits_per_weight": {option.candidate: option.bits / unit.weights for option in unit.options},
             "refused": dict(unit.refused),
         }
         for unit in model.units
     }
-    return {"max_size": limit.text, "predicted_kl": predicted, "units": units}
+    return {"max_size": limit.text, "predicted_kl": choice.predicted, "units": units}
 
 
 def _shares(units: Sequence[Unit], chosen: Mapping[str, Option]) -> tuple[CandidateShare, ...]:

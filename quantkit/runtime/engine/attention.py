@@ -22,14 +22,14 @@ from quantkit.runtime.engine.cache import LayerShape, PagedCache, Pages
 from quantkit.runtime.engine.gpu import Sequences, attend_on_gpu
 
 NAME = "quantkit_paged"
-EXACT = 1024  # tokens of a prompt up to which its chunks attend as the whole does, at the cost of that
+EXACT = 2048  # tokens of a prompt up to which its chunks attend as the whole does, at the cost of that
 
 
 @dataclass
 class Chunk:
     """Tokens begin .. end of the step: a sequence's tokens from position `offset` on; blocks: all it holds so far.
 
-    whole: tokens of its prompt, if they begin there
+    whole: tokens of its prompt, where they attend as if all of that came in one step
     """
 
     begin: int
@@ -216,7 +216,7 @@ def _attend_chunk(query_nHD: Tensor, keys: Pages, values: Pages, chunk: Chunk, r
     length = chunk.offset + n
     k_HLD, v_HLD = (pages.read(chunk.blocks)[:, :length] for pages in (keys, values))
     whole = max(chunk.whole, length)
-    if rule.plain and rule.exact and whole <= EXACT and not 0 < rule.window < whole:  # as if all came in one step
+    if rule.plain and chunk.whole and whole <= EXACT and not 0 < rule.window < whole:
         q_HLD = pad(query_nHD.transpose(0, 1), (0, 0, chunk.offset, whole - length))
         k_HLD, v_HLD = (pad(x_HLD, (0, 0, 0, whole - length)) for x_HLD in (k_HLD, v_HLD))
         return _as_transformers(q_HLD, k_HLD, v_HLD, rule)[:, chunk.offset : length].transpose(0, 1)

@@ -192,7 +192,8 @@ class Engine:
         rows = 1 + item.drafts if item.ends else 0
         if request.wants_prompt_logits and item.start < request.prompt_length:
             rows = item.count
-        whole = request.prompt_length if item.start < request.prompt_length else 0
+        faithful = self.runner.exact or request.wants_prompt_logits
+        whole = request.prompt_length if faithful and item.start < request.prompt_length else 0
         return Piece(request.tokens[item.start : stop] + request.drafts, item.start, request.blocks, rows, whole)
 
     def _likeliest(self, plan: list[Scheduled], logits_RV: Tensor) -> list[int] | None:

@@ -22,7 +22,7 @@ SINGLES = 8  # so many tokens of a sequence, or fewer, attend each for itself
 class Piece:
     """Tokens of one sequence from position `start` on, which lie in `blocks`; logits of the last `rows` are wanted.
 
-    whole: tokens of the prompt, where it begins in one
+    whole: tokens of the prompt it begins in, where it must attend to the bit as if all of that came in one step
     """
 
     tokens: list[int]
@@ -63,7 +63,7 @@ class Runner:
     def run(self, pieces: list[Piece]) -> Tensor:
         """Logits float32 [rows of all pieces in their order, V]."""
         assert self.cache is not None
-        single = [len(p.tokens) <= SINGLES and not (self.exact and p.whole) for p in pieces]
+        single = [len(p.tokens) <= SINGLES and not p.whole for p in pieces]
         order = sorted(range(len(pieces)), key=lambda index: not single[index])
         P, device = self.cache.block_size, self.device
         tokens: list[int] = []

@@ -12,7 +12,7 @@ from quantkit_eval.bench.machine import measure_peak, model_cost
 from quantkit_eval.bench.workload import Arrival
 
 from quantkit import LLM
-from quantkit.errors import RunError
+from quantkit.errors import UserError
 
 MODEL = Path(__file__).resolve().parents[3] / "examples" / "tiny-llama"
 
@@ -101,8 +101,8 @@ def test_blocks_that_are_short_are_noted() -> None:
     assert not any(step.no_blocks for step in found.steps if not step.waiting)
 
 
-def test_a_request_that_fails_ends_the_run(llm: LLM) -> None:
-    with pytest.raises(RunError, match="token id 999999"):
+def test_a_request_that_is_refused_ends_the_run(llm: LLM) -> None:
+    with pytest.raises(UserError, match="token id 999999"):
         run(llm, [*requests(2), Arrival([999999], 2, 0.0)], model_cost(llm))
     assert llm.unfinished == 0
     llm.scheduler.check()

@@ -298,6 +298,8 @@ def test_impossible_ones_are_told_and_left_out(run: Run, home: Path) -> None:
         ({"context": 4096}, "longer than the 128 positions"),
         ({"context": 128, "tokens": 128}, "two windows"),
         ({"model": "./nowhere"}, "nowhere"),
+        ({"ray": "127.0.0.1:1"}, "no Ray answers there"),
+        ({"ray": "127.0.0.1"}, "HOST:PORT"),
         ({"recipe": "gptq-w4a61"}, "did you mean `gptq-w4a16`"),
     ],
 )
