@@ -119,16 +119,19 @@ def evaluate(
     held = [value for value in (model, ref) if is_module(value)]
     where = torch_device(device) if not held else module_device(held, device)
     called, original = model_name(model), None if ref is None else model_name(ref)
+    own = folder if tokenizer is None else None  # whose tokenizer is the one that is used
     tokenizer, notes = given_tokenizer(tokenizer, folder, ref_folder, held, trust_remote_code)
     first = bos_token(tokenizer, bos, called)
     # `general` is for a first look, which must not take hours on a large model; a text that was chosen is read whole
     most = {"general": GENERAL_TOKENS} if tokens is None else {}
     cuts = [cut(source, tokenizer, context, most.get(source.name, tokens), bos=first) for source in sources]
-    if folder is not None and ref_folder is not None:
-        other, more = load_tokenizer(ref_folder, trust_remote_code)
+    for place, name in ((folder, called), (ref_folder, str(original))):
+        if place is None or place is own:
+            continue
+        other, more = load_tokenizer(place, trust_remote_code)
         notes += [line for line in more if line not in notes]
         for source in sources:
-            check_tokenizers(called, tokenizer, str(original), other, source.content)
+            check_tokenizers(called, tokenizer, name, other, source.content)
 
     started = time.perf_counter()
     LOG.info("loading %s", called)

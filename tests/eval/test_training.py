@@ -111,6 +111,17 @@ def test_what_is_no_language_model(tokenizer: Any) -> None:
         evaluate(small_model(tokenizer), ref=torch.nn.DataParallel(small_model(tokenizer)), text=TEXT, context=8)  # type: ignore[arg-type]
 
 
+def test_a_reference_with_another_tokenizer(tmp_path: Path, tokenizer: Any) -> None:
+    other = AutoTokenizer.from_pretrained(BUNDLED)
+    other.add_tokens(["<another>"])
+    small_model(tokenizer).save_pretrained(tmp_path)
+    other.save_pretrained(tmp_path)
+    model = small_model(tokenizer)
+    for pair in ({"model": model, "ref": tmp_path}, {"model": tmp_path, "ref": model}):
+        with pytest.raises(UserError, match="different vocabularies: KL would mean nothing"):
+            evaluate(**pair, text=TEXT, tokenizer=tokenizer, progress=False, **SHORT)
+
+
 # The callback
 
 
