@@ -42,7 +42,7 @@ def handed(value: Any) -> Any:
     """
     if not isinstance(value, dict | UserDict) or len(value):
         return None
-    base = type(value)
+    base: Any = type(value)
 
     class Handed(base):  # pyright: ignore[reportGeneralTypeIssues]
         open = False

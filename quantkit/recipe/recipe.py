@@ -191,7 +191,8 @@ HEADS = ("lm_head", "embed_out", "output")
 
 
 def _limit(name: str, never: Mapping[str, str]) -> str:
-    return f"{name} is never quantized ({never[name]}); quantkit quantizes the linears of the decoder blocks"
+    own = ", and the head with `head: {bits: 8}`" if name.rpartition(".")[2] in HEADS else ""
+    return f"{name} is never quantized ({never[name]}); quantkit quantizes the linears of the decoder blocks{own}"
 
 
 def cross_checks(data: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
@@ -221,6 +222,7 @@ def uncalibrated(data: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
         return weights.get("algorithm") if isinstance(weights, Mapping) else None
 
     places: list[tuple[KeyPath, Any]] = [(("weights", "algorithm"), algorithm(data))]
+    places += [(("head", "algorithm"), algorithm({"weights": data.get("head")}))]
     places += [(("transforms", i), item) for i, item in enumerate(items(data.get("transforms")))]
     overrides = enumerate(items(data.get("overrides")))
     places += [(("overrides", i, "weights", "algorithm"), algorithm(item)) for i, item in overrides]

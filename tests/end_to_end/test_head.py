@@ -82,9 +82,8 @@ def test_gptq_on_what_the_head_reads(format_: str, tmp_path: Path, monkeypatch: 
         found = load(tmp_path / "out", dtype=torch.float32)(ids).logits
     assert ((found - expected).norm() / expected.norm()).item() < 0.02
     for engine in ("vllm", "transformers"):
-        assert not [
-            f for f in verify_folder(tmp_path / "out", engine).findings if f.level == "error" and "group" not in f.rule
-        ], engine
+        rules = {f.rule for f in verify_folder(tmp_path / "out", engine).findings if f.level == "error"}
+        assert rules <= {"gptq-group"}, engine  # groups of 16 are too small for Marlin
 
 
 def test_goes_on_behind_a_kill_before_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
