@@ -16,6 +16,7 @@ from quantkit.errors import RunError, UserError
 from quantkit.quantization import pipeline
 from quantkit.recipe import load as recipe
 from quantkit.report.document import SCHEMA
+from quantkit.report.page import GENERATOR
 from quantkit.report.records import Report
 from quantkit.verification import verify_folder
 
@@ -34,6 +35,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "w4"))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without figures, which take most of the time: for tests of which files are written."""
+    monkeypatch.setattr(build, "page", lambda document: f'<meta name="generator" content="{GENERATOR}">')
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +88,7 @@ def test_the_folder_is_still_sound(measured: Path) -> None:
     assert not list(measured.glob("*.unfinished"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_measurements_are_kept_for_the_same_weights(measured: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(measured, tmp_path / "w4"))
     results = tmp_path / "tasks.json"
@@ -95,6 +103,7 @@ def test_measurements_are_kept_for_the_same_weights(measured: Path, tmp_path: Pa
     assert write_report(folder).document.measured.texts == ()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_output_elsewhere_leaves_the_folder_alone(folder: Path, tmp_path: Path) -> None:
     before = sorted(folder.iterdir())
     written = write_report(folder, output=tmp_path / "mine.html")
@@ -114,6 +123,7 @@ def test_what_is_not_ours_is_never_overwritten(folder: Path, name: str, content:
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".safetensors"} == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_card_of_somebody_stays(folder: Path) -> None:
     (folder / "README.md").write_text("# My card\n")
     written = write_report(folder)
@@ -181,6 +191,7 @@ def test_without_matplotlib(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "pip install 'quantkit[report]'" in str(raised.value)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_cannot_be_measured_says_why(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = Report.load(folder)
 
