@@ -5,16 +5,22 @@
 #if defined(QK_TILES)
 namespace {
 
-// sums [2 PAIR][16][16] += those of a block times the scales of its 32 rows
-template <int PAIR>
-inline void add_scaled(float* sums, const float* block, const float* scale, long stride) {
-  for (int tile = 0; tile < 2 * PAIR; tile++)
+// Sums of a block of two to four tiles that wait to be scaled: one tile of 16 rows at each call.
+struct Waiting {
+  const long stride;  // of rows in scale
+  int tile = 0, tiles = 0;
+  float* sums = nullptr;
+  const float *block = nullptr, *scale = nullptr;
+  inline void operator()() {
+    if (tile == tiles) return;
     for (int r = 0; r < 16; r++) {
       const long at = (tile * 16 + r) * 16;
       const f32v sum = load<f32v>(sums + at) + load<f32v>(block + at) * scale[(tile % 2 * 16 + r) * stride];
       std::memcpy(sums + at, &sum, sizeof sum);
     }
-}
+    tile++;
+  }
+};
 
 template <class D>
 void gemm_int8(const Weight& w, const int8_t* x, long in, const float* x_scale, float* y, long M) {
@@ -25,9 +31,9 @@ void gemm_int8(const Weight& w, const int8_t* x, long in, const float* x_scale, 
 #pragma omp parallel num_threads(w.threads)
   {
     Decoder<D, BLOCK> decoder(w, false);
-    Buffer decoded(ROWS * BLOCK / 2), block((long)1024), all((tiles + 1) * 512);
+    Buffer decoded(ROWS * BLOCK / 2), blocks((long)2048), all((tiles + 1) * 512);
     h32* rows = (h32*)decoded.at;
-    std::fill(block.at, block.at + 1024, 0.f);  // columns that no token has
+    std::fill(blocks.at, blocks.at + 2048, 0.f);  // columns that no token has
     QK_TILE_SHAPES(shapes);
 #pragma omp for schedule(static) collapse(2)
     for (long tile = 0; tile < tiles; tile++)
@@ -36,18 +42,23 @@ void gemm_int8(const Weight& w, const int8_t* x, long in, const float* x_scale, 
     for (long n0 = 0; n0 < w.N; n0 += ROWS) {
       decoder.begin(n0);
       std::fill(all.at, all.at + (tiles + 1) * 512, 0.f);
+      Waiting before{decoder.runs};  // scaled while the next tiles are multiplied
+      float* block = blocks.at;
       for (long k = 0; k < w.K; k += BLOCK) {
         decoder.block(k, rows);
         auto add = [&](auto pair, long tile) {
           constexpr int PAIR = decltype(pair)::value;
           zero_sums<PAIR>();
-          multiply<PAIR>(rows, inputs.at(tile, k / 32), inputs.at(tile + PAIR - 1, k / 32), tokens, 4, [] {});
-          store_sums<PAIR>(block.at);
-          add_scaled<PAIR>(all.at + tile * 512, block.at, decoder.scale.at + k / w.group, decoder.runs);
+          multiply<PAIR>(rows, inputs.at(tile, k / 32), inputs.at(tile + PAIR - 1, k / 32), tokens, 4, before);
+          store_sums<PAIR>(block);
+          before.tile = 0, before.tiles = 2 * PAIR, before.sums = all.at + tile * 512, before.block = block;
+          before.scale = decoder.scale.at + k / w.group;
+          block = block == blocks.at ? blocks.at + 1024 : blocks.at;
         };
         for (long tile = 0; tile + 1 < tiles; tile += 2) add(std::integral_constant<int, 2>(), tile);
         if (tiles % 2) add(std::integral_constant<int, 1>(), tiles - 1);
       }
+      while (before.tile < before.tiles) before();
       write(all.at, x_scale, y, true, inputs, w.N, n0, decoder.rows);
     }
     QK_TILE_RELEASE();

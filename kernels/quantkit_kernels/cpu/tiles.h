@@ -131,13 +131,12 @@ struct Decoder {
     for (int r = 0; r < rows; r++) row_scales_of<D>(w, n0 + r, scale.at + r * runs, zero.at + r * runs);
   }
 
-  // Columns k ... k + 128 of row n0 + r; out: of its block.
-  inline void row(long k, long run, long next, int r, h32* out) {
-    const uint8_t* p = w.codes + (n0 + r) * bytes + k / 64 * D::CHUNK;
+  // 128 columns of row n0 + r whose codes are at p; half: only 64 are there; out: of its block.
+  __attribute__((always_inline)) inline void row(const uint8_t* p, bool half, long run, long next, int r, h32* out) {
     const Row row{scaled ? scale.at + r * runs : ones.at, zero.at + r * runs};
     h32 decoded[4];
     for (int line = 0; line < 2 * D::CHUNK; line += 64) __builtin_prefetch(p + ROWS * bytes + line, 0, 2);
-    if (__builtin_expect(k + 64 == w.K, false)) {
+    if (__builtin_expect(half, false)) {
       alignas(64) uint8_t whole[2 * D::CHUNK] = {};
       std::memcpy(whole, p, D::CHUNK);
       decode_block<D, RUN>(whole, row, codes, run, next, decoded);
@@ -145,10 +144,13 @@ struct Decoder {
       decode_block<D, RUN>(p, row, codes, run, next, decoded);
     for (int v = 0; v < 4; v++) out[v * ROWS + r] = decoded[v];
   }
+  const uint8_t* at(long k) const { return w.codes + n0 * bytes + k / 64 * D::CHUNK; }
 
   void block(long k, h32* out) {
     const long run = run_at<RUN>(codes, k), next = run_at<RUN>(codes, k + 64);
-    for (int r = 0; r < rows; r++) row(k, run, next, r, out);
+    const uint8_t* p = at(k);
+    const bool half = k + 64 == w.K;
+    for (int r = 0; r < rows; r++, p += bytes) row(p, half, run, next, r, out);
   }
 
   // Columns k ... k1, some rows of a block at each call.
@@ -159,7 +161,7 @@ struct Decoder {
     int r = 0;
     inline void operator()(int count) {
       for (; count > 0 && k < k1; count--) {
-        d.row(k, run_at<RUN>(d.codes, k), run_at<RUN>(d.codes, k + 64), r, out);
+        d.row(d.at(k) + r * d.bytes, k + 64 == d.w.K, run_at<RUN>(d.codes, k), run_at<RUN>(d.codes, k + 64), r, out);
         if (++r == d.rows) r = 0, k += BLOCK, out += 4 * ROWS;
       }
     }
@@ -174,7 +176,7 @@ struct Decoder {
 // done meanwhile.
 template <int PAIR, class Meanwhile>
 inline void multiply(const h32* rows, const uint32_t* first, const uint32_t* second, long tokens, long vectors,
-                     Meanwhile meanwhile) {
+                     Meanwhile&& meanwhile) {
   for (long v = 0; v < vectors; v++, rows += ROWS, first += 16 * tokens, second += 16 * tokens) {
     QK_TILE_LOAD(4, rows, 64);
     QK_TILE_LOAD(6, first, 4 * tokens);
