@@ -1,6 +1,6 @@
 """What quantized models answer beside their original, on rows of llm-foundry's task files: a Markdown table.
 
-    python eval/bench/tasks.py ORIGINAL MODEL... --rows TASKS --limit 200 --state out/tasks.pickle
+    python eval/bench/tasks.py ORIGINAL MODEL... --rows TASKS --limit 200 --state out/tasks.json
 
 TASKS is a folder of lambada_openai.jsonl, piqa.jsonl, arc_easy.jsonl and winogrande.jsonl as llm-foundry has them; they
 become tasks of lm-eval in a temporary folder, their prompts as they are in the rows. A model whose
@@ -9,13 +9,16 @@ answers are in the state file is not run again. Seconds are of the processor: wh
 
 import argparse
 import json
-import pickle
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from quantkit_eval.tasks.results import TaskResult
-from quantkit_eval.tasks.run import ModelAnswers, answer, results_of
+from quantkit_eval.tasks.run import Answers, ModelAnswers, answer, results_of
 from quantkit_eval.tasks.selection import load_tasks
 from quantkit_eval.tasks.tables import recovery
 
@@ -79,6 +82,24 @@ def cell(row: TaskResult) -> str:
     return f"{value}, {recovery(c)}; {difference} (-{p.lost} +{p.gained}) {c.verdict}"
 
 
+def to_json(found: ModelAnswers) -> dict[str, Any]:
+    """A model's answers as they lie in the state file."""
+    rows = [
+        [*key, {**asdict(one), "scores_Q": None if one.scores_Q is None else one.scores_Q.tolist()}]
+        for key, one in found.of.items()
+    ]
+    return {"rows": rows, "seconds": found.seconds, "device": found.device}
+
+
+def from_json(found: dict[str, Any]) -> ModelAnswers:
+    """The same, read back."""
+    of = {}
+    for task, metric, filter_name, one in found["rows"]:
+        scores = None if one["scores_Q"] is None else np.array(one["scores_Q"])
+        of[task, metric, filter_name] = Answers(**{**one, "hashes": tuple(one["hashes"]), "scores_Q": scores})
+    return ModelAnswers(of, found["seconds"], found["device"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("original", type=Path)
@@ -87,9 +108,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--state", type=Path, required=True, help="answers that are there already, by model")
     given = parser.parse_args()
-    state: dict[str, tuple[ModelAnswers, float]] = {}
+    state: dict[str, list[Any]] = {}  # of each model: its answers, and seconds of the processor
     if given.state.is_file():
-        state = pickle.loads(given.state.read_bytes())
+        state = json.loads(given.state.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as scratch:
         names = write_tasks(given.rows.resolve(), Path(scratch))
         tasks = load_tasks(names, scratch)
@@ -97,16 +118,18 @@ def main() -> None:
             if f"{folder} {given.limit}" not in state:
                 started = time.process_time()
                 found = answer(folder, tasks, limit=given.limit, batch_size=8, device="cpu")
-                state[f"{folder} {given.limit}"] = (found, time.process_time() - started)
-                given.state.write_bytes(pickle.dumps(state))
-    original, seconds = state[f"{given.original} {given.limit}"]
+                state[f"{folder} {given.limit}"] = [to_json(found), time.process_time() - started]
+                given.state.write_text(json.dumps(state), encoding="utf-8")
+    kept, seconds = state[f"{given.original} {given.limit}"]
+    original = from_json(kept)
     plain = results_of(original, None)
     print("| | " + " | ".join(f"{row.task.removeprefix('rows_')}, N {row.questions}" for row in plain) + " | seconds |")
     print("|---" * (len(plain) + 2) + "|")
     print("| original | " + " | ".join(map(cell, plain)) + f" | {seconds:.0f} |")
     for folder in given.models:
-        own, seconds = state[f"{folder} {given.limit}"]
-        print(f"| {folder.name} | " + " | ".join(map(cell, results_of(own, original))) + f" | {seconds:.0f} |")
+        kept, seconds = state[f"{folder} {given.limit}"]
+        cells = map(cell, results_of(from_json(kept), original))
+        print(f"| {folder.name} | " + " | ".join(cells) + f" | {seconds:.0f} |")
 
 
 if __name__ == "__main__":
