@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from quantkit_eval.tasks.results import TaskResult
 from quantkit_eval.tasks.run import Answers, ModelAnswers, answer, results_of
 from quantkit_eval.tasks.selection import load_tasks
