@@ -16,7 +16,7 @@ from quantkit.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ELSEWHERE = ("pip install .", "export MODEL=")  # done by whoever runs this test, or stands for the newcomer's model
+ELSEWHERE = ("pip install ", "export MODEL=")  # done by whoever runs this test, or stands for the newcomer's model
 
 
 def blocks(language: str) -> list[str]:
