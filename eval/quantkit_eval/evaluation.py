@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GENERAL_TOKENS = 1 << 14  # of `general`, unless a number is given
-POSITIONS = 8  # parts of a window whose perplexity is told apart
+POSITIONS = 8  # parts of a window with a perplexity of their own
 BATCH_BYTES = 128 << 20  # of float32 logits of one model per batch
 PACKAGES = ("quantkit", "torch", "transformers", "safetensors", "numpy")
 LOG = logging.getLogger("quantkit.eval")

@@ -1,7 +1,7 @@
 """A search by Optuna for small results that are near to the original: two objectives, both smaller is better.
 
 Its trials lie in search.db (SQLite) of the sweep's folder. A killed search goes on: trials that were running are run
-again, and what has a row is told at once. A model, text, recipe or space that has changed begins another study there.
+again, and what has a row needs no run. A model, text, recipe or space that has changed begins another study there.
 """
 
 import hashlib
@@ -97,7 +97,7 @@ class Search:
             self._study.tell(number, (float(row.size_bytes), row.kl.value))
 
     def _taken(self, number: int, params: Mapping[str, Any]) -> Job | None:
-        """The job of a trial; None where it needs no run, which the study is told."""
+        """The job of a trial; None where it needs no run."""
         settings = self._settings(params)
         self._seen.add(tuple(settings.values()))
         job = self._job_of(settings)
