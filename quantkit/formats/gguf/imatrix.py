@@ -130,7 +130,9 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
 
 def _check(path: Path, name: str, entry: ImatrixEntry) -> None:
     problem = None
-    if not np.isfinite(entry.counts).all() or not np.isfinite(entry.importance()).all():
+    with np.errstate(all="ignore"):  # a damaged file may divide by next to nothing
+        finite = all(np.isfinite(values).all() for values in (entry.counts, entry.sums, entry.importance()))
+    if not finite:
         problem = "a value is NaN or infinite"
     elif (entry.sums < 0).any() or (entry.counts < 0).any():
         problem = "a sum of squares or a count is negative"
