@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from quantkit.api import is_module
 from quantkit.cache_spec import cache_named
@@ -26,38 +26,6 @@ INSTALL = (
     "--engine llama.cpp needs llama-cpp-python, which is not installed\n"
     "hint: pip install llama-cpp-python (it compiles llama.cpp), or leave out --engine"
 )
-
-
-@overload
-def check_before_torch(
-    model: str | Path,
-    ref: str | Path | None,
-    texts: Sequence[str | Path],
-    *,
-    context: int,
-    tokens: int | None = None,
-    device: str = "auto",
-    bos: str = "auto",
-    engine: str | None = None,
-    kv_cache: str | None = None,
-    acceptance: bool = False,
-) -> tuple[Path, Path | None]: ...
-
-
-@overload
-def check_before_torch(
-    model: Any,
-    ref: Any,
-    texts: Sequence[str | Path],
-    *,
-    context: int,
-    tokens: int | None = None,
-    device: str = "auto",
-    bos: str = "auto",
-    engine: str | None = None,
-    kv_cache: str | None = None,
-    acceptance: bool = False,
-) -> tuple[Path | None, Path | None]: ...
 
 
 def check_before_torch(
@@ -145,9 +113,20 @@ def _check_module(what: str, module: Any, context: int, options: dict[str, Any])
         raise UserError(f"{what} is a {type(module).__name__}, not a model of transformers\nhint: {hint}")
     if given := next((name for name, value in options.items() if value), None):
         raise UserError(f"{given}= is for folders, and {what} is a module\nhint: leave it out, or save the model first")
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    _check_positions(what, getattr(config.get_text_config(), "max_position_embeddings", None), context)
+
+
+def positions_of(config: dict[str, Any]) -> int | None:
+    """How many tokens a model reads, by its config.json; None where that does not say."""
+    text_config = config.get("text_config") or config
+    found = text_config.get("max_position_embeddings") or text_config.get("n_positions")
+    return found if isinstance(found, int) else None
+
+
+def _check_positions(name: str | Path, limit: Any, context: int) -> None:
+    """UserError for windows longer than what a model reads, where it says how much that is."""
     if isinstance(limit, int) and context > limit:
-        raise UserError(f"context {context} is longer than the {limit} positions of {what}")
+        raise UserError(f"context {context} is longer than the {limit} positions of {name}")
 
 
 def _check_acceptance(ref: Any, engine: str | None, context: int) -> None:
@@ -182,16 +161,11 @@ def _check_file(name: str | Path, file: GgufFile, context: int, *, decoded: bool
     """A GGUF file that is long enough; decoded: whether it must also be one that quantkit decodes."""
     if decoded:
         describe_file(file)
-    limit = file.metadata.get(f"{file.metadata['general.architecture']}.context_length")
-    if isinstance(limit, int) and context > limit:
-        raise UserError(f"context {context} is longer than the {limit} positions of {name}")
+    _check_positions(name, file.metadata.get(f"{file.metadata['general.architecture']}.context_length"), context)
 
 
 def _check_folder(name: str | Path, folder: Path, context: int) -> None:
     check_causal(folder)
     config: dict[str, Any] = read_json(folder / "config.json", "give a model folder")
-    text_config = config.get("text_config") or config
-    limit = text_config.get("max_position_embeddings") or text_config.get("n_positions")
-    if isinstance(limit, int) and context > limit:
-        raise UserError(f"context {context} is longer than the {limit} positions of {name}")
+    _check_positions(name, positions_of(config), context)
     check_tokenizer(folder)

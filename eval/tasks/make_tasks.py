@@ -49,7 +49,7 @@ CLASSES = (
 )
 MODULES = ("os", "json", "re", "math", "time", "random", "torch", "copy", "sys", "logging", "pathlib", "warnings")
 
-# What a name or a word in <> stands for is drawn anew for each row; behind | is what must follow.
+# What a name or a word in <> stands for is drawn for each row by itself; behind | is what must follow.
 CLOZE = (
     "class <C>:\n    def __init__(self, <a>, <b>):\n        self.<a> = <a>\n        self.<b> =| <b>",
     "def copy_<a>(<a>, <b>):\n    if <a> is None:\n        return| None",

@@ -1,7 +1,6 @@
 """quantkit auto: a model to a size, each linear in the number format that its output can bear."""
 
 import logging
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,7 +18,7 @@ from quantkit.cli.app import (
     show_result,
     start_log,
 )
-from quantkit.cli.quantize import Model, ModelOption, Samples, SeqLen
+from quantkit.cli.quantize import Model, ModelOption, NewFolder, Restart, Samples, SeqLen, required_model
 from quantkit.errors import UserError
 
 LOG = logging.getLogger("quantkit.cli")
@@ -36,9 +35,7 @@ def auto(
             "files, embedding, head and headers included.  [required]",
         ),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="New folder for the result.  [required]")
-    ] = None,
+    output: NewFolder = None,
     model_option: ModelOption = None,
     candidates: Annotated[
         str | None,
@@ -59,7 +56,7 @@ def auto(
     samples: Samples = None,
     seq_len: SeqLen = None,
     device: Device = "auto",
-    restart: Annotated[bool, typer.Option("--restart", help="Drop what an earlier, interrupted run has done.")] = False,
+    restart: Restart = False,
     trust_remote_code: Trust = False,
     progress: ProgressMode = "auto",
     quiet: Quiet = False,
@@ -71,10 +68,7 @@ def auto(
     Example: quantkit auto meta-llama/Llama-3.2-1B --max-size 4.5bpw --engine vllm --output llama-4.5
     """
     mode = start_log(progress, quiet, verbose)
-    name = model if model_option is None else model_option
-    if name is None or model not in (None, name):
-        given = "no model" if name is None else f"two models: {model} and --model {model_option}"
-        raise UserError(f"{given}\nhint: pass --model FOLDER_OR_HUB_ID, or give it as the first argument")
+    name = required_model(model, model_option)
     if max_size is None:
         raise UserError("no size: pass --max-size\nhint: --max-size 4.5bpw, or 3.6MB or 5GB")
     if output is None:

@@ -17,7 +17,7 @@ from quantkit.cli.app import (
     show_result,
     start_log,
 )
-from quantkit.cli.quantize import Model, ModelOption, Samples, SeqLen
+from quantkit.cli.quantize import Model, ModelOption, Samples, SeqLen, required_model
 from quantkit.errors import UserError
 
 LOG = logging.getLogger("quantkit.cli")
@@ -48,10 +48,7 @@ def imatrix(
     Example: quantkit imatrix meta-llama/Llama-3.2-1B --output llama.imatrix.gguf --data general
     """
     mode = start_log(progress, quiet, verbose)
-    name = model if model_option is None else model_option
-    if name is None or model not in (None, name):
-        given = "no model" if name is None else f"two models: {model} and --model {model_option}"
-        raise UserError(f"{given}\nhint: pass --model FOLDER_OR_HUB_ID, or give it as the first argument")
+    name = required_model(model, model_option)
     if output is None:
         raise UserError("no output file: pass --output FILE\nhint: FILE.gguf, or FILE.dat for llama.cpp's older form")
     from quantkit.paths import user_path

@@ -55,15 +55,15 @@ Bits = Annotated[str | None, typer.Option("--bits", metavar="N", help="Bits per 
 GroupSize = Annotated[
     str | None, typer.Option("--group-size", metavar="N|channel", help="Weights of a row that share a scale.")
 ]
+NewFolder = Annotated[Path | None, typer.Option("--output", "-o", help="New folder for the result.  [required]")]
+Restart = Annotated[bool, typer.Option("--restart", help="Drop what an earlier, interrupted run has done.")]
 
 
 def quantize(
     model: Model = None,
     recipe: RecipeName = None,
     scheme: Scheme = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="New folder for the result.  [required]")
-    ] = None,
+    output: NewFolder = None,
     model_option: ModelOption = None,
     calibration: Calibration = None,
     samples: Samples = None,
@@ -72,7 +72,7 @@ def quantize(
     group_size: GroupSize = None,
     settings: Sets = None,
     device: Device = "auto",
-    restart: Annotated[bool, typer.Option("--restart", help="Drop what an earlier, interrupted run has done.")] = False,
+    restart: Restart = False,
     with_report: Annotated[
         bool, typer.Option("--report", help="Then measure it beside the original: quantkit-report.html in OUT.")
     ] = False,
@@ -147,6 +147,15 @@ KEYS = {
 
 
 NO_MODEL = "no model: pass --model FOLDER_OR_HUB_ID, or give it as the first argument"
+
+
+def required_model(model: str | None, model_option: str | None) -> str:
+    """The model of a verb that no recipe can name; UserError where there is none, or two."""
+    name = model if model_option is None else model_option
+    if name is None or model not in (None, name):
+        given = "no model" if name is None else f"two models: {model} and --model {model_option}"
+        raise UserError(f"{given}\nhint: pass --model FOLDER_OR_HUB_ID, or give it as the first argument")
+    return name
 
 
 def check_one_model(model: str | None, model_option: str | None) -> None:

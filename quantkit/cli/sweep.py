@@ -70,7 +70,7 @@ def sweep(
 ) -> None:
     """Quantize a model by many recipes, evaluate each, and show which ones are worth their size.
 
-    Killed or interrupted, the same command goes on; only rows whose recipe, model or text has changed are run anew.
+    Killed or interrupted, the same command goes on; only rows whose recipe, model or text has changed run again.
     Exit code 1 where a run failed.
     Example: quantkit sweep --model M --recipe gptq-w4a16 --grid weights.bits=3,4 --keep pareto --output DIR
     """

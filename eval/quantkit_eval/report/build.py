@@ -260,6 +260,7 @@ def _beside(
 
     context = measured.context or CONTEXT
     folder, ref_folder = check_before_torch(name, ref, texts, context=context, device=device)
+    assert folder is not None, "the model is a folder"
     assert ref_folder is not None, "a reference was given"
     where = torch_device(device)
     tokenizer, _ = load_tokenizer(folder, trust_remote_code)
@@ -283,13 +284,12 @@ def _beside(
 
 def longest(folder: Path) -> int | None:
     """How many tokens a model takes, by its config.json; None where that does not say."""
+    from quantkit_eval.early_checks import positions_of
+
     try:
-        config = read_json(folder / "config.json", "")
+        return positions_of(read_json(folder / "config.json", ""))
     except (UserError, OSError):
         return None
-    config = config.get("text_config") or config
-    found = config.get("max_position_embeddings") or config.get("n_positions")
-    return found if isinstance(found, int) else None
 
 
 def _origin(report: Report, ref: str | Path | None) -> Path | None:

@@ -67,9 +67,12 @@ def check_task_options(
             raise UserError(f"{name} is {value!r}; expected a whole number of {least} or more")
     check_task_files(include_path, names_of(tasks))
     paged = "paged" if engine == "paged" else None
-    folders = check_before_torch(model, ref, ["general"], context=2, device=device, engine=paged, kv_cache=kv_cache)
+    folder, original = check_before_torch(
+        model, ref, ["general"], context=2, device=device, engine=paged, kv_cache=kv_cache
+    )
     check_lm_eval()
-    return folders
+    assert folder is not None, "the model is a path or a name"
+    return folder, original
 
 
 def evaluate_tasks(
